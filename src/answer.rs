@@ -1,0 +1,414 @@
+//! Answers: what a call says about a key, as plain data.
+//!
+//! Points in time are the store's (see `docs/TIME.md`): the wall clock at open, continued by the
+//! monotonic clock. Every answer carries `guaranteed_until`: until then the store remembers what
+//! the answer rests on, whatever crashes; `None` is for ever.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use crate::types::{FencingToken, Reference, Timestamp};
+
+/// Public read access to the fields of an answer.
+macro_rules! accessors {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $self:ident => $value:expr;)*) => {
+        $($(#[$doc])* #[must_use] pub fn $name(&$self) -> $type { $value })*
+    };
+}
+
+/// The body of an outcome.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Body<'a> {
+    /// The bytes that were given, unchanged.
+    Bytes(&'a [u8]),
+    /// None was given.
+    None,
+    /// `len` bytes were given, more than could be kept: more than half a segment, or more than the
+    /// disk had room for.
+    TooLarge {
+        /// Length of what was given, in bytes.
+        len: u32,
+    },
+    /// The replay window is over; that the key was completed is still known.
+    Expired,
+}
+
+/// How a key was completed: what `complete` stored, and what every later claim gets back.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub(crate) body: StoredBody,
+    pub(crate) code: u16,
+    pub(crate) reference: Option<Reference>,
+    pub(crate) token: FencingToken,
+    pub(crate) first_token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) at: Timestamp,
+    pub(crate) age: Duration,
+    pub(crate) expires: Timestamp,
+}
+
+/// A body on its way out of the store.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum StoredBody {
+    Bytes(Box<[u8]>),
+    None,
+    TooLarge { len: u32 },
+    Expired,
+}
+
+impl Outcome {
+    accessors! {
+        /// What is left of the body.
+        body: Body<'_> = self => match &self.body {
+            StoredBody::Bytes(bytes) => Body::Bytes(bytes),
+            StoredBody::None => Body::None,
+            StoredBody::TooLarge { len } => Body::TooLarge { len: *len },
+            StoredBody::Expired => Body::Expired,
+        };
+        /// The caller's own number; 0 unless given.
+        code: u16 = self => self.code;
+        /// The caller's own sixteen bytes, given with the claim or with the completion.
+        reference: Option<Reference> = self => self.reference;
+        /// The token under which the key was completed.
+        token: FencingToken = self => self.token;
+        /// The token of the first attempt.
+        first_token: FencingToken = self => self.first_token;
+        /// Which attempt it was, counted from 1.
+        attempt: u16 = self => self.attempt;
+        /// When the key was completed.
+        completed_at: Option<SystemTime> = self => self.at.to_system();
+        /// How long ago that was, when the answer was made.
+        age: Duration = self => self.age;
+        /// Until when the key is remembered.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outcome")
+            .field("code", &self.code)
+            .field("token", &self.token)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Somebody else holds the key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InProgress {
+    pub(crate) token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) at: Timestamp,
+    pub(crate) deadline: Timestamp,
+    pub(crate) lease_left: Duration,
+    pub(crate) expires: Timestamp,
+    pub(crate) reference: Option<Reference>,
+}
+
+impl InProgress {
+    accessors! {
+        /// The holder's token.
+        token: FencingToken = self => self.token;
+        /// Which attempt the holder's is, counted from 1.
+        attempt: u16 = self => self.attempt;
+        /// When the lease was granted or last renewed.
+        since: Option<SystemTime> = self => self.at.to_system();
+        /// How much of the lease was left when the answer was made: the time after which a retry
+        /// makes sense.
+        lease_left: Duration = self => self.lease_left;
+        /// When the lease ends.
+        deadline: Option<SystemTime> = self => self.deadline.to_system();
+        /// Until when the claim is remembered.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+        /// The holder's own sixteen bytes.
+        reference: Option<Reference> = self => self.reference;
+    }
+}
+
+/// Why a claim ended without an outcome.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum EndCause {
+    /// Its lease ran out.
+    LeaseEnded,
+    /// The process that held the store ended before the claim did.
+    Orphaned,
+    /// Its owner parked it.
+    Parked,
+}
+
+/// The claim that came before this one, and did not finish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Previous {
+    pub(crate) token: FencingToken,
+    pub(crate) at: Timestamp,
+    pub(crate) cause: EndCause,
+}
+
+impl Previous {
+    accessors! {
+        /// Its token, now refused.
+        token: FencingToken = self => self.token;
+        /// When it was granted or last renewed.
+        at: Option<SystemTime> = self => self.at.to_system();
+        /// Why it ended.
+        cause: EndCause = self => self.cause;
+    }
+}
+
+/// The key was claimed and not finished, and nobody holds it: the next claim takes over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lapsed {
+    pub(crate) token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) at: Timestamp,
+    pub(crate) cause: EndCause,
+    pub(crate) expires: Timestamp,
+    pub(crate) reference: Option<Reference>,
+}
+
+impl Lapsed {
+    accessors! {
+        /// The last holder's token; it is accepted until a newer claim takes over.
+        token: FencingToken = self => self.token;
+        /// Which attempt it was, counted from 1.
+        attempt: u16 = self => self.attempt;
+        /// When the lease was granted or last renewed.
+        since: Option<SystemTime> = self => self.at.to_system();
+        /// Why nobody holds the key.
+        cause: EndCause = self => self.cause;
+        /// Until when the attempt is remembered; then the key is new again.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+        /// The last holder's own sixteen bytes.
+        reference: Option<Reference> = self => self.reference;
+    }
+}
+
+/// The key was claimed once and its outcome is unknown: nobody runs it until it is resolved or
+/// forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parked {
+    pub(crate) token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) at: Timestamp,
+    pub(crate) cause: EndCause,
+    pub(crate) reference: Option<Reference>,
+}
+
+impl Parked {
+    accessors! {
+        /// The token to resolve it with.
+        token: FencingToken = self => self.token;
+        /// Which attempt it was, counted from 1.
+        attempt: u16 = self => self.attempt;
+        /// Since when: the end of the lease, the open that found it orphaned, or the call.
+        since: Option<SystemTime> = self => self.at.to_system();
+        /// Why it is parked.
+        cause: EndCause = self => self.cause;
+        /// Until when it is remembered: for ever.
+        guaranteed_until: Option<SystemTime> = self => None;
+        /// The holder's own sixteen bytes.
+        reference: Option<Reference> = self => self.reference;
+    }
+}
+
+/// What a key is, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum KeyState {
+    /// Somebody holds it.
+    InProgress,
+    /// Claimed, not finished, held by nobody.
+    Lapsed,
+    /// Finished.
+    Completed,
+    /// Claimed once, outcome unknown.
+    Parked,
+}
+
+/// The key is known, with another fingerprint: the caller reuses a key for other work. Nothing of
+/// the stored outcome is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mismatch {
+    pub(crate) state: KeyState,
+    pub(crate) token: FencingToken,
+    pub(crate) at: Timestamp,
+    pub(crate) expires: Timestamp,
+    pub(crate) reference: Option<Reference>,
+}
+
+impl Mismatch {
+    accessors! {
+        /// What became of the work the key was first used for.
+        state: KeyState = self => self.state;
+        /// Its token.
+        token: FencingToken = self => self.token;
+        /// Since when it is in that state.
+        since: Option<SystemTime> = self => self.at.to_system();
+        /// Until when the key stays bound to its fingerprint.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+        /// The sixteen bytes that the first user gave.
+        reference: Option<Reference> = self => self.reference;
+    }
+}
+
+/// What `lookup` finds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use = "a lookup changes nothing; its answer is all there is"]
+#[non_exhaustive]
+pub enum Lookup {
+    /// Never seen, released, or forgotten.
+    Absent,
+    /// Somebody holds it.
+    InProgress(InProgress),
+    /// Claimed and not finished, and nobody holds it.
+    Lapsed(Lapsed),
+    /// Finished.
+    Completed(Outcome),
+    /// Claimed once, outcome unknown.
+    Parked(Parked),
+}
+
+/// What `once` answers. It marks *before* the work: a caller that dies after `First` leaves the
+/// work undone for ever (at most once).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use = "only `First` may do the work"]
+#[non_exhaustive]
+pub enum Once {
+    /// Never seen before, and now marked: do the work.
+    First(First),
+    /// Marked or completed before.
+    Seen(Outcome),
+    /// Somebody holds a claim on it.
+    InProgress(InProgress),
+    /// Claimed once, outcome unknown.
+    Parked(Parked),
+    /// Known, with another fingerprint.
+    Mismatch(Mismatch),
+}
+
+/// The first sight of a key by `once`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct First {
+    pub(crate) token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) previous: Option<Previous>,
+    pub(crate) expires: Timestamp,
+}
+
+impl First {
+    accessors! {
+        /// The token the key is now completed under.
+        token: FencingToken = self => self.token;
+        /// 1, or more when it took over from claims that did not finish.
+        attempt: u16 = self => self.attempt;
+        /// The claim it took over from.
+        previous: Option<Previous> = self => self.previous;
+        /// Until when the key is remembered.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+    }
+}
+
+/// A lease that was extended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Renewed {
+    pub(crate) deadline: Timestamp,
+    pub(crate) lease_left: Duration,
+    pub(crate) late_by: Option<Duration>,
+    pub(crate) expires: Timestamp,
+}
+
+impl Renewed {
+    accessors! {
+        /// The new end of the lease.
+        deadline: Option<SystemTime> = self => self.deadline.to_system();
+        /// How long that is from now.
+        lease_left: Duration = self => self.lease_left;
+        /// How long the old lease had been over. Nobody took the key meanwhile.
+        late_by: Option<Duration> = self => self.late_by;
+        /// Until when the claim is remembered.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+    }
+}
+
+/// What became of the body that a completion was given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum BodyKept {
+    /// It is kept, byte for byte.
+    Kept,
+    /// None was given.
+    None,
+    /// It is longer than the store keeps: half a segment, at most 16 MiB. Length and digest are.
+    TooLarge,
+    /// The disk has no room for it. Length and digest are kept.
+    NoRoom,
+    /// The replay window is zero. Length and digest are kept.
+    NoReplay,
+}
+
+/// The receipt of a completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    pub(crate) token: FencingToken,
+    pub(crate) kept: BodyKept,
+    pub(crate) expires: Timestamp,
+}
+
+impl Completion {
+    accessors! {
+        /// The token the key is completed under.
+        token: FencingToken = self => self.token;
+        /// What became of the body.
+        body: BodyKept = self => self.kept;
+        /// Until when the key is remembered.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+    }
+}
+
+/// A claim whose owner is known to be dead, see [`crate::Store::orphans`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Orphan {
+    pub(crate) namespace: String,
+    pub(crate) key: Vec<u8>,
+    pub(crate) state: KeyState,
+    pub(crate) token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) at: Timestamp,
+    pub(crate) expires: Timestamp,
+    pub(crate) reference: Option<Reference>,
+}
+
+impl Orphan {
+    accessors! {
+        /// The namespace's name.
+        namespace: &str = self => &self.namespace;
+        /// The key.
+        key: &[u8] = self => &self.key;
+        /// `Lapsed`: the next claim takes over. `Parked`: it waits to be resolved. `InProgress`:
+        /// its lease was kept and runs on.
+        state: KeyState = self => self.state;
+        /// The token to resolve it with.
+        token: FencingToken = self => self.token;
+        /// Which attempt it was, counted from 1.
+        attempt: u16 = self => self.attempt;
+        /// When the lease was granted or last renewed; when it was parked.
+        since: Option<SystemTime> = self => self.at.to_system();
+        /// Until when it is remembered.
+        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
+        /// The owner's own sixteen bytes.
+        reference: Option<Reference> = self => self.reference;
+    }
+}
+
+impl fmt::Debug for Orphan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orphan")
+            .field("namespace", &self.namespace)
+            .field("state", &self.state)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}

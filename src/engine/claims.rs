@@ -1,0 +1,424 @@
+//! Asking for a key: `claim`, `once`, `lookup`.
+//!
+//! All three judge the key's current record the same way; they differ in what they do with a key
+//! that is free. A fingerprint is compared before anything else is told.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::namespaces::NamespaceState;
+use super::shard::ShardGuard;
+use super::state::{self, Standing, held_bytes};
+use super::time::Now;
+use super::{Ack, Answered, Engine, Found, check_key};
+use crate::answer::{
+    EndCause, First, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
+};
+use crate::error::{ClaimError, Failure, StoreError};
+use crate::format::record::{
+    BodyState, Draft, Ext, Flags, Kind, PreviousClaim, Record, bodyless_bytes_max,
+};
+use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
+use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
+use crate::wal::lane::RoomChange;
+
+/// What a claim asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ClaimRequest {
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) reference: Option<Reference>,
+    pub(crate) lease: Option<Duration>,
+    pub(crate) dedupe_ttl: Option<Duration>,
+    pub(crate) ack: Option<Ack>,
+}
+
+/// What a claim is answered.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    Granted(Grant),
+    Completed(Outcome),
+    InProgress(InProgress),
+    Mismatch(Mismatch),
+    Parked(Parked),
+}
+
+/// A granted claim.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    pub(crate) hash: KeyHash,
+    pub(crate) token: FencingToken,
+    pub(crate) attempt: u16,
+    pub(crate) previous: Option<Previous>,
+    pub(crate) deadline: Timestamp,
+    pub(crate) expires: Timestamp,
+}
+
+/// The key's current record, judged.
+enum Judged<'a> {
+    /// The key is free. `entry` is what stands in the table for it, `takeover` the unfinished
+    /// claim that this one continues.
+    Free {
+        entry: Option<Found<'a>>,
+        takeover: Option<(Found<'a>, EndCause)>,
+    },
+    Done(Found<'a>, Timestamp),
+    InProgress(InProgress),
+    Parked(Parked),
+    Mismatch(Mismatch, Found<'a>, Standing),
+}
+
+impl Engine {
+    /// Asks to be the one worker for a key.
+    pub(crate) fn claim(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        request: &ClaimRequest,
+    ) -> Answered<Claimed, ClaimError> {
+        self.try_claim(namespace, key, request).unwrap_or_else(|error| Err(error).into())
+    }
+
+    fn try_claim(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        request: &ClaimRequest,
+    ) -> Result<Answered<Claimed, ClaimError>, ClaimError> {
+        self.check_change(key)?;
+        let policy = namespace.policy.load();
+        let lease = lease_of(&policy, request.lease)?;
+        if policy.fingerprint_required && request.fingerprint.is_none() {
+            return Err(ClaimError::FingerprintRequired);
+        }
+        let hash = namespace.hasher.hash(key);
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let mut shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let fingerprint = request.fingerprint;
+            let judged = self.judge(&shard, namespace, &policy, key, hash, fingerprint, now)?;
+            let (entry, takeover) = match judged {
+                Judged::Free { entry, takeover } => (entry, takeover),
+                other => {
+                    drop(shard);
+                    return self.show(other, Claimed::Completed, |answer| match answer {
+                        Busy::InProgress(it) => Claimed::InProgress(it),
+                        Busy::Parked(it) => Claimed::Parked(it),
+                        Busy::Mismatch(it) => Claimed::Mismatch(it),
+                    });
+                }
+            };
+            let Some(token) = self.next_token(&mut shard) else {
+                drop(shard);
+                self.renew_tokens(hash)?;
+                continue;
+            };
+            let deadline = now.deadline(lease);
+            let expires = match policy.on_lease_end {
+                OnLeaseEnd::Park => Timestamp::MAX,
+                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)),
+            };
+            let record = Record {
+                kind: Kind::Claim,
+                flags: Flags::rules(policy.on_lease_end, policy.orphan_rule()),
+                expires,
+                until: deadline,
+                ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
+            };
+            let reserve = 2 * bodyless_bytes_max(key.len()) as u64;
+            if !self.grant(shard, &record, reserve, entry, true, growths, &mut no_room)? {
+                continue;
+            }
+            let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
+            let attempt = record.attempt;
+            let grant = Grant { hash, token, attempt, previous, deadline, expires };
+            let answered = self.changed(Claimed::Granted(grant), request.ack);
+            if answered.result.is_err() {
+                self.lease_dropped(hash);
+            }
+            return Ok(answered);
+        }
+    }
+
+    /// Marks a key as done before the work is: one bodyless completion with a new token.
+    pub(crate) fn once(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        request: &ClaimRequest,
+    ) -> Answered<Once, ClaimError> {
+        self.try_once(namespace, key, request).unwrap_or_else(|error| Err(error).into())
+    }
+
+    fn try_once(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        request: &ClaimRequest,
+    ) -> Result<Answered<Once, ClaimError>, ClaimError> {
+        self.check_change(key)?;
+        let policy = namespace.policy.load();
+        let dedupe_ttl = dedupe_ttl_of(&policy, request.dedupe_ttl)?;
+        if policy.fingerprint_required && request.fingerprint.is_none() {
+            return Err(ClaimError::FingerprintRequired);
+        }
+        let hash = namespace.hasher.hash(key);
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let mut shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let fingerprint = request.fingerprint;
+            let judged = self.judge(&shard, namespace, &policy, key, hash, fingerprint, now)?;
+            let (entry, takeover) = match judged {
+                Judged::Free { entry, takeover } => (entry, takeover),
+                other => {
+                    drop(shard);
+                    return self.show(other, Once::Seen, |answer| match answer {
+                        Busy::InProgress(it) => Once::InProgress(it),
+                        Busy::Parked(it) => Once::Parked(it),
+                        Busy::Mismatch(it) => Once::Mismatch(it),
+                    });
+                }
+            };
+            let Some(token) = self.next_token(&mut shard) else {
+                drop(shard);
+                self.renew_tokens(hash)?;
+                continue;
+            };
+            let expires = now.deadline(dedupe_ttl);
+            let record = Record {
+                kind: Kind::Complete,
+                flags: Flags::default()
+                    .with_body(BodyState::None)
+                    .with_gate(self.is_gated(request.ack)),
+                expires,
+                until: now.lower,
+                ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
+            };
+            if !self.grant(shard, &record, 0, entry, false, growths, &mut no_room)? {
+                continue;
+            }
+            let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
+            let first = First { token, attempt: record.attempt, previous, expires };
+            return Ok(self.changed(Once::First(first), request.ack));
+        }
+    }
+
+    /// Reads a key's state without claiming it.
+    pub(crate) fn lookup(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+    ) -> Answered<Lookup, StoreError> {
+        self.try_lookup(namespace, key).unwrap_or_else(|error| Err(error).into())
+    }
+
+    fn try_lookup(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+    ) -> Result<Answered<Lookup, StoreError>, StoreError> {
+        self.check_process()?;
+        check_key(key)?;
+        let hash = namespace.hasher.hash(key);
+        let shard = self.lock_shard(hash)?;
+        let found = self.find(&shard, namespace.id, key, hash)?;
+        drop(shard);
+        let Some(found) = found else { return Ok(Ok(Lookup::Absent).into()) };
+        let record = &found.record;
+        let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
+        let lookup = match Standing::of(record, now, self.open_epoch) {
+            Standing::Absent => Lookup::Absent,
+            Standing::Held => Lookup::InProgress(state::in_progress(record, now)),
+            Standing::Lapsed(cause) => Lookup::Lapsed(state::lapsed(record, cause)),
+            Standing::Overdue => Lookup::Parked(state::parked(record, EndCause::LeaseEnded)),
+            Standing::Parked(cause) => Lookup::Parked(state::parked(record, cause)),
+            Standing::Done => {
+                self.wal.segments.check_body(record, found.location)?;
+                let lookup = Lookup::Completed(state::outcome(record, now));
+                return Ok(self.shown(Ok(lookup), &found));
+            }
+        };
+        Ok(Ok(lookup).into())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the whole question, asked in two places")]
+    fn judge(
+        &self,
+        shard: &ShardGuard<'_>,
+        namespace: &NamespaceState,
+        policy: &Policy,
+        key: &[u8],
+        hash: KeyHash,
+        fingerprint: Option<Fingerprint>,
+        now: Now,
+    ) -> Result<Judged<'_>, StoreError> {
+        let Some(found) = self.find(shard, namespace.id, key, hash)? else {
+            return Ok(Judged::Free { entry: None, takeover: None });
+        };
+        let record = &found.record;
+        let now = self.timeline.judge(now, [record.until, record.expires]);
+        let standing = Standing::of(record, now, self.open_epoch);
+        if standing == Standing::Absent {
+            return Ok(Judged::Free { entry: Some(found), takeover: None });
+        }
+        let differs = matches!(
+            (fingerprint, record.ext.fingerprint),
+            (Some(asked), Some(bound)) if asked != bound
+        );
+        if differs && policy.fingerprint != FingerprintRule::Ignore {
+            namespace.mismatches.fetch_add(1, Ordering::Relaxed);
+            if policy.fingerprint == FingerprintRule::Enforce {
+                let mismatch = state::mismatch(record, standing);
+                return Ok(Judged::Mismatch(mismatch, found, standing));
+            }
+        }
+        Ok(match standing {
+            Standing::Absent => Judged::Free { entry: Some(found), takeover: None },
+            Standing::Lapsed(cause) => {
+                Judged::Free { entry: Some(found), takeover: Some((found, cause)) }
+            }
+            Standing::Held => Judged::InProgress(state::in_progress(record, now)),
+            Standing::Overdue => Judged::Parked(state::parked(record, EndCause::LeaseEnded)),
+            Standing::Parked(cause) => Judged::Parked(state::parked(record, cause)),
+            Standing::Done => Judged::Done(found, now),
+        })
+    }
+
+    /// Answers with what somebody else did. The shard is unlocked by now: records stay what they
+    /// are (W1).
+    fn show<T>(
+        &self,
+        judged: Judged<'_>,
+        completed: impl FnOnce(Outcome) -> T,
+        busy: impl FnOnce(Busy) -> T,
+    ) -> Result<Answered<T, ClaimError>, ClaimError> {
+        Ok(match judged {
+            Judged::Done(found, now) => {
+                self.wal.segments.check_body(&found.record, found.location)?;
+                let outcome = state::outcome(&found.record, now);
+                self.shown(Ok(completed(outcome)), &found)
+            }
+            Judged::InProgress(it) => Ok(busy(Busy::InProgress(it))).into(),
+            Judged::Parked(it) => Ok(busy(Busy::Parked(it))).into(),
+            Judged::Mismatch(it, found, Standing::Done) => {
+                self.shown(Ok(busy(Busy::Mismatch(it))), &found)
+            }
+            Judged::Mismatch(it, ..) => Ok(busy(Busy::Mismatch(it))).into(),
+            Judged::Free { .. } => unreachable!("a free key is granted, not shown"),
+        })
+    }
+
+    /// Writes the record that takes a free key, and points the table at it. `false`: the store had
+    /// to grow first, or could not and `no_room` now says why; ask again.
+    #[expect(clippy::too_many_arguments, reason = "one step of two loops")]
+    fn grant(
+        &self,
+        mut shard: ShardGuard<'_>,
+        record: &Record<'_>,
+        reserve: u64,
+        entry: Option<Found<'_>>,
+        is_lease: bool,
+        growths: u64,
+        no_room: &mut Option<Arc<Failure>>,
+    ) -> Result<bool, ClaimError> {
+        let release = entry.map_or(0, |old| held_bytes(&old.record));
+        let change = RoomChange { release, reserve, is_exit: false };
+        let Some(location) = self.append(&Draft::new(record), change)? else {
+            drop(shard);
+            if let Some(cause) = no_room.take() {
+                return Err(ClaimError::Full { cause });
+            }
+            *no_room = self.make_room(growths)?;
+            return Ok(false);
+        };
+        let is_done = record.kind == Kind::Complete;
+        match entry {
+            Some(old) => shard.table.replace(old.position, location, is_done),
+            None => shard.table.insert(record.key_hash, location, is_done),
+        }
+        if is_lease {
+            shard.add_lease();
+        }
+        Ok(true)
+    }
+}
+
+/// An answer that holds no outcome.
+enum Busy {
+    InProgress(InProgress),
+    Parked(Parked),
+    Mismatch(Mismatch),
+}
+
+/// What a first record about a key has in common, be it a claim or a mark. Fingerprint and
+/// reference of an unfinished claim stay with the key when it is taken over.
+fn fresh_record<'a>(
+    namespace: &NamespaceState,
+    key: &'a [u8],
+    hash: KeyHash,
+    token: FencingToken,
+    request: &ClaimRequest,
+    takeover: Option<&(Found<'_>, EndCause)>,
+    now: Now,
+) -> Record<'a> {
+    let old = takeover.map(|(found, _)| &found.record);
+    Record {
+        kind: Kind::Claim,
+        flags: Flags::default(),
+        token,
+        key_hash: hash,
+        namespace: namespace.id,
+        expires: Timestamp::default(),
+        until: Timestamp::default(),
+        at: now.lower,
+        code: 0,
+        attempt: old.map_or(1, |old| old.attempt.saturating_add(1)),
+        body_len: 0,
+        body_crc: 0,
+        ext: Ext {
+            fingerprint: old.and_then(|old| old.ext.fingerprint).or(request.fingerprint),
+            reference: request.reference.or(old.and_then(|old| old.ext.reference)),
+            first_token: old.map(Record::first_token),
+            previous: takeover.map(|(found, cause)| PreviousClaim {
+                token: found.record.token,
+                at: found.record.at,
+                orphaned: *cause == EndCause::Orphaned,
+            }),
+            body_digest: None,
+        },
+        key,
+        body: &[],
+    }
+}
+
+/// The lease a claim gets: the one asked for, within the limits, or the policy's.
+pub(super) fn lease_of(
+    policy: &Policy,
+    asked: Option<Duration>,
+) -> Result<Duration, PolicyProblem> {
+    let Some(lease) = asked.map(whole_ms) else { return Ok(policy.lease) };
+    let dedupe_ttl = policy.dedupe_ttl;
+    if lease < LEASE_MIN {
+        Err(PolicyProblem::LeaseTooShort { lease })
+    } else if lease > dedupe_ttl {
+        Err(PolicyProblem::LeaseOutlivesDedupe { lease, dedupe_ttl })
+    } else {
+        Ok(lease)
+    }
+}
+
+/// The dedupe window a completion gets.
+pub(super) fn dedupe_ttl_of(
+    policy: &Policy,
+    asked: Option<Duration>,
+) -> Result<Duration, PolicyProblem> {
+    let Some(dedupe_ttl) = asked.map(whole_ms) else { return Ok(policy.dedupe_ttl) };
+    if dedupe_ttl > crate::policy::DEDUPE_TTL_MAX {
+        return Err(PolicyProblem::DedupeTooLong { dedupe_ttl });
+    }
+    Ok(dedupe_ttl)
+}

@@ -1,0 +1,439 @@
+//! What an owner does with a claim: `renew`, `complete`, `release`, `park`.
+//!
+//! Each is accepted if and only if the key's current record is a claim with exactly the token that
+//! is shown. The deadline alone refuses nothing; a newer token refuses everything. An exit is never
+//! refused for want of room: the claim reserved it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::claims::{dedupe_ttl_of, lease_of};
+use super::namespaces::NamespaceState;
+use super::shard::{ShardGuard, ShardState};
+use super::state::{self, Standing, held_bytes};
+use super::time::Now;
+use super::{Ack, Answered, Engine, Found, no_room};
+use crate::answer::{BodyKept, Completion, Outcome, Renewed};
+use crate::checksum::crc32;
+use crate::error::{CompleteError, Failure, LeaseError, StoreError};
+use crate::format::record::{BodyState, Draft, Ext, Kind, ParkedBy, Record, bodyless_bytes_max};
+use crate::hash::digest_128;
+use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
+use crate::types::{FencingToken, KeyHash, Reference, Timestamp};
+use crate::wal::lane::RoomChange;
+
+/// What a completion brings.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CompleteRequest<'a> {
+    pub(crate) body: Option<&'a [u8]>,
+    pub(crate) code: u16,
+    pub(crate) reference: Option<Reference>,
+    pub(crate) replay_ttl: Option<Duration>,
+    pub(crate) dedupe_ttl: Option<Duration>,
+    pub(crate) ack: Option<Ack>,
+}
+
+/// A completion with everything worked out that does not need the lock.
+pub(super) struct Prepared<'a> {
+    request: &'a CompleteRequest<'a>,
+    replay_ttl: Duration,
+    dedupe_ttl: Duration,
+    state: BodyState,
+    kept: BodyKept,
+    body_len: u32,
+    body_crc: u32,
+}
+
+/// Why an owner is refused.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it arises")]
+enum Refusal<'a> {
+    Forgotten { late_by: Option<Duration> },
+    Fenced { current: FencingToken },
+    Completed(Found<'a>, Timestamp),
+    Parked,
+}
+
+impl Engine {
+    /// Extends a lease from now on. Never waits for the disk.
+    pub(crate) fn renew(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        lease: Option<Duration>,
+    ) -> Result<Renewed, LeaseError> {
+        self.check_change(key)?;
+        let policy = namespace.policy.load();
+        let lease = lease_of(&policy, lease)?;
+        let hash = namespace.hasher.hash(key);
+        let exit = bodyless_bytes_max(key.len()) as u64;
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let mut shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let (found, judged) = self
+                .own_claim(&shard, namespace, key, hash, token, now)?
+                .map_err(|refusal| refusal.into_lease_error(token))?;
+            let old = &found.record;
+            let deadline = now.deadline(lease);
+            let expires = match old.flags.on_lease_end() {
+                OnLeaseEnd::Park => Timestamp::MAX,
+                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)),
+            };
+            let record = Record {
+                kind: Kind::Renew,
+                flags: old.flags.rules_only(),
+                expires,
+                until: deadline,
+                at: now.lower,
+                key,
+                ..*old
+            };
+            let release = held_bytes(old);
+            let change = RoomChange { release, reserve: 2 * exit, is_exit: false };
+            let mut location = self.append(&Draft::new(&record), change)?;
+            if location.is_none() && no_room.is_some() && old.flags.has_renewal_room() {
+                // The disk is full: this renewal takes the room that was kept for one.
+                let flags = record.flags.without_renewal_room();
+                let change = RoomChange { release, reserve: exit, is_exit: true };
+                location = self.append(&Draft::new(&Record { flags, ..record }), change)?;
+            }
+            let Some(location) = location else {
+                drop(shard);
+                if let Some(cause) = no_room.take() {
+                    return Err(LeaseError::Full { cause });
+                }
+                no_room = self.make_room(growths)?;
+                continue;
+            };
+            shard.table.replace(found.position, location, false);
+            drop(shard);
+            self.wal.poison.check_after()?;
+            let late_by = (judged >= old.until).then(|| judged.since(old.until));
+            let lease_left = deadline.since(now.lower);
+            return Ok(Renewed { deadline, lease_left, late_by, expires });
+        }
+    }
+
+    /// Gives a claim back without an outcome: the key is free.
+    pub(crate) fn release(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        ack: Option<Ack>,
+    ) -> Answered<(), LeaseError> {
+        self.leave(namespace, key, token, ack, Kind::Release)
+    }
+
+    /// Ends a claim with its outcome unknown.
+    pub(crate) fn park(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        ack: Option<Ack>,
+    ) -> Answered<(), LeaseError> {
+        self.leave(namespace, key, token, ack, Kind::Park)
+    }
+
+    fn leave(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        ack: Option<Ack>,
+        kind: Kind,
+    ) -> Answered<(), LeaseError> {
+        match self.try_leave(namespace, key, token, kind) {
+            Ok(()) => self.changed((), ack),
+            Err(error) => Err(error).into(),
+        }
+    }
+
+    fn try_leave(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        kind: Kind,
+    ) -> Result<(), LeaseError> {
+        self.check_change(key)?;
+        let hash = namespace.hasher.hash(key);
+        let mut shard = self.lock_shard(hash)?;
+        let now = self.timeline.read();
+        let (found, _) = self
+            .own_claim(&shard, namespace, key, hash, token, now)?
+            .map_err(|refusal| refusal.into_lease_error(token))?;
+        let (record, change) = match kind {
+            Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
+            _ => release_record(&found.record, now.lower),
+        };
+        let location = self.append(&Draft::new(&record), change)?;
+        let location = location.ok_or_else(|| StoreError::Io(no_room()))?;
+        if kind == Kind::Park {
+            shard.table.replace(found.position, location, false);
+        } else {
+            shard.table.remove(found.position);
+        }
+        Ok(())
+    }
+
+    /// Ends a claim by storing its outcome.
+    pub(crate) fn complete(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        request: &CompleteRequest<'_>,
+    ) -> Answered<Completion, CompleteError> {
+        self.try_complete(namespace, key, token, request).unwrap_or_else(|error| Err(error).into())
+    }
+
+    fn try_complete(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        request: &CompleteRequest<'_>,
+    ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
+        self.check_change(key)?;
+        let prepared = self.prepare(&namespace.policy.load(), request)?;
+        let hash = namespace.hasher.hash(key);
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let found = match self.own_claim(&shard, namespace, key, hash, token, now)? {
+                Ok((found, _)) => found,
+                Err(Refusal::Completed(found, judged)) => {
+                    drop(shard);
+                    return self.complete_again(&found, judged, request);
+                }
+                Err(refusal) => return Err(refusal.into_complete_error(token)),
+            };
+            let ext = Ext { previous: None, ..found.record.ext };
+            let completion = self.store_outcome(
+                shard,
+                &found,
+                token,
+                ext,
+                &prepared,
+                now,
+                growths,
+                &mut no_room,
+            )?;
+            if let Some(completion) = completion {
+                return Ok(self.changed(completion, request.ack));
+            }
+        }
+    }
+
+    /// Works out what the lock is not needed for: windows, and what becomes of the body.
+    pub(super) fn prepare<'a>(
+        &self,
+        policy: &Policy,
+        request: &'a CompleteRequest<'a>,
+    ) -> Result<Prepared<'a>, PolicyProblem> {
+        let dedupe_ttl = dedupe_ttl_of(policy, request.dedupe_ttl)?;
+        let replay_ttl = match request.replay_ttl.map(whole_ms) {
+            None => policy.replay_ttl.min(dedupe_ttl),
+            Some(replay_ttl) if replay_ttl > dedupe_ttl => {
+                return Err(PolicyProblem::ReplayOutlivesDedupe { replay_ttl, dedupe_ttl });
+            }
+            Some(replay_ttl) => replay_ttl,
+        };
+        let (state, kept) = match request.body {
+            None => (BodyState::None, BodyKept::None),
+            Some(body) if body.len() > self.body_bytes_max => {
+                (BodyState::TooLarge, BodyKept::TooLarge)
+            }
+            Some(_) if replay_ttl.is_zero() => (BodyState::ReplayOver, BodyKept::NoReplay),
+            Some(_) => (BodyState::Kept, BodyKept::Kept),
+        };
+        let body = request.body.unwrap_or_default();
+        // A body of 4 GiB and more is told as the longest that can be told.
+        let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let body_crc = if state == BodyState::Kept { crc32(body) } else { 0 };
+        Ok(Prepared { request, replay_ttl, dedupe_ttl, state, kept, body_len, body_crc })
+    }
+
+    /// Writes a completion over a claim, under `token`. A body for which there is no room is left
+    /// out. `None`: the store had to grow first, or could not and `no_room` now says why; ask again.
+    #[expect(clippy::too_many_arguments, reason = "one step of two loops")]
+    pub(super) fn store_outcome(
+        &self,
+        mut shard: ShardGuard<'_>,
+        found: &Found<'_>,
+        token: FencingToken,
+        ext: Ext,
+        prepared: &Prepared<'_>,
+        now: Now,
+        growths: u64,
+        no_room: &mut Option<Arc<Failure>>,
+    ) -> Result<Option<Completion>, StoreError> {
+        let (old, request) = (&found.record, prepared.request);
+        let mut kept = prepared.kept;
+        let mut record = Record {
+            kind: Kind::Complete,
+            flags: old
+                .flags
+                .rules_only()
+                .with_body(prepared.state)
+                .with_gate(self.is_gated(request.ack)),
+            token,
+            expires: now.deadline(prepared.dedupe_ttl),
+            until: now.deadline(prepared.replay_ttl),
+            at: now.lower,
+            code: request.code,
+            body_len: prepared.body_len,
+            body_crc: prepared.body_crc,
+            ext: Ext { reference: request.reference.or(old.ext.reference), ..ext },
+            body: &[],
+            ..*old
+        };
+        let release = held_bytes(old);
+        let bodyless = |record: Record<'_>, state: BodyState| {
+            let digest = request.body.map(digest_128);
+            let flags = record.flags.with_body(state);
+            let ext = Ext { body_digest: digest, ..record.ext };
+            let draft = Draft::new(&Record { flags, body_crc: 0, body: &[], ext, ..record });
+            let is_exit = draft.padded_len() as u64 <= release;
+            self.append(&draft, RoomChange { release, reserve: 0, is_exit })
+        };
+        let location = if prepared.state == BodyState::Kept {
+            record.body = request.body.unwrap_or_default();
+            let draft = Draft::new(&record);
+            let is_exit = draft.padded_len() as u64 <= release;
+            let change = RoomChange { release, reserve: 0, is_exit };
+            match self.append(&draft, change)? {
+                None if no_room.is_some() => {
+                    kept = BodyKept::NoRoom;
+                    bodyless(record, BodyState::TooLarge)?
+                }
+                location => location,
+            }
+        } else {
+            bodyless(record, prepared.state)?
+        };
+        let Some(location) = location else {
+            drop(shard);
+            if let Some(cause) = no_room.take() {
+                return Err(StoreError::Io(cause));
+            }
+            *no_room = self.make_room(growths)?;
+            return Ok(None);
+        };
+        shard.table.replace(found.position, location, true);
+        Ok(Some(Completion { token, kept, expires: record.expires }))
+    }
+
+    /// A second completion under the same token: the same outcome is fine, another is not.
+    fn complete_again(
+        &self,
+        found: &Found<'_>,
+        now: Timestamp,
+        request: &CompleteRequest<'_>,
+    ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
+        let stored = &found.record;
+        self.wal.segments.check_body(stored, found.location)?;
+        let is_same_body = match (stored.flags.body(), request.body) {
+            (BodyState::Kept, body) => body == Some(stored.body),
+            (BodyState::None, body) => body.is_none(),
+            (BodyState::TooLarge | BodyState::ReplayOver, None) => false,
+            (BodyState::TooLarge | BodyState::ReplayOver, Some(body)) => {
+                u32::try_from(body.len()).unwrap_or(u32::MAX) == stored.body_len
+                    && stored.ext.body_digest == Some(digest_128(body))
+            }
+        };
+        let is_same_reference =
+            request.reference.is_none_or(|reference| stored.ext.reference == Some(reference));
+        if is_same_body && is_same_reference && request.code == stored.code {
+            let kept = match stored.flags.body() {
+                BodyState::Kept => BodyKept::Kept,
+                BodyState::None => BodyKept::None,
+                BodyState::TooLarge => BodyKept::TooLarge,
+                BodyState::ReplayOver => BodyKept::NoReplay,
+            };
+            let completion = Completion { token: stored.token, kept, expires: stored.expires };
+            return Ok(self.shown(Ok(completion), found));
+        }
+        let outcome: Outcome = state::outcome(stored, now);
+        Ok(self.shown(Err(CompleteError::AlreadyCompleted(Box::new(outcome))), found))
+    }
+
+    /// The claim that bears this token, and the time it was judged at.
+    fn own_claim<'a>(
+        &'a self,
+        shard: &ShardState,
+        namespace: &NamespaceState,
+        key: &[u8],
+        hash: KeyHash,
+        token: FencingToken,
+        now: Now,
+    ) -> Result<Result<(Found<'a>, Timestamp), Refusal<'a>>, StoreError> {
+        let Some(found) = self.find(shard, namespace.id, key, hash)? else {
+            return Ok(Err(Refusal::Forgotten { late_by: None }));
+        };
+        let record = &found.record;
+        let now = self.timeline.judge(now, [record.until, record.expires]);
+        let standing = Standing::of(record, now, self.open_epoch);
+        Ok(match standing {
+            Standing::Absent => {
+                let is_own = record.kind != Kind::Complete && record.token == token;
+                let late_by = is_own.then(|| now.since(record.until));
+                Err(Refusal::Forgotten { late_by })
+            }
+            _ if record.token != token => Err(Refusal::Fenced { current: record.token }),
+            Standing::Held | Standing::Lapsed(_) | Standing::Overdue => Ok((found, now)),
+            Standing::Parked(_) => Err(Refusal::Parked),
+            Standing::Done => Err(Refusal::Completed(found, now)),
+        })
+    }
+}
+
+impl Refusal<'_> {
+    fn into_lease_error(self, held: FencingToken) -> LeaseError {
+        match self {
+            Self::Forgotten { late_by } => LeaseError::Forgotten { late_by },
+            Self::Fenced { current } => LeaseError::Fenced { held, current },
+            Self::Completed(..) => LeaseError::Completed,
+            Self::Parked => LeaseError::Parked,
+        }
+    }
+
+    fn into_complete_error(self, held: FencingToken) -> CompleteError {
+        match self {
+            Self::Forgotten { late_by } => CompleteError::Forgotten { late_by },
+            Self::Fenced { current } => CompleteError::Fenced { held, current },
+            Self::Parked => CompleteError::Parked,
+            Self::Completed(..) => unreachable!("a second completion is compared, not refused"),
+        }
+    }
+}
+
+/// A claim that is parked. It goes on holding room for what ends it, if its claim still has any.
+pub(super) fn park_record<'a>(
+    claim: &Record<'a>,
+    parked_by: ParkedBy,
+    at: Timestamp,
+) -> (Record<'a>, RoomChange) {
+    let exit = bodyless_bytes_max(claim.key.len()) as u64;
+    let release = held_bytes(claim);
+    let mut flags = claim.flags.rules_only().with_parked_by(parked_by);
+    let reserve = release - exit;
+    if reserve == 0 {
+        flags = flags.without_renewal_room();
+    }
+    let expires = Timestamp::MAX;
+    let record = Record { kind: Kind::Park, flags, expires, until: expires, at, ..*claim };
+    (record, RoomChange { release, reserve, is_exit: true })
+}
+
+/// A claim that is given back.
+pub(super) fn release_record<'a>(claim: &Record<'a>, at: Timestamp) -> (Record<'a>, RoomChange) {
+    let record = Record { kind: Kind::Release, flags: claim.flags.rules_only(), at, ..*claim };
+    (record, RoomChange { release: held_bytes(claim), reserve: 0, is_exit: true })
+}

@@ -1,0 +1,299 @@
+//! What happens between calls, and at the end: growing ahead, rounds that nobody waits for, the
+//! clock's mark, closing.
+//!
+//! One named thread does it, or, with manual maintenance, whoever calls `Store::maintain`. The
+//! thread sleeps until something was written, then looks around every few milliseconds until there
+//! is nothing left to do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::{Engine, Mode};
+use crate::error::{CloseError, StoreError};
+use crate::sys::sync::{Condvar, Mutex};
+
+/// How often the thread looks around while the store is in use.
+const TICK: Duration = Duration::from_millis(5);
+/// In `Sync` and `Interval` mode, the idle time after which a round only writes a mark (R10).
+const IDLE_MARK: Duration = Duration::from_millis(10);
+/// In `Buffered` mode, the idle time after which a round is made.
+const IDLE_SYNC: Duration = Duration::from_secs(1);
+/// In `Buffered` mode, the bytes after which a round is made however busy the store is.
+const BUFFERED_SYNC_BYTES: u64 = 256 << 20;
+/// How often the meta file learns the time.
+const CLOCK_MARK: Duration = Duration::from_secs(5);
+/// Bytes of a new data file that are filled at a time.
+const GROW_BYTES: u64 = 4 << 20;
+/// After a failed attempt to grow ahead, the next one waits.
+const GROW_RETRY: Duration = Duration::from_secs(1);
+
+/// What the thread and the callers tell each other, and when what was done last.
+#[derive(Debug)]
+pub(crate) struct Background {
+    /// Set by the first change after a quiet time; cleared when there is nothing left to do.
+    is_active: AtomicBool,
+    signal: Mutex<Signal>,
+    changed: Condvar,
+    /// Held by whoever looks around.
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    stops: bool,
+    /// Futures wait for a round that no thread leads.
+    is_wanted: bool,
+}
+
+/// Times are the monotonic clock's.
+#[derive(Debug)]
+struct Last {
+    appended_bytes: u64,
+    /// When something was last seen to have been appended.
+    appended_at: Duration,
+    round_at: Duration,
+    round_bytes: u64,
+    clock_at: Duration,
+    growth_failed_at: Option<Duration>,
+}
+
+impl Background {
+    pub(crate) fn new(mode: Mode, now: Duration) -> Self {
+        let last = Last {
+            appended_bytes: 0,
+            appended_at: now,
+            round_at: now,
+            round_bytes: 0,
+            clock_at: now,
+            growth_failed_at: None,
+        };
+        Self {
+            // The first look: is there room? In memory there is nothing to look after until the
+            // first change.
+            is_active: AtomicBool::new(mode != Mode::Memory),
+            signal: Mutex::default(),
+            changed: Condvar::new(),
+            last: Mutex::new(last),
+        }
+    }
+
+    /// Something was appended.
+    #[inline]
+    pub(crate) fn note(&self) {
+        if !self.is_active.load(Ordering::Relaxed) && !self.is_active.swap(true, Ordering::AcqRel) {
+            let _signal = self.signal.lock();
+            self.changed.notify_one();
+        }
+    }
+
+    /// Futures wait for a round.
+    pub(crate) fn wake(&self) {
+        self.signal.lock().is_wanted = true;
+        self.changed.notify_one();
+    }
+
+    /// Ends [`Engine::run_background`].
+    pub(crate) fn stop(&self) {
+        self.signal.lock().stops = true;
+        self.changed.notify_one();
+    }
+}
+
+impl Engine {
+    /// What the maintenance thread does until it is stopped.
+    pub(crate) fn run_background(self: Arc<Self>) {
+        let background = &self.background;
+        loop {
+            let mut signal = background.signal.lock();
+            if !signal.stops && !signal.is_wanted {
+                if background.is_active.load(Ordering::Acquire) {
+                    background.changed.wait_for(&mut signal, TICK);
+                } else {
+                    background.changed.wait(&mut signal);
+                }
+            }
+            if signal.stops {
+                return;
+            }
+            signal.is_wanted = false;
+            drop(signal);
+            // Cleared first: a change that comes later sets it again.
+            background.is_active.store(false, Ordering::Release);
+            if self.maintain() {
+                background.is_active.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Looks around once, and does what is due. Whether more will be due without another change.
+    ///
+    /// Failures poison the store or are tried again later; there is nobody to tell.
+    pub(crate) fn maintain(&self) -> bool {
+        if self.is_child() || self.wal.poison.cause().is_some() {
+            return false;
+        }
+        self.lead_for_futures();
+        let mut last = self.background.last.lock();
+        let now = self.timeline.monotonic();
+        let supply = self.wal.supply();
+        if supply.appended_bytes != last.appended_bytes {
+            (last.appended_bytes, last.appended_at) = (supply.appended_bytes, now);
+        }
+        let rounds_due = self.make_round(&mut last, now);
+        let clock_due = self.mark_clock(&mut last, now, !rounds_due);
+        let growth_due = supply.is_low && self.grow_ahead(&mut last, now);
+        rounds_due || clock_due || growth_due
+    }
+
+    fn lead_for_futures(&self) {
+        while let Some(ticket) = self.wal.rounds.futures_ticket() {
+            if self.wal.rounds.wait(ticket, &self.wal.poison, &self.leader()).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Makes a round that nobody waits for, when it is time. Whether one will be due later.
+    fn make_round(&self, last: &mut Last, now: Duration) -> bool {
+        if self.mode == Mode::Memory || self.wal.is_proven() {
+            last.round_at = now;
+            last.round_bytes = last.appended_bytes;
+            return false;
+        }
+        let idle = now.saturating_sub(last.appended_at.max(last.round_at));
+        let is_due = match self.mode {
+            Mode::Memory => false,
+            Mode::Sync => idle >= IDLE_MARK,
+            Mode::Interval(interval) => {
+                now.saturating_sub(last.round_at) >= interval || idle >= IDLE_MARK.max(interval)
+            }
+            Mode::Buffered => {
+                let bytes = last.appended_bytes - last.round_bytes;
+                idle >= IDLE_SYNC || bytes >= BUFFERED_SYNC_BYTES
+            }
+        };
+        if is_due {
+            let ticket = self.wal.rounds.ticket();
+            // A failure has poisoned the store, and everybody meets it there.
+            let ended = self.wal.rounds.wait(ticket, &self.wal.poison, &self.leader());
+            last.round_at = self.timeline.monotonic();
+            last.round_bytes = last.appended_bytes;
+            return ended.is_ok() && !self.wal.is_proven();
+        }
+        true
+    }
+
+    /// Writes the time to the meta file every few seconds of use, and once when it ends: a wall
+    /// clock that is set back before the next open must not bring back what has expired.
+    fn mark_clock(&self, last: &mut Last, now: Duration, is_idle: bool) -> bool {
+        let elapsed = now.saturating_sub(last.clock_at);
+        let was_used = last.appended_at >= last.clock_at;
+        if self.mode == Mode::Memory || !was_used {
+            return false;
+        }
+        if elapsed < CLOCK_MARK && !(is_idle && elapsed >= IDLE_SYNC) {
+            return true;
+        }
+        let time = self.timeline.now();
+        match self.wal.meta.update(|meta| meta.clock = meta.clock.max(time)) {
+            Ok(()) => last.clock_at = now,
+            Err(cause) => drop(self.wal.fail(cause)),
+        }
+        false
+    }
+
+    /// Goes on with the next data file, a piece at a time. Whether more is to be done.
+    fn grow_ahead(&self, last: &mut Last, now: Duration) -> bool {
+        if last.growth_failed_at.is_some_and(|at| now.saturating_sub(at) < GROW_RETRY) {
+            return true;
+        }
+        match self.wal.grow_ahead(GROW_BYTES, self.timeline.now()) {
+            Ok(()) => {
+                last.growth_failed_at = None;
+                if self.wal.is_growing() {
+                    // No need to sleep before the next piece; whoever waits is led in between.
+                    self.background.wake();
+                }
+            }
+            Err(_) => last.growth_failed_at = Some(now),
+        }
+        true
+    }
+
+    /// Makes everything appended so far durable, and leaves a mark that says so.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.check_open()?;
+        self.wal.poison.check_before()?;
+        self.flush_open()
+    }
+
+    fn flush_open(&self) -> Result<(), StoreError> {
+        // The first round makes it durable, the second says so (R10).
+        for _ in 0..2 {
+            let ticket = self.wal.rounds.ticket();
+            let ended = self.wal.rounds.wait(ticket, &self.wal.poison, &self.leader());
+            ended.map_err(|cause| StoreError::Poisoned { cause })?;
+        }
+        Ok(())
+    }
+
+    /// Ends the store: nothing is accepted any more, everything is durable, the meta file says that
+    /// the store was closed in order, and the directory is free.
+    pub(crate) fn close(&self) -> Result<(), CloseError> {
+        if self.is_child() {
+            return Err(StoreError::Forked.into());
+        }
+        if self.leases() > 0 {
+            return Err(CloseError::LeasesHeld(self.leases()));
+        }
+        {
+            // All shards at once: no lease can come to be between the count and the end.
+            let mut shards: Vec<_> =
+                self.shards.iter().map(|shard| shard.lock(&self.wal.poison)).collect();
+            if self.leases() > 0 {
+                return Err(CloseError::LeasesHeld(self.leases()));
+            }
+            if shards.iter().any(|shard| shard.is_closed) {
+                return Err(StoreError::Closed.into());
+            }
+            shards.iter_mut().for_each(|shard| shard.is_closed = true);
+        }
+        let ended = self.end();
+        // The lock goes whatever happened: nothing is written to the directory from now on.
+        drop(self.directory_lock.lock().take());
+        ended.map_err(CloseError::Store)
+    }
+
+    /// Ends the store silently, when its last handle is dropped.
+    pub(crate) fn end_silently(&self) {
+        if self.is_child() {
+            // The lock is the parent's, and so are the files.
+            std::mem::forget(self.directory_lock.lock().take());
+            return;
+        }
+        let is_open = self.shards.iter().all(|shard| !shard.lock(&self.wal.poison).is_closed);
+        if is_open {
+            // Nobody is left to tell; the next open recovers whatever this leaves.
+            self.end().unwrap_or_default();
+        }
+    }
+
+    fn end(&self) -> Result<(), StoreError> {
+        self.wal.abandon_growth();
+        if let Some(cause) = self.wal.poison.cause() {
+            // If the disk still takes it, the next open learns that the cache is not to be trusted.
+            self.wal.meta.update(|meta| meta.poisoned = true).unwrap_or_default();
+            return Err(StoreError::Poisoned { cause: Arc::clone(cause) });
+        }
+        self.wal.seal_active()?;
+        self.flush_open()?;
+        let (stable, time) = (self.wal.stable_generation(), self.timeline.now());
+        let closed = self.wal.meta.update(|meta| {
+            meta.clean = true;
+            meta.stable_generation = stable;
+            meta.clock = meta.clock.max(time);
+        });
+        closed.map_err(|cause| self.wal.fail(cause))
+    }
+}

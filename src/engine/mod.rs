@@ -1,0 +1,352 @@
+//! The engine: joins table, WAL and time into the life of a key.
+//!
+//! It owns every lock, in this order (a lock may be taken while those before it are held, never the
+//! other way round; several shards by rising index):
+//!
+//! 1. `namespaces.changing`, `names`: who defines namespaces. Held across syncs.
+//! 2. a shard: the state machine of its keys. Nothing that waits for a disk happens under it; in
+//!    `Sync` mode an append writes to the page cache.
+//! 3. `wal.growth`: who makes data files. Held across syncs, never taken under a shard.
+//! 4. the lane: who appends.
+//! 5. `wal.meta`: who changes the meta file. Held across its sync.
+//! 6. rounds, background, and what a waker's owner does: alone.
+//!
+//! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `repair`
+//! (resolve, forget, orphans), `recovery` (open), `maintenance` (what happens in between and at the
+//! end), over `state` (what a record means) and `shard` (one shard's table and tokens).
+
+pub(crate) mod claims;
+pub(crate) mod exits;
+pub(crate) mod maintenance;
+pub(crate) mod namespaces;
+pub(crate) mod recovery;
+pub(crate) mod repair;
+pub(crate) mod shard;
+pub(crate) mod state;
+pub(crate) mod time;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::error::{Failure, StoreError};
+use crate::format::record::{Draft, Record};
+use crate::sys::DirectoryLock;
+use crate::sys::fork::ForkGuard;
+use crate::sys::sync::Mutex;
+use crate::table::{Position, Slot};
+use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId};
+use crate::wal::Wal;
+use crate::wal::lane::RoomChange;
+use crate::wal::rounds::{Leader, RoundWait, Ticket};
+
+use maintenance::Background;
+use namespaces::Namespaces;
+use shard::{Shard, ShardGuard, ShardState};
+use time::Timeline;
+
+/// When a change is acknowledged, for the whole store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// There is nothing to survive on.
+    Memory,
+    Buffered,
+    Sync,
+    Interval(Duration),
+}
+
+/// When one call is acknowledged, if it asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ack {
+    Buffered,
+    Sync,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) wal: Wal,
+    pub(crate) timeline: Timeline,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) background: Background,
+    shards: Box<[Shard]>,
+    pub(crate) mode: Mode,
+    /// The epoch of this open: claims of earlier ones are orphans.
+    open_epoch: Epoch,
+    /// Longest body that is kept.
+    body_bytes_max: usize,
+    fork: ForkGuard,
+    /// Given up by `close`, or with the engine.
+    directory_lock: Mutex<Option<Box<dyn DirectoryLock>>>,
+}
+
+/// A result, and what must happen before anybody may see it.
+#[derive(Debug)]
+pub(crate) struct Answered<T, E> {
+    pub(crate) result: Result<T, E>,
+    pub(crate) settle: Option<Settle>,
+}
+
+/// A round to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settle {
+    pub(crate) ticket: Ticket,
+    /// The round makes the caller's own change durable; otherwise somebody else's, which the
+    /// caller is about to be shown (R19).
+    pub(crate) is_own: bool,
+}
+
+impl<T, E: From<StoreError>> From<Result<T, E>> for Answered<T, E> {
+    fn from(result: Result<T, E>) -> Self {
+        Self { result, settle: None }
+    }
+}
+
+/// The key's slot, and the record it points to.
+#[derive(Clone, Copy, Debug)]
+struct Found<'a> {
+    position: Position,
+    location: Location,
+    record: Record<'a>,
+}
+
+impl Engine {
+    /// Refuses what a forked child may not do. Whether the store is closed is checked under the
+    /// shard's lock.
+    #[inline]
+    pub(crate) fn check_process(&self) -> Result<(), StoreError> {
+        if self.fork.is_child() { Err(StoreError::Forked) } else { Ok(()) }
+    }
+
+    pub(crate) fn is_child(&self) -> bool {
+        self.fork.is_child()
+    }
+
+    /// For calls that concern no key.
+    pub(crate) fn check_open(&self) -> Result<(), StoreError> {
+        self.check_process()?;
+        let is_closed = self.shards.iter().any(|shard| shard.lock(&self.wal.poison).is_closed);
+        if is_closed { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    /// For calls that may change something.
+    #[inline]
+    fn check_change(&self, key: &[u8]) -> Result<(), StoreError> {
+        self.check_process()?;
+        check_key(key)?;
+        self.wal.poison.check_before()
+    }
+
+    fn shard_of(&self, hash: KeyHash) -> usize {
+        // The top bits; `shards` is a power of two, and `checked_shr` covers a single shard.
+        let bits = self.shards.len().trailing_zeros();
+        hash.0.checked_shr(64 - bits).unwrap_or(0) as usize
+    }
+
+    /// Locks the shard of a key, unless the store is closed.
+    fn lock_shard(&self, hash: KeyHash) -> Result<ShardGuard<'_>, StoreError> {
+        let guard = self.shards[self.shard_of(hash)].lock(&self.wal.poison);
+        if guard.is_closed { Err(StoreError::Closed) } else { Ok(guard) }
+    }
+
+    /// The current record of a key. The whole key is compared.
+    #[inline]
+    fn find(
+        &self,
+        shard: &ShardState,
+        namespace: NamespaceId,
+        key: &[u8],
+        hash: KeyHash,
+    ) -> Result<Option<Found<'_>>, StoreError> {
+        let mut record = None;
+        let is_match = |slot: Slot| {
+            let candidate = self.wal.segments.record(slot.location())?;
+            let is_same = candidate.namespace == namespace && candidate.key == key;
+            if is_same {
+                record = Some(candidate);
+            }
+            Ok::<_, StoreError>(is_same)
+        };
+        let found = shard.table.find(hash, is_match)?;
+        Ok(found.zip(record).map(|((position, slot), record)| Found {
+            position,
+            location: slot.location(),
+            record,
+        }))
+    }
+
+    /// The next token of a shard; `None` when its counter has run out and the epoch must be raised.
+    fn next_token(&self, shard: &mut ShardState) -> Option<FencingToken> {
+        shard.tokens.next(self.shards.len())
+    }
+
+    /// Gives the shard of `hash` a fresh epoch to count in.
+    fn renew_tokens(&self, hash: KeyHash) -> Result<(), StoreError> {
+        let epoch = self.wal.raise_epoch()?;
+        let index = self.shard_of(hash);
+        self.lock_shard(hash)?.tokens.restart(epoch, index);
+        Ok(())
+    }
+
+    /// Appends a record and tells maintenance. `None`: there is no room.
+    fn append(
+        &self,
+        draft: &Draft<'_>,
+        change: RoomChange,
+    ) -> Result<Option<Location>, StoreError> {
+        let location = self.wal.append(draft, change)?;
+        self.background.note();
+        Ok(location)
+    }
+
+    /// Makes room. `Ok(Some)`: that was not possible, for this reason.
+    fn make_room(&self, growths: u64) -> Result<Option<Arc<Failure>>, StoreError> {
+        match self.wal.grow_now(growths, self.timeline.now()) {
+            Ok(()) => Ok(None),
+            Err(StoreError::Io(cause)) => Ok(Some(cause)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether an outcome is to be shown to nobody before it is durable.
+    fn is_gated(&self, ack: Option<Ack>) -> bool {
+        match (self.mode, ack) {
+            (Mode::Memory, _) | (_, Some(Ack::Buffered)) => false,
+            (_, Some(Ack::Sync)) => true,
+            (Mode::Buffered, None) => false,
+            (Mode::Sync | Mode::Interval(_), None) => true,
+        }
+    }
+
+    /// Whether the caller waits for its own change.
+    fn waits(&self, ack: Option<Ack>) -> bool {
+        self.is_gated(ack) && !(ack.is_none() && matches!(self.mode, Mode::Interval(_)))
+    }
+
+    /// Ends a call that changed something: with a ticket, or at once.
+    fn changed<T, E: From<StoreError>>(&self, value: T, ack: Option<Ack>) -> Answered<T, E> {
+        if self.waits(ack) {
+            let settle = Settle { ticket: self.wal.rounds.ticket(), is_own: true };
+            return Answered { result: Ok(value), settle: Some(settle) };
+        }
+        // I10: after the first failed sync nothing is acknowledged.
+        Answered {
+            result: self.wal.poison.check_after().map(|()| value).map_err(E::from),
+            settle: None,
+        }
+    }
+
+    /// Ends a call that shows a completion: when it is as durable as it was asked to be.
+    fn shown<T, E>(&self, result: Result<T, E>, found: &Found<'_>) -> Answered<T, E> {
+        let gated = found.record.flags.gated() && self.mode != Mode::Memory;
+        let settle = (gated && !self.wal.segments.is_durable(found.location))
+            .then(|| Settle { ticket: self.wal.rounds.ticket(), is_own: false });
+        Answered { result, settle }
+    }
+
+    /// Waits for a round, leading it if need be.
+    pub(crate) fn settle(&self, settle: Settle) -> Result<(), StoreError> {
+        let ended = self.wal.rounds.wait(settle.ticket, &self.wal.poison, &self.leader());
+        ended.map_err(|cause| settle.refusal(cause))
+    }
+
+    pub(crate) fn poll_settle(
+        &self,
+        settle: Settle,
+        wait: &mut RoundWait,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), StoreError>> {
+        let polled = wait.poll(&self.wal.rounds, &self.wal.poison, &self.leader(), context);
+        polled.map_err(|cause| settle.refusal(cause))
+    }
+
+    pub(crate) fn leader(&self) -> RoundLeader<'_> {
+        RoundLeader { engine: self }
+    }
+
+    /// Waits, and gives the result.
+    pub(crate) fn answer<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Result<T, E> {
+        if let Some(settle) = answered.settle {
+            self.settle(settle)?;
+        }
+        answered.result
+    }
+
+    /// Leases of all shards.
+    pub(crate) fn leases(&self) -> usize {
+        self.shards.iter().map(Shard::leases).sum()
+    }
+
+    /// A lease handle is gone.
+    pub(crate) fn lease_dropped(&self, hash: KeyHash) {
+        self.shards[self.shard_of(hash)].drop_lease();
+    }
+
+    /// Entries, and bytes of the tables.
+    pub(crate) fn table_sizes(&self) -> (usize, usize) {
+        let sizes = self.shards.iter().map(|shard| {
+            let state = shard.lock(&self.wal.poison);
+            (state.table.len(), state.table.memory_bytes())
+        });
+        sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
+    }
+
+    /// Checks every shard's table against the records it points to, and that no key is there twice.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn check_invariants(&self) -> Result<(), StoreError> {
+        use std::collections::HashSet;
+        let mut keys = HashSet::new();
+        for (index, shard) in self.shards.iter().enumerate() {
+            let state = shard.lock(&self.wal.poison);
+            state.table.check_invariants(|slot| {
+                self.wal.segments.record(slot.location()).ok().map(|record| record.key_hash)
+            });
+            state.table.for_each(|_, slot| {
+                let record = self.wal.segments.record(slot.location())?;
+                assert_eq!(self.shard_of(record.key_hash), index, "the key is in its shard");
+                let is_done = record.kind == crate::format::record::Kind::Complete;
+                assert_eq!(slot.is_done(), is_done, "the slot knows a completion");
+                assert!(keys.insert((record.namespace, record.key)), "a key is there twice");
+                Ok::<_, StoreError>(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Settle {
+    fn refusal(self, cause: Arc<Failure>) -> StoreError {
+        if self.is_own { StoreError::Unknown { cause } } else { StoreError::Poisoned { cause } }
+    }
+}
+
+/// Leads rounds on behalf of the engine.
+#[derive(Debug)]
+pub(crate) struct RoundLeader<'a> {
+    engine: &'a Engine,
+}
+
+impl Leader for RoundLeader<'_> {
+    fn sync(&self) -> Result<(), Arc<Failure>> {
+        self.engine.wal.sync_round(self.engine.timeline.now())
+    }
+
+    fn wanted(&self) {
+        self.engine.background.wake();
+    }
+}
+
+fn check_key(key: &[u8]) -> Result<(), StoreError> {
+    if (1..=KEY_BYTES_MAX).contains(&key.len()) {
+        Ok(())
+    } else {
+        Err(StoreError::KeyLength { len: key.len() })
+    }
+}
+
+/// The reason in place of one the operating system gave, for what only a full store can meet.
+fn no_room() -> Arc<Failure> {
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    Failure::new("append to", PathBuf::from("the log"), full)
+}

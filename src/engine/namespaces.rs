@@ -1,0 +1,357 @@
+//! The namespaces of a store: names, numbers, policies.
+//!
+//! Numbers are given out once and never again. A namespace's policy can be altered while claims
+//! run; each claim sees one whole policy, the old or the new.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+use crate::error::{NamespaceError, StoreError};
+use crate::format::names::Entry;
+use crate::hash::{KeyHasher, Secret};
+use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
+use crate::sys::sync::{Mutex, RwLock};
+use crate::types::{NAME_BYTES_MAX, NamespaceId};
+use crate::wal::Wal;
+use crate::wal::names::AppendFailure;
+
+/// One namespace.
+#[derive(Debug)]
+pub(crate) struct NamespaceState {
+    pub(crate) id: NamespaceId,
+    pub(crate) name: String,
+    pub(crate) hasher: KeyHasher,
+    pub(crate) policy: PolicyCell,
+    /// Whether the policy is the default that came with the first use of the name.
+    is_implicit: AtomicBool,
+    /// Fingerprint mismatches met so far.
+    pub(crate) mismatches: AtomicU64,
+}
+
+/// All namespaces of a store.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    secret: Secret,
+    by_name: RwLock<HashMap<String, Arc<NamespaceState>>>,
+    by_id: RwLock<HashMap<NamespaceId, Arc<NamespaceState>>>,
+    /// Orders those who change the set. Held across the sync of the names file.
+    changing: Mutex<()>,
+}
+
+/// What a caller of [`Namespaces::ensure`] wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted<'a> {
+    /// The namespace, whatever its policy; with the default policy if it is new.
+    Any,
+    /// The namespace with this policy, which replaces an implicit default.
+    Defined(&'a Policy),
+    /// The namespace, which exists, with this policy from now on.
+    Altered(&'a Policy),
+}
+
+impl Namespaces {
+    /// The namespaces that the names file lists. Later entries of a namespace replace earlier ones.
+    pub(crate) fn new(secret: Secret, entries: Vec<Entry>) -> Self {
+        let namespaces = Self {
+            secret,
+            by_name: RwLock::default(),
+            by_id: RwLock::default(),
+            changing: Mutex::new(()),
+        };
+        for entry in entries {
+            namespaces.enter(&entry);
+        }
+        namespaces
+    }
+
+    fn enter(&self, entry: &Entry) -> Arc<NamespaceState> {
+        if let Some(known) = self.by_id(entry.namespace) {
+            known.policy.store(&entry.policy);
+            known.is_implicit.store(entry.implicit, Ordering::Release);
+            return known;
+        }
+        let state = Arc::new(NamespaceState {
+            id: entry.namespace,
+            name: entry.name.clone(),
+            hasher: self.secret.hasher(entry.namespace),
+            policy: PolicyCell::new(&entry.policy),
+            is_implicit: AtomicBool::new(entry.implicit),
+            mismatches: AtomicU64::new(0),
+        });
+        self.by_id.write().insert(entry.namespace, Arc::clone(&state));
+        self.by_name.write().insert(entry.name.clone(), Arc::clone(&state));
+        state
+    }
+
+    pub(crate) fn by_id(&self, id: NamespaceId) -> Option<Arc<NamespaceState>> {
+        self.by_id.read().get(&id).cloned()
+    }
+
+    fn by_name(&self, name: &str) -> Option<Arc<NamespaceState>> {
+        self.by_name.read().get(name).cloned()
+    }
+
+    /// The names of all namespaces, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.by_name.read().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Finds, makes or changes a namespace. What is new survives power loss when this returns.
+    pub(crate) fn ensure(
+        &self,
+        wal: &Wal,
+        name: &str,
+        wanted: Wanted<'_>,
+    ) -> Result<Arc<NamespaceState>, NamespaceError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(NamespaceError::NameLength { len: name.len() });
+        }
+        if let Wanted::Defined(policy) | Wanted::Altered(policy) = wanted {
+            let problems = policy.problems();
+            if !problems.is_empty() {
+                return Err(NamespaceError::Policy(problems));
+            }
+        }
+        if let Some(settled) = self.settled(name, wanted)? {
+            return Ok(settled);
+        }
+        let _changing = self.changing.lock();
+        // Somebody may have been faster.
+        if let Some(settled) = self.settled(name, wanted)? {
+            return Ok(settled);
+        }
+        self.change(wal, name, wanted)
+    }
+
+    /// The namespace, when nothing needs to be written for it.
+    fn settled(
+        &self,
+        name: &str,
+        wanted: Wanted<'_>,
+    ) -> Result<Option<Arc<NamespaceState>>, NamespaceError> {
+        let Some(known) = self.by_name(name) else {
+            return match wanted {
+                Wanted::Altered(_) => Err(NamespaceError::UnknownName),
+                Wanted::Any | Wanted::Defined(_) => Ok(None),
+            };
+        };
+        let is_implicit = known.is_implicit.load(Ordering::Acquire);
+        match wanted {
+            Wanted::Any => Ok(Some(known)),
+            Wanted::Defined(asked) if !is_implicit => {
+                let stored = known.policy.load();
+                if stored == *asked {
+                    Ok(Some(known))
+                } else {
+                    let (stored, asked) = (Box::new(stored), Box::new(*asked));
+                    Err(NamespaceError::PolicyConflict { stored, asked })
+                }
+            }
+            Wanted::Altered(asked) if !is_implicit && known.policy.load() == *asked => {
+                Ok(Some(known))
+            }
+            Wanted::Defined(_) | Wanted::Altered(_) => Ok(None),
+        }
+    }
+
+    fn change(
+        &self,
+        wal: &Wal,
+        name: &str,
+        wanted: Wanted<'_>,
+    ) -> Result<Arc<NamespaceState>, NamespaceError> {
+        wal.poison.check_before()?;
+        let highest = wal.meta.read(|meta| meta.namespaces);
+        let namespace = match self.by_name(name) {
+            Some(known) => known.id,
+            None => NamespaceId(highest.checked_add(1).ok_or(NamespaceError::TooMany)?),
+        };
+        let (policy, implicit) = match wanted {
+            Wanted::Any => (Policy::default(), true),
+            Wanted::Defined(policy) | Wanted::Altered(policy) => (*policy, false),
+        };
+        let entry = Entry { namespace, name: name.to_owned(), policy, implicit };
+        let mut names = wal.names().lock();
+        if !names.has_room() {
+            return Err(NamespaceError::TooMany);
+        }
+        let end = names.append(&entry).map_err(|failure| match failure {
+            AppendFailure::Write(cause) => StoreError::Io(cause),
+            AppendFailure::Sync(cause) => wal.fail(cause),
+        })?;
+        let counted = wal.meta.update(|meta| {
+            meta.names_bytes = end;
+            meta.namespaces = highest.max(namespace.0);
+        });
+        counted.map_err(|cause| wal.fail(cause))?;
+        names.advance(end);
+        Ok(self.enter(&entry))
+    }
+}
+
+/// A policy that many read and few change.
+///
+/// Readers take no lock: the fields are atomics, and a version that changes before and after each
+/// store tells a reader that it saw parts of two policies.
+#[derive(Debug)]
+pub(crate) struct PolicyCell {
+    /// Odd while a store is under way.
+    version: AtomicU32,
+    lease_ms: AtomicU64,
+    replay_ms: AtomicU64,
+    dedupe_ms: AtomicU64,
+    /// `u64::MAX`: follows from the lease.
+    grace_ms: AtomicU64,
+    rules: AtomicU32,
+    storing: Mutex<()>,
+}
+
+const GRACE_UNSET: u64 = u64::MAX;
+
+impl PolicyCell {
+    pub(crate) fn new(policy: &Policy) -> Self {
+        let cell = Self {
+            version: AtomicU32::new(0),
+            lease_ms: AtomicU64::new(0),
+            replay_ms: AtomicU64::new(0),
+            dedupe_ms: AtomicU64::new(0),
+            grace_ms: AtomicU64::new(0),
+            rules: AtomicU32::new(0),
+            storing: Mutex::new(()),
+        };
+        cell.store(policy);
+        cell
+    }
+
+    pub(crate) fn store(&self, policy: &Policy) {
+        // Policies are valid, so their times fit.
+        let ms = |span: Duration| span.as_millis() as u64;
+        let _storing = self.storing.lock();
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        // Pairs with the Acquire fence in `load`: a reader that saw any store below sees the odd
+        // version.
+        fence(Ordering::Release);
+        self.lease_ms.store(ms(policy.lease), Ordering::Relaxed);
+        self.replay_ms.store(ms(policy.replay_ttl), Ordering::Relaxed);
+        self.dedupe_ms.store(ms(policy.dedupe_ttl), Ordering::Relaxed);
+        self.grace_ms.store(policy.late_grace.map_or(GRACE_UNSET, ms), Ordering::Relaxed);
+        self.rules.store(rules_to_bits(policy), Ordering::Relaxed);
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> Policy {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let ms = |field: &AtomicU64| Duration::from_millis(field.load(Ordering::Relaxed));
+            let rules = self.rules.load(Ordering::Relaxed);
+            let policy = Policy {
+                lease: ms(&self.lease_ms),
+                replay_ttl: ms(&self.replay_ms),
+                dedupe_ttl: ms(&self.dedupe_ms),
+                late_grace: match self.grace_ms.load(Ordering::Relaxed) {
+                    GRACE_UNSET => None,
+                    grace => Some(Duration::from_millis(grace)),
+                },
+                on_lease_end: on_lease_end_of(rules),
+                on_orphan: on_orphan_of(rules),
+                fingerprint: fingerprint_of(rules),
+                fingerprint_required: rules >> 24 != 0,
+            };
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return policy;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn rules_to_bits(policy: &Policy) -> u32 {
+    let on_lease_end = match policy.on_lease_end {
+        OnLeaseEnd::Reclaim => 0,
+        OnLeaseEnd::Park => 1,
+    };
+    let on_orphan = match policy.on_orphan {
+        OnOrphan::AsLeaseEnd => 0,
+        OnOrphan::Reclaim => 1,
+        OnOrphan::Park => 2,
+        OnOrphan::KeepLease => 3,
+    };
+    let fingerprint = match policy.fingerprint {
+        FingerprintRule::Ignore => 0,
+        FingerprintRule::Count => 1,
+        FingerprintRule::Enforce => 2,
+    };
+    on_lease_end | on_orphan << 8 | fingerprint << 16 | u32::from(policy.fingerprint_required) << 24
+}
+
+fn on_lease_end_of(bits: u32) -> OnLeaseEnd {
+    if bits & 0xff == 0 { OnLeaseEnd::Reclaim } else { OnLeaseEnd::Park }
+}
+
+fn on_orphan_of(bits: u32) -> OnOrphan {
+    match bits >> 8 & 0xff {
+        0 => OnOrphan::AsLeaseEnd,
+        1 => OnOrphan::Reclaim,
+        2 => OnOrphan::Park,
+        _ => OnOrphan::KeepLease,
+    }
+}
+
+fn fingerprint_of(bits: u32) -> FingerprintRule {
+    match bits >> 16 & 0xff {
+        0 => FingerprintRule::Ignore,
+        1 => FingerprintRule::Count,
+        _ => FingerprintRule::Enforce,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policies() -> [Policy; 3] {
+        [
+            Policy::default(),
+            Policy::default()
+                .lease(Duration::from_secs(1))
+                .replay_ttl(Duration::from_secs(2))
+                .dedupe_ttl(Duration::from_secs(3))
+                .late_grace(Duration::ZERO)
+                .on_lease_end(OnLeaseEnd::Park)
+                .on_orphan(OnOrphan::KeepLease)
+                .fingerprint(FingerprintRule::Ignore)
+                .fingerprint_required(true),
+            Policy::default()
+                .on_orphan(OnOrphan::Park)
+                .fingerprint(FingerprintRule::Count)
+                .dedupe_ttl(crate::policy::DEDUPE_TTL_MAX),
+        ]
+    }
+
+    #[test]
+    fn a_policy_comes_back_from_its_cell() {
+        for policy in policies() {
+            assert_eq!(PolicyCell::new(&policy).load(), policy);
+        }
+    }
+
+    #[test]
+    fn readers_never_see_parts_of_two_policies() {
+        let all = policies();
+        let cell = PolicyCell::new(&all[0]);
+        let rounds = if cfg!(miri) { 20 } else { 20_000 };
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..rounds).for_each(|round| cell.store(&all[round % all.len()])));
+            for _ in 0..rounds {
+                assert!(all.contains(&cell.load()));
+            }
+        });
+    }
+}

@@ -1,0 +1,213 @@
+//! Reading segments at open: record by record, by positioned reads.
+//!
+//! An I/O error is an error, never the end of the log; and no page is touched through a mapping, so
+//! a bad disk answers with a code, not with a signal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::checksum::Place;
+use crate::error::OpenError;
+use crate::format::record::{self, Extents, Flaw, HEADER_BYTES, Record, padded};
+use crate::format::segment::{
+    self, DATA_START, TRAILER_BYTES, Trailer, data_limit, trailer_offset,
+};
+use crate::format::{FORMAT_MAJOR, FORMAT_MINOR};
+use crate::types::{Generation, Location, SegmentId, Timestamp};
+use crate::wal::data_file::DataFile;
+
+/// Segments are read in pieces of this, so that an empty one costs one small read.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A segment as its header and its trailer describe it.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    pub(super) id: SegmentId,
+    pub(super) file: Arc<DataFile>,
+    pub(super) generation: Generation,
+    pub(super) place: Place,
+    pub(super) trailer: Option<Trailer>,
+}
+
+impl Sealed {
+    /// Reads header and trailer. A bad header is damage: it was synced before the file was listed.
+    pub(super) fn read(
+        store_id: &[u8; 16],
+        file: &Arc<DataFile>,
+        id: SegmentId,
+    ) -> Result<Self, OpenError> {
+        let start = file.segment_offset(id);
+        let mut head = [0; segment::HEADER_BYTES];
+        read(file, &mut head, start)?;
+        let header = segment::Header::decode(&head, store_id, id)
+            .map_err(|flaw| corrupt(file, start, flaw.to_string()))?;
+        let place = Place::segment(store_id, id, header.generation);
+        let segment_bytes = file.header().segment_bytes;
+        let mut tail = [0; TRAILER_BYTES];
+        read(file, &mut tail, start + u64::from(trailer_offset(segment_bytes)))?;
+        let trailer = Trailer::decode(&tail, place, header.generation, segment_bytes);
+        Ok(Self { id, file: Arc::clone(file), generation: header.generation, place, trailer })
+    }
+
+    pub(super) fn corrupt(&self, offset: u32, what: impl Into<String>) -> OpenError {
+        corrupt(&self.file, self.file.segment_offset(self.id) + u64::from(offset), what.into())
+    }
+}
+
+pub(super) fn corrupt(file: &DataFile, offset: u64, what: String) -> OpenError {
+    OpenError::Corrupt { path: file.path().to_owned(), offset, what }
+}
+
+fn read(file: &DataFile, buffer: &mut [u8], offset: u64) -> Result<(), OpenError> {
+    file.read_at(buffer, offset)
+        .map_err(|error| OpenError::io("read", file.path().to_owned(), error))
+}
+
+/// What a scan found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Scan {
+    /// Where the valid records end.
+    pub(super) end: u32,
+    pub(super) records: u64,
+    pub(super) skipped: u64,
+    pub(super) max_expires: Timestamp,
+    /// Bytes behind `end` that are not zero, and how many of them look like records, within the
+    /// piece that was read.
+    pub(super) beyond_bytes: u64,
+    pub(super) beyond_records: u64,
+}
+
+/// Reads segments one after the other into one buffer.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    buffer: Vec<u8>,
+    loaded: usize,
+}
+
+impl Scanner {
+    pub(super) fn new(segment_bytes: u32) -> Self {
+        Self { buffer: vec![0; segment_bytes as usize], loaded: 0 }
+    }
+
+    /// Shows every valid record of the segment to `visit`, with its offset and with what of the
+    /// segment is in memory. Stops at the first that is none, and where the trailer says so.
+    pub(super) fn scan(
+        &mut self,
+        segment: &Sealed,
+        mut visit: impl FnMut(&Record<'_>, u32, &[u8]) -> Result<(), OpenError>,
+    ) -> Result<Scan, OpenError> {
+        let segment_bytes = segment.file.header().segment_bytes;
+        let limit = segment.trailer.map_or(data_limit(segment_bytes), |trailer| trailer.data_end);
+        let mut scan = Scan { end: DATA_START, ..Scan::default() };
+        self.loaded = 0;
+        loop {
+            let at = scan.end as usize;
+            let room = limit as usize - at;
+            if room < HEADER_BYTES {
+                break;
+            }
+            self.load(segment, at + HEADER_BYTES)?;
+            let Ok(sizes) = Extents::peek(&self.buffer[at..at + HEADER_BYTES], room) else { break };
+            self.load(segment, at + sizes.len)?;
+            let bytes = &self.buffer[at..at + sizes.len];
+            let len = padded(sizes.len) as u32;
+            match Record::decode(bytes, segment.place, scan.end) {
+                Ok(record) if record.check_body().is_ok() => {
+                    visit(&record, scan.end, &self.buffer[..self.loaded])?;
+                    scan.records += 1;
+                    scan.max_expires = scan.max_expires.max(record.expires);
+                }
+                Ok(_) | Err(Flaw::Crc | Flaw::Length | Flaw::Empty | Flaw::BodyCrc) => break,
+                Err(flaw) if record::is_skippable(flaw) => scan.skipped += 1,
+                Err(Flaw::Kind(kind)) => {
+                    return Err(OpenError::UnsupportedFormat {
+                        path: segment.file.path().to_owned(),
+                        major: FORMAT_MAJOR,
+                        minor: FORMAT_MINOR,
+                        features: u64::from(kind),
+                        supported: FORMAT_MAJOR,
+                    });
+                }
+                // The checksum is right, so this is no torn write.
+                Err(flaw @ (Flaw::Reserved | Flaw::Ext)) => {
+                    return Err(segment.corrupt(scan.end, flaw.to_string()));
+                }
+            }
+            scan.end += len;
+        }
+        self.look_beyond(segment, &mut scan);
+        Ok(scan)
+    }
+
+    /// Loads the segment up to `end` at least.
+    fn load(&mut self, segment: &Sealed, end: usize) -> Result<(), OpenError> {
+        if end > self.loaded {
+            let to = end.next_multiple_of(PIECE_BYTES).min(self.buffer.len());
+            let start = segment.file.segment_offset(segment.id) + self.loaded as u64;
+            read(&segment.file, &mut self.buffer[self.loaded..to], start)?;
+            self.loaded = to;
+        }
+        Ok(())
+    }
+
+    /// Counts what lies behind the end, in what was loaded anyway.
+    fn look_beyond(&self, segment: &Sealed, scan: &mut Scan) {
+        let limit = data_limit(segment.file.header().segment_bytes) as usize;
+        let loaded = self.loaded.min(limit);
+        let end = scan.end as usize;
+        let Some(beyond) = self.buffer.get(end..loaded) else { return };
+        let last = beyond.iter().rposition(|byte| *byte != 0);
+        scan.beyond_bytes = last.map_or(0, |last| last as u64 + 1);
+        if last.is_some() {
+            let starts = (end..loaded).step_by(Location::UNIT_BYTES);
+            let is_record = |at: &usize| {
+                Record::decode(&self.buffer[*at..loaded], segment.place, *at as u32).is_ok()
+            };
+            scan.beyond_records = starts.filter(is_record).count() as u64;
+        }
+    }
+}
+
+/// Reads single records that were scanned before.
+#[derive(Debug)]
+pub(super) struct Records<'a> {
+    segments: HashMap<SegmentId, &'a Sealed>,
+    segment_bytes: u32,
+    scratch: Vec<u8>,
+}
+
+impl<'a> Records<'a> {
+    pub(super) fn new(segments: &'a [Sealed], segment_bytes: u32) -> Self {
+        let segments = segments.iter().map(|segment| (segment.id, segment)).collect();
+        Self { segments, segment_bytes, scratch: Vec::new() }
+    }
+
+    /// Shows the record at `location`, which lies in the loaded part of the segment under scan or
+    /// is read from its file.
+    pub(super) fn with<T>(
+        &mut self,
+        location: Location,
+        current: Option<(SegmentId, &[u8])>,
+        view: impl FnOnce(&Record<'_>) -> T,
+    ) -> Result<T, OpenError> {
+        let (id, offset) = location.split(self.segment_bytes);
+        let Some(segment) = self.segments.get(&id) else {
+            unreachable!("segment {} was never scanned", id.0)
+        };
+        let gone = |flaw: Flaw| segment.corrupt(offset, flaw.to_string());
+        if let Some((_, loaded)) = current.filter(|(current, _)| *current == id) {
+            let record = Record::decode(&loaded[offset as usize..], segment.place, offset);
+            return record.map(|record| view(&record)).map_err(gone);
+        }
+        let start = segment.file.segment_offset(id) + u64::from(offset);
+        self.scratch.resize(HEADER_BYTES, 0);
+        read(&segment.file, &mut self.scratch, start)?;
+        let room = self.segment_bytes - offset;
+        let sizes = Extents::peek(&self.scratch, room as usize).map_err(gone)?;
+        self.scratch.resize(sizes.len, 0);
+        let rest = start + HEADER_BYTES as u64;
+        read(&segment.file, &mut self.scratch[HEADER_BYTES..], rest)?;
+        let record = Record::decode(&self.scratch, segment.place, offset);
+        record.map(|record| view(&record)).map_err(gone)
+    }
+}

@@ -1,0 +1,281 @@
+//! What an operator does: `resolve`, `forget`, and the list of orphans.
+//!
+//! Whatever an operator writes takes a new token, so that it wins over everything the key's past
+//! owners wrote or may still try to write (R1).
+
+use super::exits::{CompleteRequest, release_record};
+use super::namespaces::NamespaceState;
+use super::state::{self, Standing, held_bytes, is_orphan};
+use super::{Ack, Answered, Engine, Found, Settle};
+use crate::answer::{Completion, EndCause, KeyState, Orphan};
+use crate::checksum::crc32;
+use crate::error::{ForgetError, ResolveError, StoreError};
+use crate::format::record::{Draft, Ext, Kind, Record};
+use crate::table::Slot;
+use crate::types::{FencingToken, NamespaceId, Timestamp};
+use crate::wal::lane::RoomChange;
+
+/// Longest reason, and longest name of an actor, in bytes.
+pub(crate) const FORGET_TEXT_BYTES_MAX: usize = 255;
+
+/// How an unfinished claim ended after all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ResolveRequest<'a> {
+    /// The work was done, with this outcome.
+    Completed(CompleteRequest<'a>),
+    /// The work was not done: the key is free.
+    NotDone(Option<Ack>),
+}
+
+/// What can be resolved, or why not.
+enum Resolvable<'a> {
+    Yes(Found<'a>),
+    No(ResolveError, Option<Settle>),
+}
+
+impl Engine {
+    /// Decides an unfinished claim that nobody holds.
+    pub(crate) fn resolve(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        request: &ResolveRequest<'_>,
+    ) -> Answered<Option<Completion>, ResolveError> {
+        self.try_resolve(namespace, key, token, request).unwrap_or_else(|error| Err(error).into())
+    }
+
+    fn try_resolve(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        token: FencingToken,
+        request: &ResolveRequest<'_>,
+    ) -> Result<Answered<Option<Completion>, ResolveError>, ResolveError> {
+        self.check_change(key)?;
+        let prepared = match request {
+            ResolveRequest::Completed(request) => {
+                Some(self.prepare(&namespace.policy.load(), request)?)
+            }
+            ResolveRequest::NotDone(_) => None,
+        };
+        let hash = namespace.hasher.hash(key);
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let mut shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let Some(found) = self.find(&shard, namespace.id, key, hash)? else {
+                return Err(ResolveError::Forgotten);
+            };
+            let found = match self.resolvable(found, token)? {
+                Resolvable::Yes(found) => found,
+                Resolvable::No(error, settle) => {
+                    return Ok(Answered { result: Err(error), settle });
+                }
+            };
+            let Some(new_token) = self.next_token(&mut shard) else {
+                drop(shard);
+                self.renew_tokens(hash)?;
+                continue;
+            };
+            let old = &found.record;
+            let first_token = Some(old.first_token());
+            match (request, &prepared) {
+                (ResolveRequest::Completed(request), Some(prepared)) => {
+                    let ext = Ext { first_token, previous: None, ..old.ext };
+                    let stored = self.store_outcome(
+                        shard,
+                        &found,
+                        new_token,
+                        ext,
+                        prepared,
+                        now,
+                        growths,
+                        &mut no_room,
+                    );
+                    if let Some(completion) = stored? {
+                        return Ok(self.changed(Some(completion), request.ack));
+                    }
+                }
+                (ResolveRequest::NotDone(ack), _) => {
+                    let (record, change) = release_record(old, now.lower);
+                    let ext = Ext { first_token, ..record.ext };
+                    let draft = Draft::new(&Record { token: new_token, ext, ..record });
+                    let is_exit = draft.padded_len() as u64 <= change.release;
+                    let location = self.append(&draft, RoomChange { is_exit, ..change })?;
+                    if location.is_some() {
+                        shard.table.remove(found.position);
+                        drop(shard);
+                        return Ok(self.changed(None, *ack));
+                    }
+                    drop(shard);
+                    if let Some(cause) = no_room.take() {
+                        return Err(StoreError::Io(cause).into());
+                    }
+                    no_room = self.make_room(growths)?;
+                }
+                (ResolveRequest::Completed(_), None) => unreachable!("prepared above"),
+            }
+        }
+    }
+
+    fn resolvable<'a>(
+        &self,
+        found: Found<'a>,
+        token: FencingToken,
+    ) -> Result<Resolvable<'a>, StoreError> {
+        let record = &found.record;
+        let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
+        let fenced = ResolveError::Fenced { held: token, current: record.token };
+        Ok(match Standing::of(record, now, self.open_epoch) {
+            Standing::Absent => Resolvable::No(ResolveError::Forgotten, None),
+            Standing::Done => {
+                self.wal.segments.check_body(record, found.location)?;
+                let outcome = Box::new(state::outcome(record, now));
+                let settle = self.shown(Ok::<_, StoreError>(()), &found).settle;
+                Resolvable::No(ResolveError::AlreadyCompleted(outcome), settle)
+            }
+            _ if record.token != token => Resolvable::No(fenced, None),
+            Standing::Held => Resolvable::No(ResolveError::InProgress, None),
+            Standing::Lapsed(_) | Standing::Overdue | Standing::Parked(_) => Resolvable::Yes(found),
+        })
+    }
+
+    /// Removes a key on purpose, whatever its state, and says what it was. Who did it and why is
+    /// written down with it.
+    pub(crate) fn forget(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        reason: &str,
+        actor: &str,
+        ack: Option<Ack>,
+    ) -> Answered<Option<KeyState>, ForgetError> {
+        match self.try_forget(namespace, key, reason, actor) {
+            Ok(None) => Ok(None).into(),
+            Ok(state) => self.changed(state, ack),
+            Err(error) => Err(error).into(),
+        }
+    }
+
+    fn try_forget(
+        &self,
+        namespace: &NamespaceState,
+        key: &[u8],
+        reason: &str,
+        actor: &str,
+    ) -> Result<Option<KeyState>, ForgetError> {
+        let longest = reason.len().max(actor.len());
+        if longest > FORGET_TEXT_BYTES_MAX {
+            return Err(ForgetError::TextLength { len: longest });
+        }
+        self.check_change(key)?;
+        // The actor's length, the actor, the reason.
+        let mut body = vec![actor.len() as u8];
+        body.extend_from_slice(actor.as_bytes());
+        body.extend_from_slice(reason.as_bytes());
+        let hash = namespace.hasher.hash(key);
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let mut shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let Some(found) = self.find(&shard, namespace.id, key, hash)? else {
+                return Ok(None);
+            };
+            let old = &found.record;
+            let judged = self.timeline.judge(now, [old.until, old.expires]);
+            let Some(state) = key_state(Standing::of(old, judged, self.open_epoch)) else {
+                return Ok(None);
+            };
+            let Some(token) = self.next_token(&mut shard) else {
+                drop(shard);
+                self.renew_tokens(hash)?;
+                continue;
+            };
+            let release = held_bytes(old);
+            let record = Record {
+                kind: Kind::Forget,
+                flags: old.flags.rules_only(),
+                token,
+                at: now.lower,
+                body_len: body.len() as u32,
+                body_crc: crc32(&body),
+                ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
+                body: &body,
+                ..*old
+            };
+            let draft = Draft::new(&record);
+            let is_exit = draft.padded_len() as u64 <= release;
+            let change = RoomChange { release, reserve: 0, is_exit };
+            if self.append(&draft, change)?.is_some() {
+                shard.table.remove(found.position);
+                return Ok(Some(state));
+            }
+            drop(shard);
+            if let Some(cause) = no_room.take() {
+                return Err(ForgetError::Full { cause });
+            }
+            no_room = self.make_room(growths)?;
+        }
+    }
+
+    /// All unfinished claims of earlier opens, of one namespace or of all. Locks one shard after
+    /// the other, and reads the records behind the unfinished entries.
+    pub(crate) fn orphans(&self, of: Option<NamespaceId>) -> Result<Vec<Orphan>, StoreError> {
+        self.check_process()?;
+        let mut orphans = Vec::new();
+        for index in 0..self.shards.len() {
+            let shard = self.shards[index].lock(&self.wal.poison);
+            if shard.is_closed {
+                return Err(StoreError::Closed);
+            }
+            shard.table.for_each(|_, slot: Slot| {
+                if !slot.is_done() {
+                    let record = self.wal.segments.record(slot.location())?;
+                    if of.is_none_or(|of| of == record.namespace) {
+                        orphans.extend(self.orphan(&record));
+                    }
+                }
+                Ok::<_, StoreError>(())
+            })?;
+        }
+        orphans.sort_by_key(|orphan: &Orphan| orphan.token);
+        Ok(orphans)
+    }
+
+    fn orphan(&self, record: &Record<'_>) -> Option<Orphan> {
+        let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
+        let standing = Standing::of(record, now, self.open_epoch);
+        let is_ours = match standing {
+            Standing::Parked(cause) => cause == EndCause::Orphaned,
+            Standing::Absent | Standing::Done => false,
+            Standing::Held | Standing::Lapsed(_) | Standing::Overdue => {
+                is_orphan(record, self.open_epoch)
+            }
+        };
+        let state = key_state(standing).filter(|_| is_ours)?;
+        let namespace = self.namespaces.by_id(record.namespace)?;
+        Some(Orphan {
+            namespace: namespace.name.clone(),
+            key: record.key.to_vec(),
+            state,
+            token: record.token,
+            attempt: record.attempt,
+            at: record.at,
+            expires: if state == KeyState::Parked { Timestamp::MAX } else { record.expires },
+            reference: record.ext.reference,
+        })
+    }
+}
+
+fn key_state(standing: Standing) -> Option<KeyState> {
+    Some(match standing {
+        Standing::Absent => return None,
+        Standing::Held => KeyState::InProgress,
+        Standing::Lapsed(_) => KeyState::Lapsed,
+        Standing::Overdue | Standing::Parked(_) => KeyState::Parked,
+        Standing::Done => KeyState::Completed,
+    })
+}

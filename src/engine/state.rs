@@ -1,0 +1,139 @@
+//! What a record means now: pure functions of the record, the time and the open epoch.
+//!
+//! The states of a key, and which call leads where, stand in docs/STATES.md; `tests/states.rs`
+//! walks every cell of that table.
+
+use crate::answer::{
+    EndCause, InProgress, KeyState, Lapsed, Mismatch, Outcome, Parked, Previous, StoredBody,
+};
+use crate::format::record::{BodyState, Kind, ParkedBy, Record, bodyless_bytes_max};
+use crate::policy::{OnLeaseEnd, OnOrphan};
+use crate::types::{Epoch, Timestamp};
+
+/// The state of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Standing {
+    /// No record, or one that says nothing any more.
+    Absent,
+    /// Claimed, its lease running.
+    Held,
+    /// Claimed, held by nobody, up for the next claim.
+    Lapsed(EndCause),
+    /// Claimed, its lease over, under a rule that parks. The owner may still finish.
+    Overdue,
+    /// Parked by its owner, or orphaned under a rule that parks: nobody finishes it late.
+    Parked(EndCause),
+    /// Completed.
+    Done,
+}
+
+impl Standing {
+    /// What `record` says at `now`, to a store opened in `open_epoch`.
+    #[inline]
+    pub(crate) fn of(record: &Record<'_>, now: Timestamp, open_epoch: Epoch) -> Self {
+        match record.kind {
+            Kind::Complete if now < record.expires => Self::Done,
+            Kind::Park => Self::Parked(match record.flags.parked_by() {
+                ParkedBy::Owner => EndCause::Parked,
+                ParkedBy::Orphaned => EndCause::Orphaned,
+            }),
+            Kind::Claim | Kind::Renew if now < record.expires => {
+                let orphan_rule = is_orphan(record, open_epoch).then(|| record.flags.on_orphan());
+                match (orphan_rule, record.flags.on_lease_end()) {
+                    (Some(OnOrphan::Reclaim), _) => Self::Lapsed(EndCause::Orphaned),
+                    (Some(OnOrphan::Park), _) => Self::Parked(EndCause::Orphaned),
+                    _ if now < record.until => Self::Held,
+                    (_, OnLeaseEnd::Reclaim) => Self::Lapsed(EndCause::LeaseEnded),
+                    (_, OnLeaseEnd::Park) => Self::Overdue,
+                }
+            }
+            Kind::Complete | Kind::Claim | Kind::Renew | Kind::Release | Kind::Forget => {
+                Self::Absent
+            }
+        }
+    }
+}
+
+/// Whether the claim was made in an earlier open, so that its owner is gone.
+pub(crate) fn is_orphan(record: &Record<'_>, open_epoch: Epoch) -> bool {
+    record.token.epoch() < open_epoch
+}
+
+/// Room that a key's current record keeps reserved for its exits.
+pub(crate) fn held_bytes(record: &Record<'_>) -> u64 {
+    let exit = bodyless_bytes_max(record.key.len()) as u64;
+    match record.kind {
+        Kind::Claim => 2 * exit,
+        Kind::Renew if record.flags.has_renewal_room() => 2 * exit,
+        Kind::Park if !record.flags.has_renewal_room() => 0,
+        Kind::Renew | Kind::Park => exit,
+        Kind::Complete | Kind::Release | Kind::Forget => 0,
+    }
+}
+
+pub(crate) fn in_progress(record: &Record<'_>, now: Timestamp) -> InProgress {
+    InProgress {
+        token: record.token,
+        attempt: record.attempt,
+        at: record.at,
+        deadline: record.until,
+        lease_left: record.until.since(now),
+        expires: record.expires,
+        reference: record.ext.reference,
+    }
+}
+
+pub(crate) fn lapsed(record: &Record<'_>, cause: EndCause) -> Lapsed {
+    Lapsed {
+        token: record.token,
+        attempt: record.attempt,
+        at: record.at,
+        cause,
+        expires: record.expires,
+        reference: record.ext.reference,
+    }
+}
+
+pub(crate) fn parked(record: &Record<'_>, cause: EndCause) -> Parked {
+    // A claim that is parked by time has been since its lease ended.
+    let at = if cause == EndCause::LeaseEnded { record.until } else { record.at };
+    let (token, attempt) = (record.token, record.attempt);
+    Parked { token, attempt, at, cause, reference: record.ext.reference }
+}
+
+pub(crate) fn mismatch(record: &Record<'_>, standing: Standing) -> Mismatch {
+    let (state, expires) = match standing {
+        Standing::Held => (KeyState::InProgress, record.expires),
+        Standing::Absent | Standing::Lapsed(_) => (KeyState::Lapsed, record.expires),
+        Standing::Overdue | Standing::Parked(_) => (KeyState::Parked, Timestamp::MAX),
+        Standing::Done => (KeyState::Completed, record.expires),
+    };
+    let (token, at) = (record.token, record.at);
+    Mismatch { state, token, at, expires, reference: record.ext.reference }
+}
+
+/// The outcome in a completion. The caller has checked the body.
+pub(crate) fn outcome(record: &Record<'_>, now: Timestamp) -> Outcome {
+    let body = match record.flags.body() {
+        BodyState::Kept if now < record.until => StoredBody::Bytes(record.body.into()),
+        BodyState::Kept | BodyState::ReplayOver => StoredBody::Expired,
+        BodyState::None => StoredBody::None,
+        BodyState::TooLarge => StoredBody::TooLarge { len: record.body_len },
+    };
+    Outcome {
+        body,
+        code: record.code,
+        reference: record.ext.reference,
+        token: record.token,
+        first_token: record.first_token(),
+        attempt: record.attempt,
+        at: record.at,
+        age: now.since(record.at),
+        expires: record.expires,
+    }
+}
+
+/// The claim that a new one takes over from.
+pub(crate) fn previous(record: &Record<'_>, cause: EndCause) -> Previous {
+    Previous { token: record.token, at: record.at, cause }
+}

@@ -1,0 +1,701 @@
+//! Records: one framed, checksummed unit of the WAL.
+//!
+//! ```text
+//!  0  len 4 | crc 4                                       one 8-byte store, the last one
+//!  8  kind 1 | flags 1 | key_len 2 | body_len 4 | token 8
+//! 24  key_hash 8 | namespace 4 | body_crc 4
+//! 40  expires_ms 6 | until_ms 6 | at_ms 6 | code 2 | attempt 2 | ext_len 2
+//! 64  ext | key | body | pad to 16
+//! ```
+//!
+//! `len` is what the record takes without the pad. `crc` is `crc32(bytes 8..64 + ext + key)` XOR the
+//! mask of its place (segment, generation, offset, len). The body has a checksum of its own, not
+//! masked, so that a copy keeps it. A length of zero is the end of what was written.
+//!
+//! Invariants
+//! - F1  A record is valid iff its length fits, its masked CRC matches, its kind is known and its
+//!   reserved bits are zero. Its body is valid iff `body_crc` matches.
+//! - F2  What a record says depends on nothing outside it but the clock and the open epoch: the
+//!   rules it was made under are in its flags.
+
+use smallvec::SmallVec;
+
+use super::{Fields, FieldsMut};
+use crate::checksum::{Place, crc32};
+use crate::policy::{OnLeaseEnd, OnOrphan};
+use crate::types::{
+    FencingToken, Fingerprint, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Reference, Timestamp,
+};
+
+pub(crate) const HEADER_BYTES: usize = 64;
+/// `len` and `crc`.
+pub(crate) const WORD_BYTES: usize = 8;
+/// Zero bytes behind the last record, overwritten by the next one. Recovery does not rely on them.
+pub(crate) const TERMINATOR_BYTES: usize = Location::UNIT_BYTES;
+/// No record this version writes has longer extensions.
+pub(crate) const EXT_BYTES_MAX: usize = 96;
+
+const _: () = {
+    assert!(HEADER_BYTES.is_multiple_of(Location::UNIT_BYTES));
+    assert!(2 * 5 + FINGERPRINT_BYTES + 16 + 8 + PREVIOUS_BYTES + 16 <= EXT_BYTES_MAX);
+};
+
+/// Bytes from one record's start to the next one's, for a record of `len` bytes.
+pub(crate) const fn padded(len: usize) -> usize {
+    len.next_multiple_of(Location::UNIT_BYTES)
+}
+
+/// The most that a record without a body takes, for a key of `key_len` bytes: what a granted claim
+/// keeps reserved for each of its exits.
+pub(crate) const fn bodyless_bytes_max(key_len: usize) -> usize {
+    padded(HEADER_BYTES + EXT_BYTES_MAX + key_len)
+}
+
+/// What a record does to its key. Bit 7 of an unknown kind means that a reader may skip it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Claim = 1,
+    Complete = 2,
+    Release = 3,
+    Renew = 4,
+    Forget = 5,
+    // 6 and 7 are left free: marks have their own place, and sealed segments a trailer.
+    Park = 8,
+}
+
+impl Kind {
+    const SKIPPABLE: u8 = 0x80;
+
+    fn decode(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Claim,
+            2 => Self::Complete,
+            3 => Self::Release,
+            4 => Self::Renew,
+            5 => Self::Forget,
+            8 => Self::Park,
+            _ => return None,
+        })
+    }
+
+    /// Order of records that bear one token (R1): the higher one is the later.
+    pub(crate) fn rank(self) -> u8 {
+        match self {
+            Self::Claim => 0,
+            Self::Renew => 1,
+            Self::Park => 2,
+            Self::Complete | Self::Release => 3,
+            Self::Forget => 4,
+        }
+    }
+}
+
+/// What became of a completion's body.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub(crate) enum BodyState {
+    Kept = 0,
+    /// None was given.
+    None = 1,
+    /// It did not fit: the limit, or the disk.
+    TooLarge = 2,
+    /// Its replay window is over, or never was.
+    ReplayOver = 3,
+}
+
+/// Why a key is parked.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub(crate) enum ParkedBy {
+    /// Its owner called `park`.
+    Owner = 0,
+    /// Its owner died.
+    Orphaned = 1,
+}
+
+/// The flags byte, see docs/FORMAT.md.
+///
+/// Bits 0-1 body state (completion) or park reason (park), bit 2 gated, bit 3 no renewal room,
+/// bit 4 reserved, bit 5 park on lease end, bits 6-7 orphan rule.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct Flags(u8);
+
+impl Flags {
+    const GATED: u8 = 1 << 2;
+    const NO_RENEWAL_ROOM: u8 = 1 << 3;
+    const RESERVED: u8 = 1 << 4;
+    const PARK_ON_LEASE_END: u8 = 1 << 5;
+    const ORPHAN_SHIFT: u32 = 6;
+
+    /// The rules a claim is made under; they stay with the key until it is free again.
+    pub(crate) fn rules(on_lease_end: OnLeaseEnd, on_orphan: OnOrphan) -> Self {
+        let park = match on_lease_end {
+            OnLeaseEnd::Reclaim => 0,
+            OnLeaseEnd::Park => Self::PARK_ON_LEASE_END,
+        };
+        let orphan = match on_orphan {
+            // Worked out by the policy; written as the plain rule should one slip through.
+            OnOrphan::AsLeaseEnd | OnOrphan::Reclaim => 0,
+            OnOrphan::Park => 1,
+            OnOrphan::KeepLease => 2,
+        };
+        Self(park | orphan << Self::ORPHAN_SHIFT)
+    }
+
+    /// Only the rules, as a new record about the same claim inherits them.
+    pub(crate) fn rules_only(self) -> Self {
+        Self(self.0 & (Self::PARK_ON_LEASE_END | 3 << Self::ORPHAN_SHIFT))
+    }
+
+    pub(crate) fn with_body(self, state: BodyState) -> Self {
+        Self(self.0 & !3 | state as u8)
+    }
+
+    pub(crate) fn with_parked_by(self, parked_by: ParkedBy) -> Self {
+        Self(self.0 & !3 | parked_by as u8)
+    }
+
+    /// Marks an outcome that nobody may see before it is durable (R19).
+    pub(crate) fn with_gate(self, gated: bool) -> Self {
+        if gated { Self(self.0 | Self::GATED) } else { self }
+    }
+
+    /// Marks a renewal that used up the room its claim had reserved for one.
+    pub(crate) fn without_renewal_room(self) -> Self {
+        Self(self.0 | Self::NO_RENEWAL_ROOM)
+    }
+
+    pub(crate) fn body(self) -> BodyState {
+        match self.0 & 3 {
+            0 => BodyState::Kept,
+            1 => BodyState::None,
+            2 => BodyState::TooLarge,
+            _ => BodyState::ReplayOver,
+        }
+    }
+
+    pub(crate) fn parked_by(self) -> ParkedBy {
+        if self.0 & 3 == 0 { ParkedBy::Owner } else { ParkedBy::Orphaned }
+    }
+
+    pub(crate) fn gated(self) -> bool {
+        self.0 & Self::GATED != 0
+    }
+
+    pub(crate) fn has_renewal_room(self) -> bool {
+        self.0 & Self::NO_RENEWAL_ROOM == 0
+    }
+
+    pub(crate) fn on_lease_end(self) -> OnLeaseEnd {
+        if self.0 & Self::PARK_ON_LEASE_END == 0 { OnLeaseEnd::Reclaim } else { OnLeaseEnd::Park }
+    }
+
+    pub(crate) fn on_orphan(self) -> OnOrphan {
+        match self.0 >> Self::ORPHAN_SHIFT {
+            0 => OnOrphan::Reclaim,
+            1 => OnOrphan::Park,
+            _ => OnOrphan::KeepLease,
+        }
+    }
+
+    /// Whether `kind` can bear these flags.
+    fn valid_for(self, kind: Kind) -> bool {
+        let low = self.0 & 3;
+        let low_is_valid = match kind {
+            Kind::Complete => true,
+            Kind::Park => low <= ParkedBy::Orphaned as u8,
+            // The body of a forget (who and why) is kept.
+            Kind::Claim | Kind::Renew | Kind::Release | Kind::Forget => low == 0,
+        };
+        low_is_valid && self.0 & Self::RESERVED == 0 && self.0 >> Self::ORPHAN_SHIFT <= 2
+    }
+}
+
+/// Who held the key before, and why no longer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct PreviousClaim {
+    pub(crate) token: FencingToken,
+    pub(crate) at: Timestamp,
+    pub(crate) orphaned: bool,
+}
+
+/// The optional parts of a record: tag, length, value, in rising order of tags. Bit 7 of an unknown
+/// tag means that a reader may skip it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Ext {
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) reference: Option<Reference>,
+    /// The token of the first attempt, when this is a later one.
+    pub(crate) first_token: Option<FencingToken>,
+    pub(crate) previous: Option<PreviousClaim>,
+    /// Of a body that is not kept.
+    pub(crate) body_digest: Option<[u8; 16]>,
+}
+
+const TAG_FINGERPRINT: u8 = 1;
+const TAG_REFERENCE: u8 = 2;
+const TAG_FIRST_TOKEN: u8 = 3;
+const TAG_PREVIOUS: u8 = 4;
+const TAG_BODY_DIGEST: u8 = 5;
+const TAG_SKIPPABLE: u8 = 0x80;
+
+const FINGERPRINT_BYTES: usize = 17;
+const PREVIOUS_BYTES: usize = 15;
+
+impl Ext {
+    fn encode(&self, to: &mut HeadBytes) {
+        if let Some(fingerprint) = self.fingerprint {
+            to.extend_from_slice(&[TAG_FINGERPRINT, FINGERPRINT_BYTES as u8]);
+            to.push(fingerprint.algorithm());
+            to.extend_from_slice(&fingerprint.digest());
+        }
+        if let Some(reference) = self.reference {
+            to.extend_from_slice(&[TAG_REFERENCE, 16]);
+            to.extend_from_slice(&reference.0);
+        }
+        if let Some(token) = self.first_token {
+            to.extend_from_slice(&[TAG_FIRST_TOKEN, 8]);
+            to.extend_from_slice(&token.get().to_le_bytes());
+        }
+        if let Some(previous) = self.previous {
+            to.extend_from_slice(&[TAG_PREVIOUS, PREVIOUS_BYTES as u8]);
+            to.extend_from_slice(&previous.token.get().to_le_bytes());
+            to.extend_from_slice(&previous.at.ms().to_le_bytes()[..6]);
+            to.push(u8::from(previous.orphaned));
+        }
+        if let Some(digest) = self.body_digest {
+            to.extend_from_slice(&[TAG_BODY_DIGEST, 16]);
+            to.extend_from_slice(&digest);
+        }
+    }
+
+    fn decode(mut bytes: &[u8]) -> Result<Self, Flaw> {
+        let mut ext = Self::default();
+        let mut last_tag = 0;
+        while let [tag, len, rest @ ..] = bytes {
+            let value = rest.get(..usize::from(*len)).ok_or(Flaw::Ext)?;
+            bytes = &rest[value.len()..];
+            if *tag <= last_tag {
+                return Err(Flaw::Ext);
+            }
+            last_tag = *tag;
+            let mut fields = Fields::new(value);
+            match (*tag, value.len()) {
+                (TAG_FINGERPRINT, FINGERPRINT_BYTES) => {
+                    ext.fingerprint = Some(Fingerprint::from_parts(fields.u8(), fields.array()));
+                }
+                (TAG_REFERENCE, 16) => ext.reference = Some(Reference(fields.array())),
+                (TAG_FIRST_TOKEN, 8) => {
+                    ext.first_token = Some(FencingToken::from_raw(fields.u64()));
+                }
+                (TAG_PREVIOUS, PREVIOUS_BYTES) => {
+                    let token = FencingToken::from_raw(fields.u64());
+                    let at = Timestamp::from_ms(fields.u48());
+                    let orphaned = match fields.u8() {
+                        0 => false,
+                        1 => true,
+                        _ => return Err(Flaw::Ext),
+                    };
+                    ext.previous = Some(PreviousClaim { token, at, orphaned });
+                }
+                (TAG_BODY_DIGEST, 16) => ext.body_digest = Some(fields.array()),
+                (tag, _) if tag & TAG_SKIPPABLE != 0 => {}
+                _ => return Err(Flaw::Ext),
+            }
+        }
+        if bytes.is_empty() { Ok(ext) } else { Err(Flaw::Ext) }
+    }
+}
+
+/// Why bytes are no valid record.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub(crate) enum Flaw {
+    #[error("no record: the length is zero")]
+    Empty,
+    #[error("the length does not fit")]
+    Length,
+    #[error("the checksum does not match")]
+    Crc,
+    #[error("the body's checksum does not match")]
+    BodyCrc,
+    #[error("the record is of unknown kind {0}, made by a newer version")]
+    Kind(u8),
+    #[error("reserved bits are set, or a field is out of range")]
+    Reserved,
+    #[error("the extensions cannot be read")]
+    Ext,
+}
+
+/// A record as it lies in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Record<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) flags: Flags,
+    pub(crate) token: FencingToken,
+    pub(crate) key_hash: KeyHash,
+    pub(crate) namespace: NamespaceId,
+    /// From here on the record says nothing any more: an unfinished claim is forgotten, a
+    /// completed key is new again.
+    pub(crate) expires: Timestamp,
+    /// Claim and renewal: end of the lease. Completion: end of the replay window.
+    pub(crate) until: Timestamp,
+    /// When the record was made.
+    pub(crate) at: Timestamp,
+    pub(crate) code: u16,
+    pub(crate) attempt: u16,
+    /// Length of the body that was given, also when it is not kept.
+    pub(crate) body_len: u32,
+    pub(crate) body_crc: u32,
+    pub(crate) ext: Ext,
+    pub(crate) key: &'a [u8],
+    pub(crate) body: &'a [u8],
+}
+
+/// What the front of a record says about its size, before anything else of it is trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extents {
+    /// The record without its pad.
+    pub(crate) len: usize,
+    /// Header, extensions and key: what `crc` covers.
+    pub(crate) head_len: usize,
+}
+
+impl Extents {
+    /// Reads the sizes from the record's first [`HEADER_BYTES`] bytes. They are consistent with one
+    /// another and bounded by `room`, nothing more.
+    #[inline]
+    pub(crate) fn peek(header: &[u8], room: usize) -> Result<Self, Flaw> {
+        if header.len() < HEADER_BYTES {
+            return Err(Flaw::Length);
+        }
+        let len = Fields::new(header).u32() as usize;
+        let key_len = usize::from(Fields::new(&header[10..]).u16());
+        let ext_len = usize::from(Fields::new(&header[62..]).u16());
+        let head_len = HEADER_BYTES + ext_len + key_len;
+        if len == 0 {
+            return Err(Flaw::Empty);
+        }
+        if len > room || head_len > len {
+            return Err(Flaw::Length);
+        }
+        Ok(Self { len, head_len })
+    }
+}
+
+impl<'a> Record<'a> {
+    /// Reads the record at the start of `bytes`, which lies at `offset` of `place`, and checks all
+    /// of it but the body's checksum.
+    #[inline]
+    pub(crate) fn decode(bytes: &'a [u8], place: Place, offset: u32) -> Result<Self, Flaw> {
+        let Extents { len, head_len } = Extents::peek(bytes, bytes.len())?;
+        let mut fields = Fields::new(bytes);
+        let _len = fields.u32();
+        let crc = fields.u32();
+        // The length fits, so it has no more than 32 bits.
+        if crc32(&bytes[WORD_BYTES..head_len]) ^ place.mask(offset, len as u32) != crc {
+            return Err(Flaw::Crc);
+        }
+        let kind = fields.u8();
+        let kind = Kind::decode(kind).ok_or(Flaw::Kind(kind))?;
+        let flags = Flags(fields.u8());
+        let key_len = usize::from(fields.u16());
+        let body_len = fields.u32();
+        let token = FencingToken::from_raw(fields.u64());
+        let key_hash = KeyHash(fields.u64());
+        let namespace = NamespaceId(fields.u32());
+        let body_crc = fields.u32();
+        let expires = Timestamp::from_ms(fields.u48());
+        let until = Timestamp::from_ms(fields.u48());
+        let at = Timestamp::from_ms(fields.u48());
+        let code = fields.u16();
+        let attempt = fields.u16();
+        let body = &bytes[head_len..len];
+        let body_is_kept =
+            matches!(kind, Kind::Complete | Kind::Forget) && flags.body() == BodyState::Kept;
+        let body_fits = body.len() == if body_is_kept { body_len as usize } else { 0 };
+        let key_fits = (1..=KEY_BYTES_MAX).contains(&key_len);
+        if !flags.valid_for(kind) || !body_fits || !key_fits || namespace.0 == 0 {
+            return Err(Flaw::Reserved);
+        }
+        let ext = Ext::decode(&bytes[HEADER_BYTES..head_len - key_len])?;
+        let key = &bytes[head_len - key_len..head_len];
+        Ok(Self {
+            kind,
+            flags,
+            token,
+            key_hash,
+            namespace,
+            expires,
+            until,
+            at,
+            code,
+            attempt,
+            body_len,
+            body_crc,
+            ext,
+            key,
+            body,
+        })
+    }
+
+    /// Whether the body is what was written.
+    #[inline]
+    pub(crate) fn check_body(&self) -> Result<(), Flaw> {
+        if self.body.is_empty() || crc32(self.body) == self.body_crc {
+            Ok(())
+        } else {
+            Err(Flaw::BodyCrc)
+        }
+    }
+
+    /// The first attempt's token.
+    pub(crate) fn first_token(&self) -> FencingToken {
+        self.ext.first_token.unwrap_or(self.token)
+    }
+}
+
+/// Whether a reader of this version may pass over the record at the start of `bytes`: one of an
+/// unknown kind that says so itself.
+pub(crate) fn is_skippable(flaw: Flaw) -> bool {
+    matches!(flaw, Flaw::Kind(kind) if kind & Kind::SKIPPABLE != 0)
+}
+
+/// Header, extensions and key of a record to be.
+type HeadBytes = SmallVec<[u8; 256]>;
+
+/// A record ready to be written anywhere: everything but the place is worked out.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    head: HeadBytes,
+    crc: u32,
+    body: &'a [u8],
+    expires: Timestamp,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(record: &Record<'a>) -> Self {
+        debug_assert!((1..=KEY_BYTES_MAX).contains(&record.key.len()));
+        debug_assert!(record.flags.valid_for(record.kind));
+        let mut head = HeadBytes::from_slice(&[0; HEADER_BYTES]);
+        record.ext.encode(&mut head);
+        let ext_len = head.len() - HEADER_BYTES;
+        debug_assert!(ext_len <= EXT_BYTES_MAX);
+        head.extend_from_slice(record.key);
+        let len = head.len() + record.body.len();
+        // The casts: callers keep keys within 4096 bytes and bodies within 16 MiB.
+        FieldsMut::new(&mut head)
+            .u32(len as u32)
+            .u32(0)
+            .u8(record.kind as u8)
+            .u8(record.flags.0)
+            .u16(record.key.len() as u16)
+            .u32(record.body_len)
+            .u64(record.token.get())
+            .u64(record.key_hash.0)
+            .u32(record.namespace.0)
+            .u32(record.body_crc)
+            .u48(record.expires.ms())
+            .u48(record.until.ms())
+            .u48(record.at.ms())
+            .u16(record.code)
+            .u16(record.attempt)
+            .u16(ext_len as u16);
+        let crc = crc32(&head[WORD_BYTES..]);
+        Self { head, crc, body: record.body, expires: record.expires }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+
+    pub(crate) fn padded_len(&self) -> usize {
+        padded(self.len())
+    }
+
+    pub(crate) fn expires(&self) -> Timestamp {
+        self.expires
+    }
+
+    /// Length and checksum, for this place: the word that is stored last.
+    pub(crate) fn word(&self, place: Place, offset: u32) -> [u8; WORD_BYTES] {
+        // Lengths have less than 32 bits, see `new`.
+        let len = self.len() as u32;
+        let mut word = [0; WORD_BYTES];
+        FieldsMut::new(&mut word).u32(len).u32(self.crc ^ place.mask(offset, len));
+        word
+    }
+
+    /// Everything of the head behind the word.
+    pub(crate) fn head_after_word(&self) -> &[u8] {
+        &self.head[WORD_BYTES..]
+    }
+
+    pub(crate) fn body(&self) -> &'a [u8] {
+        self.body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Generation, SegmentId};
+
+    fn place() -> Place {
+        Place::segment(&[9; 16], SegmentId(2), Generation(5))
+    }
+
+    fn full_record() -> Record<'static> {
+        Record {
+            kind: Kind::Complete,
+            flags: Flags::rules(OnLeaseEnd::Park, OnOrphan::KeepLease).with_gate(true),
+            token: FencingToken::from_raw(0x0000_0700_0000_0011),
+            key_hash: KeyHash(0x1122_3344_5566_7788),
+            namespace: NamespaceId(3),
+            expires: Timestamp::from_ms(1_800_000_000_000),
+            until: Timestamp::from_ms(1_700_000_000_000),
+            at: Timestamp::from_ms(1_600_000_000_000),
+            code: 201,
+            attempt: 4,
+            body_len: 12,
+            body_crc: crc32(b"the receipt!"),
+            ext: Ext {
+                fingerprint: Some(Fingerprint::of(b"payload")),
+                reference: Some(Reference([3; 16])),
+                first_token: Some(FencingToken::from_raw(5)),
+                previous: Some(PreviousClaim {
+                    token: FencingToken::from_raw(6),
+                    at: Timestamp::from_ms(1_500_000_000_000),
+                    orphaned: true,
+                }),
+                body_digest: Some([4; 16]),
+            },
+            key: b"order-17",
+            body: b"the receipt!",
+        }
+    }
+
+    fn written(record: &Record<'_>, place: Place, offset: u32) -> Vec<u8> {
+        let draft = Draft::new(record);
+        let mut bytes = draft.word(place, offset).to_vec();
+        bytes.extend_from_slice(draft.head_after_word());
+        bytes.extend_from_slice(draft.body());
+        assert_eq!(bytes.len(), draft.len());
+        bytes.resize(draft.padded_len(), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let mut bare = full_record();
+        bare.kind = Kind::Claim;
+        bare.flags = Flags::default().without_renewal_room();
+        bare.ext = Ext::default();
+        (bare.body, bare.body_len, bare.body_crc) = (b"", 0, 0);
+        for record in [full_record(), bare] {
+            let bytes = written(&record, place(), 512);
+            let read = Record::decode(&bytes, place(), 512).unwrap();
+            assert_eq!(read, record);
+            read.check_body().unwrap();
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let record = full_record();
+        let bytes = written(&record, place(), 512);
+        let len = Draft::new(&record).len();
+        for bit in 0..len * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let flaw = Record::decode(&bad, place(), 512).and_then(|read| read.check_body());
+            assert!(flaw.is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_valid_in_its_own_place_only() {
+        let bytes = written(&full_record(), place(), 512);
+        let elsewhere = [
+            (Place::segment(&[9; 16], SegmentId(2), Generation(6)), 512),
+            (Place::segment(&[9; 16], SegmentId(1), Generation(5)), 512),
+            (Place::segment(&[8; 16], SegmentId(2), Generation(5)), 512),
+            (place(), 528),
+        ];
+        for (place, offset) in elsewhere {
+            assert_eq!(Record::decode(&bytes, place, offset), Err(Flaw::Crc));
+        }
+    }
+
+    #[test]
+    fn cut_bytes_are_never_a_record() {
+        let bytes = written(&full_record(), place(), 512);
+        let len = Draft::new(&full_record()).len();
+        for cut in 0..len {
+            assert_eq!(Record::decode(&bytes[..cut], place(), 512), Err(Flaw::Length), "{cut}");
+        }
+        assert_eq!(Record::decode(&[0; 4096], place(), 512), Err(Flaw::Empty));
+    }
+
+    /// Writes a record with `change` applied to its head, under a checksum that is right for it.
+    fn resealed(change: impl Fn(&mut [u8])) -> Vec<u8> {
+        let mut bytes = written(&full_record(), place(), 512);
+        change(&mut bytes);
+        let sizes = Extents::peek(&bytes, bytes.len()).unwrap();
+        let crc = crc32(&bytes[WORD_BYTES..sizes.head_len]) ^ place().mask(512, sizes.len as u32);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_told_apart_from_damage() {
+        let decode = |bytes: &[u8]| Record::decode(bytes, place(), 512).map(|_| ());
+        let unknown = resealed(|bytes| bytes[8] = 77);
+        assert_eq!(decode(&unknown), Err(Flaw::Kind(77)));
+        assert!(!is_skippable(Flaw::Kind(77)));
+        let skippable = resealed(|bytes| bytes[8] = 77 | 0x80);
+        assert_eq!(decode(&skippable), Err(Flaw::Kind(77 | 0x80)));
+        assert!(is_skippable(Flaw::Kind(77 | 0x80)));
+        assert_eq!(decode(&resealed(|bytes| bytes[9] |= 1 << 4)), Err(Flaw::Reserved));
+        assert_eq!(decode(&resealed(|bytes| bytes[9] |= 3 << 6)), Err(Flaw::Reserved));
+        // The tag of the first extension.
+        assert_eq!(decode(&resealed(|bytes| bytes[64] = 9)), Err(Flaw::Ext));
+        // No namespace, and a body length that is not the body's.
+        assert_eq!(decode(&resealed(|bytes| bytes[32..36].fill(0))), Err(Flaw::Reserved));
+        assert_eq!(decode(&resealed(|bytes| bytes[12] += 1)), Err(Flaw::Reserved));
+    }
+
+    #[test]
+    fn unknown_extensions_are_skipped_if_they_say_so_and_never_repeat() {
+        assert_eq!(Ext::decode(&[0x81, 2, 7, 7]), Ok(Ext::default()));
+        assert_eq!(Ext::decode(&[0x81, 3, 7, 7]), Err(Flaw::Ext));
+        assert_eq!(Ext::decode(&[9, 0]), Err(Flaw::Ext));
+        assert_eq!(Ext::decode(&[5]), Err(Flaw::Ext));
+        assert_eq!(Ext::decode(&[0x82, 0, 0x81, 0]), Err(Flaw::Ext));
+        assert_eq!(Ext::decode(&[0x81, 0, 0x81, 0]), Err(Flaw::Ext));
+        let mut previous = [0; 17];
+        (previous[0], previous[1], previous[16]) = (TAG_PREVIOUS, 15, 2);
+        assert_eq!(Ext::decode(&previous), Err(Flaw::Ext));
+    }
+
+    #[test]
+    fn ranks_order_the_records_of_one_token() {
+        let rising = [Kind::Claim, Kind::Renew, Kind::Park, Kind::Complete, Kind::Forget];
+        assert!(rising.windows(2).all(|pair| pair[0].rank() < pair[1].rank()));
+        assert_eq!(Kind::Complete.rank(), Kind::Release.rank());
+    }
+
+    #[test]
+    fn flags_keep_the_rules_apart_from_the_rest() {
+        let rules = Flags::rules(OnLeaseEnd::Park, OnOrphan::Park);
+        let flags = rules.with_body(BodyState::TooLarge).with_gate(true).without_renewal_room();
+        assert_eq!(flags.rules_only(), rules);
+        assert_eq!(flags.body(), BodyState::TooLarge);
+        assert!(flags.gated() && !flags.has_renewal_room());
+        assert_eq!(flags.on_lease_end(), OnLeaseEnd::Park);
+        assert_eq!(flags.on_orphan(), OnOrphan::Park);
+        let parked = rules.with_parked_by(ParkedBy::Orphaned);
+        assert_eq!(parked.parked_by(), ParkedBy::Orphaned);
+        assert!(!parked.gated() && parked.has_renewal_room());
+    }
+}

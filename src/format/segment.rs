@@ -1,0 +1,254 @@
+//! Segments: one fixed-size piece of a data file, filled with records front to back.
+//!
+//! ```text
+//! | header 64 B | zeros to 512 | record | record | ... | 16 zeros | trailer 32 B |
+//! ```
+//!
+//! ```text
+//! header   0  magic 4 | version 2 | header_len 2 | store id 16 | segment 4 | lane 2 | class 2
+//!         32  generation 8 | created_ms 8 | ttl_ceiling_ms 8 | state 4 | crc 4
+//! trailer  0  magic 4 | entries 4 | data_end 4 | max_expires_s 4 | generation 8
+//!         24  entries_crc 4 | crc 4
+//! ```
+//!
+//! The header has a sector of its own, so that writing it never shares an atomic unit with the
+//! first record. It is written and synced before the first record of its generation (R2, R16), so
+//! a segment of a listed file always has a valid header: a bad one is damage.
+//!
+//! The trailer is written when the segment is sealed, and says where the data end. It is valid iff
+//! its checksum matches and its generation is the header's. `entries` counts the index entries in
+//! front of it; zero means that the segment has no index and is scanned.
+//!
+//! Lane, class, the ceiling of the class's ttl and the state are zero in this version: one stream.
+
+use super::record::TERMINATOR_BYTES;
+use super::{Fields, FieldsMut, ROLE_SEGMENT, SECTOR_BYTES};
+use crate::checksum::{Place, crc32};
+use crate::types::{Generation, Location, SegmentId, Timestamp};
+
+pub(crate) const HEADER_BYTES: usize = 64;
+pub(crate) const TRAILER_BYTES: usize = 32;
+/// Where the first record starts.
+pub(crate) const DATA_START: u32 = SECTOR_BYTES as u32;
+
+const MAGIC: [u8; 4] = *b"RFsg";
+const TRAILER_MAGIC: [u8; 4] = *b"RFtr";
+const VERSION: u16 = 1;
+
+const _: () = {
+    assert!(HEADER_BYTES <= SECTOR_BYTES);
+    assert!(SECTOR_BYTES.is_multiple_of(Location::UNIT_BYTES));
+    assert!((TRAILER_BYTES + TERMINATOR_BYTES).is_multiple_of(Location::UNIT_BYTES));
+};
+
+/// Where the last record must have ended.
+pub(crate) const fn data_limit(segment_bytes: u32) -> u32 {
+    segment_bytes - (TRAILER_BYTES + TERMINATOR_BYTES) as u32
+}
+
+/// Where the trailer starts.
+pub(crate) const fn trailer_offset(segment_bytes: u32) -> u32 {
+    segment_bytes - TRAILER_BYTES as u32
+}
+
+/// The first bytes of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) segment: SegmentId,
+    pub(crate) generation: Generation,
+    pub(crate) created: Timestamp,
+}
+
+/// Why a segment's header or trailer is none.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub(crate) enum Flaw {
+    #[error("the segment header is damaged")]
+    Header,
+    #[error("the segment header belongs to another store")]
+    Store,
+    #[error("the segment header belongs elsewhere: to segment {0}")]
+    Misplaced(u32),
+}
+
+fn place(store_id: &[u8; 16]) -> Place {
+    Place::part(store_id, ROLE_SEGMENT, 0)
+}
+
+impl Header {
+    pub(crate) fn encode(&self, store_id: &[u8; 16]) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        FieldsMut::new(&mut bytes)
+            .put(&MAGIC)
+            .u16(VERSION)
+            .u16(HEADER_BYTES as u16)
+            .put(store_id)
+            .u32(self.segment.0)
+            .zeros(4)
+            .u64(self.generation.0)
+            .u64(self.created.ms())
+            .zeros(12);
+        let crc = crc32(&bytes[..HEADER_BYTES - 4]) ^ place(store_id).mask(0, HEADER_BYTES as u32);
+        FieldsMut::new(&mut bytes[HEADER_BYTES - 4..]).u32(crc);
+        bytes
+    }
+
+    /// Reads the header that should be segment `expected`'s.
+    pub(crate) fn decode(
+        bytes: &[u8; HEADER_BYTES],
+        store_id: &[u8; 16],
+        expected: SegmentId,
+    ) -> Result<Self, Flaw> {
+        let mut fields = Fields::new(bytes);
+        let (magic, version, len) = (fields.array::<4>(), fields.u16(), fields.u16());
+        let owner: [u8; 16] = fields.array();
+        let segment = SegmentId(fields.u32());
+        let stream_is_zero = fields.zeros(4);
+        let generation = Generation(fields.u64());
+        let created = Timestamp::from_ms(fields.u64());
+        let state_is_zero = fields.zeros(12);
+        let crc = crc32(&bytes[..HEADER_BYTES - 4]) ^ place(&owner).mask(0, HEADER_BYTES as u32);
+        let known = magic == MAGIC && version == VERSION && usize::from(len) == HEADER_BYTES;
+        if crc != fields.u32() || !known || !stream_is_zero || !state_is_zero {
+            return Err(Flaw::Header);
+        }
+        if owner != *store_id {
+            return Err(Flaw::Store);
+        }
+        if segment != expected {
+            return Err(Flaw::Misplaced(segment.0));
+        }
+        Ok(Self { segment, generation, created })
+    }
+}
+
+/// The last bytes of a sealed segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Trailer {
+    /// Where the data end: the offset behind the last record's pad.
+    pub(crate) data_end: u32,
+    /// The latest `expires` of all records.
+    pub(crate) max_expires: Timestamp,
+    pub(crate) generation: Generation,
+}
+
+impl Trailer {
+    /// `place` is the segment's, in the trailer's generation.
+    pub(crate) fn encode(&self, place: Place) -> [u8; TRAILER_BYTES] {
+        let mut bytes = [0; TRAILER_BYTES];
+        FieldsMut::new(&mut bytes)
+            .put(&TRAILER_MAGIC)
+            .u32(0)
+            .u32(self.data_end)
+            .u32(seconds_rounded_up(self.max_expires))
+            .u64(self.generation.0)
+            .u32(0);
+        let crc = crc32(&bytes[..TRAILER_BYTES - 4]) ^ place.mask(0, TRAILER_BYTES as u32);
+        FieldsMut::new(&mut bytes[TRAILER_BYTES - 4..]).u32(crc);
+        bytes
+    }
+
+    /// The trailer of the segment's present generation, if there is one.
+    pub(crate) fn decode(
+        bytes: &[u8; TRAILER_BYTES],
+        place: Place,
+        generation: Generation,
+        segment_bytes: u32,
+    ) -> Option<Self> {
+        let mut fields = Fields::new(bytes);
+        let (magic, entries) = (fields.array::<4>(), fields.u32());
+        let data_end = fields.u32();
+        let max_expires = match fields.u32() {
+            u32::MAX => Timestamp::MAX,
+            seconds => Timestamp::from_ms(u64::from(seconds) * 1000),
+        };
+        let of = Generation(fields.u64());
+        let entries_crc = fields.u32();
+        let crc = crc32(&bytes[..TRAILER_BYTES - 4]) ^ place.mask(0, TRAILER_BYTES as u32);
+        let valid = crc == fields.u32()
+            && magic == TRAILER_MAGIC
+            && (entries, entries_crc) == (0, 0)
+            && of == generation
+            && (DATA_START..=data_limit(segment_bytes)).contains(&data_end)
+            && (data_end as usize).is_multiple_of(Location::UNIT_BYTES);
+        valid.then_some(Self { data_end, max_expires, generation })
+    }
+
+    /// Whether the records of the segment really expire no later than it says.
+    pub(crate) fn covers(&self, max_expires: Timestamp) -> bool {
+        max_expires <= self.max_expires
+    }
+}
+
+/// Seconds since the Unix epoch, rounded up; `u32::MAX` stands for never.
+fn seconds_rounded_up(time: Timestamp) -> u32 {
+    u32::try_from(time.ms().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORE: [u8; 16] = [5; 16];
+    const SEGMENT_BYTES: u32 = 256 << 10;
+
+    fn header() -> Header {
+        Header {
+            segment: SegmentId(7),
+            generation: Generation(0x1234_5678_9abc),
+            created: Timestamp::from_ms(1_700_000_000_000),
+        }
+    }
+
+    #[test]
+    fn a_header_comes_back_and_every_flipped_bit_is_noticed() {
+        let bytes = header().encode(&STORE);
+        assert_eq!(Header::decode(&bytes, &STORE, SegmentId(7)), Ok(header()));
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&bad, &STORE, SegmentId(7)).is_err(), "bit {bit}");
+        }
+        assert_eq!(Header::decode(&[0; 64], &STORE, SegmentId(7)), Err(Flaw::Header));
+    }
+
+    #[test]
+    fn a_header_in_the_wrong_place_is_named() {
+        let bytes = header().encode(&STORE);
+        assert_eq!(Header::decode(&bytes, &STORE, SegmentId(8)), Err(Flaw::Misplaced(7)));
+        assert_eq!(Header::decode(&bytes, &[6; 16], SegmentId(7)), Err(Flaw::Store));
+    }
+
+    #[test]
+    fn a_trailer_is_valid_for_its_own_generation_only() {
+        let place = |generation| Place::segment(&STORE, SegmentId(7), generation);
+        let generation = Generation(4);
+        let max_expires = Timestamp::from_ms(1_800_000_000_001);
+        let trailer = Trailer { data_end: 4096, max_expires, generation };
+        let bytes = trailer.encode(place(generation));
+        let read = Trailer::decode(&bytes, place(generation), generation, SEGMENT_BYTES).unwrap();
+        assert_eq!((read.data_end, read.generation), (4096, generation));
+        assert!(read.covers(max_expires));
+        assert_eq!(read.max_expires.ms(), 1_800_000_001_000);
+        let next = Generation(5);
+        assert_eq!(Trailer::decode(&bytes, place(next), next, SEGMENT_BYTES), None);
+        for bit in 0..TRAILER_BYTES * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Trailer::decode(&bad, place(generation), generation, SEGMENT_BYTES), None);
+        }
+        assert_eq!(Trailer::decode(&[0; 32], place(generation), generation, SEGMENT_BYTES), None);
+    }
+
+    #[test]
+    fn never_is_kept_in_a_trailer() {
+        let place = Place::segment(&STORE, SegmentId(7), Generation(1));
+        let trailer = Trailer {
+            data_end: DATA_START,
+            max_expires: Timestamp::MAX,
+            generation: Generation(1),
+        };
+        let bytes = trailer.encode(place);
+        let read = Trailer::decode(&bytes, place, Generation(1), SEGMENT_BYTES).unwrap();
+        assert_eq!(read, trailer);
+    }
+}

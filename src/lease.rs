@@ -1,0 +1,203 @@
+//! The lease: the time-bounded right that a winning claim returns.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use smallvec::SmallVec;
+
+use crate::answer::{Completion, Previous, Renewed};
+use crate::claim::CompleteOptions;
+use crate::commit::Commit;
+use crate::engine::claims::Grant;
+use crate::engine::namespaces::NamespaceState;
+use crate::error::{CompleteError, LeaseError};
+use crate::namespace::Namespace;
+use crate::store::Handle;
+use crate::types::{FencingToken, KeyHash, Timestamp};
+
+/// The right to work on a key until a deadline.
+///
+/// End it with [`Lease::complete`], [`Lease::release`] or [`Lease::park`]. Dropping it does none of
+/// these: the key stays claimed until the lease runs out, because the work may have had its effect.
+/// The same ends exist on [`Namespace`], by key and token.
+#[must_use = "the key stays claimed until the lease is completed, released or parked, or runs out"]
+pub struct Lease {
+    handle: Arc<Handle>,
+    namespace: Arc<NamespaceState>,
+    key: SmallVec<[u8; 48]>,
+    hash: KeyHash,
+    token: FencingToken,
+    attempt: u16,
+    previous: Option<Previous>,
+    deadline: Timestamp,
+    expires: Timestamp,
+}
+
+impl Lease {
+    pub(crate) fn new(
+        handle: Arc<Handle>,
+        namespace: Arc<NamespaceState>,
+        key: &[u8],
+        grant: &Grant,
+    ) -> Self {
+        Self {
+            handle,
+            namespace,
+            key: SmallVec::from_slice(key),
+            hash: grant.hash,
+            token: grant.token,
+            attempt: grant.attempt,
+            previous: grant.previous,
+            deadline: grant.deadline,
+            expires: grant.expires,
+        }
+    }
+
+    /// The fencing token. Hand it to whatever carries out the side effect.
+    #[must_use]
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Which attempt this is, counted from 1. More than 1: earlier ones did not finish, and may
+    /// have had their effect.
+    #[must_use]
+    pub fn attempt(&self) -> u16 {
+        self.attempt
+    }
+
+    /// The claim this one took over from, when it is not the first attempt.
+    #[must_use]
+    pub fn previous(&self) -> Option<Previous> {
+        self.previous
+    }
+
+    /// When the lease ends, in the store's time.
+    #[must_use]
+    pub fn deadline(&self) -> Option<SystemTime> {
+        self.deadline.to_system()
+    }
+
+    /// How much of the lease is left. Zero does not mean that it is lost: it can be completed until
+    /// a newer claim takes over.
+    #[must_use]
+    pub fn lease_left(&self) -> Duration {
+        self.deadline.since(self.handle.timeline.now())
+    }
+
+    /// Until when the claim is remembered if nothing else happens; `None` is for ever.
+    #[must_use]
+    pub fn guaranteed_until(&self) -> Option<SystemTime> {
+        self.expires.to_system()
+    }
+
+    /// Extends the lease by the policy's lease, from now on. See [`Namespace::renew`].
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
+    pub fn renew(&mut self) -> Result<Renewed, LeaseError> {
+        self.renew_with(None)
+    }
+
+    /// Extends the lease by a time of your own: 100 ms up to the dedupe window.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lease::renew`].
+    pub fn renew_for(&mut self, lease: Duration) -> Result<Renewed, LeaseError> {
+        self.renew_with(Some(lease))
+    }
+
+    fn renew_with(&mut self, lease: Option<Duration>) -> Result<Renewed, LeaseError> {
+        let renewed = self.handle.renew(&self.namespace, &self.key, self.token, lease)?;
+        (self.deadline, self.expires) = (renewed.deadline, renewed.expires);
+        Ok(renewed)
+    }
+
+    /// Ends the claim by storing its outcome: every later claim gets these bytes back. See
+    /// [`Namespace::complete`].
+    ///
+    /// # Errors
+    ///
+    /// [`CompleteError::Fenced`] and its siblings when the lease is lost. The handle is gone then;
+    /// the token still serves for [`Namespace::complete`].
+    pub fn complete(self, body: impl AsRef<[u8]>) -> Result<Completion, CompleteError> {
+        self.complete_with(&CompleteOptions::body(body.as_ref()))
+    }
+
+    /// [`Lease::complete`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lease::complete`].
+    pub fn complete_with(self, options: &CompleteOptions<'_>) -> Result<Completion, CompleteError> {
+        self.namespace().complete_with(&self.key, self.token, options)
+    }
+
+    /// [`Lease::complete_with`] without waiting.
+    pub fn complete_async(
+        self,
+        options: &CompleteOptions<'_>,
+    ) -> Commit<Completion, CompleteError> {
+        self.namespace().complete_async(&self.key, self.token, options)
+    }
+
+    /// Gives the claim back without an outcome. See [`Namespace::release`].
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
+    pub fn release(self) -> Result<(), LeaseError> {
+        self.namespace().release(&self.key, self.token)
+    }
+
+    /// [`Lease::release`] without waiting.
+    pub fn release_async(self) -> Commit<(), LeaseError> {
+        self.namespace().release_async(&self.key, self.token)
+    }
+
+    /// Ends the claim with its outcome unknown. See [`Namespace::park`].
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
+    pub fn park(self) -> Result<(), LeaseError> {
+        self.namespace().park(&self.key, self.token)
+    }
+
+    /// [`Lease::park`] without waiting.
+    pub fn park_async(self) -> Commit<(), LeaseError> {
+        self.namespace().park_async(&self.key, self.token)
+    }
+
+    /// The namespace the key belongs to.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        Namespace::new(Arc::clone(&self.handle), Arc::clone(&self.namespace))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.handle.is_child() {
+            self.handle.lease_dropped(self.hash);
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("token", &self.token)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}

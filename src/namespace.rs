@@ -1,0 +1,334 @@
+//! Namespaces as their users hold them: every call on a key.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, Renewed};
+use crate::claim::{Claim, ClaimOptions, CompleteOptions, Resolution};
+use crate::commit::Commit;
+use crate::engine::Answered;
+use crate::engine::claims::Claimed;
+use crate::engine::namespaces::NamespaceState;
+use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
+use crate::lease::Lease;
+use crate::policy::Policy;
+use crate::store::Handle;
+use crate::types::{FencingToken, Fingerprint};
+
+/// A set of keys with its own policy. The namespace is part of every key's identity: the same key
+/// in two of them is two keys.
+///
+/// Cheap to clone. Keys are bytes, 1 to 4096 of them; anything that is `AsRef<[u8]>` will do.
+///
+/// A call that changes something returns when the change is as durable as the store's
+/// [`crate::Durability`] says; its `_async` form returns at once, with a [`Commit`] to await. What
+/// each call answers in each state of a key stands in `docs/STATES.md`.
+#[derive(Clone)]
+pub struct Namespace {
+    handle: Arc<Handle>,
+    state: Arc<NamespaceState>,
+}
+
+impl Namespace {
+    pub(crate) fn new(handle: Arc<Handle>, state: Arc<NamespaceState>) -> Self {
+        Self { handle, state }
+    }
+
+    /// The namespace's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Policy {
+        self.state.policy.load()
+    }
+
+    /// How often a fingerprint differed from the one its key is bound to, since the store was
+    /// opened.
+    #[must_use]
+    pub fn fingerprint_mismatches(&self) -> u64 {
+        self.state.mismatches.load(Ordering::Relaxed)
+    }
+
+    /// Asks to be the one worker for `key`. Give the fingerprint of the request's payload, so that
+    /// another payload under the same key is told apart, or `None`.
+    ///
+    /// One caller gets [`Claim::Acquired`], whoever asks at the same time. A claim that is granted
+    /// can be completed, on a full disk too.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimError::Full`] when no room is left to promise that.
+    pub fn claim(
+        &self,
+        key: impl AsRef<[u8]>,
+        fingerprint: impl Into<Option<Fingerprint>>,
+    ) -> Result<Claim, ClaimError> {
+        self.claim_with(key, &ClaimOptions::of(fingerprint.into()))
+    }
+
+    /// [`Namespace::claim`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::claim`].
+    pub fn claim_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &ClaimOptions,
+    ) -> Result<Claim, ClaimError> {
+        self.handle.answer(self.start_claim(key.as_ref(), options))
+    }
+
+    /// [`Namespace::claim_with`] without waiting.
+    pub fn claim_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &ClaimOptions,
+    ) -> Commit<Claim, ClaimError> {
+        self.commit(self.start_claim(key.as_ref(), options))
+    }
+
+    fn start_claim(&self, key: &[u8], options: &ClaimOptions) -> Answered<Claim, ClaimError> {
+        let Answered { result, settle } =
+            self.handle.claim(&self.state, key, &options.to_request());
+        let result = result.map(|claimed| match claimed {
+            Claimed::Granted(grant) => Claim::Acquired(Lease::new(
+                Arc::clone(&self.handle),
+                Arc::clone(&self.state),
+                key,
+                &grant,
+            )),
+            Claimed::Completed(it) => Claim::Completed(it),
+            Claimed::InProgress(it) => Claim::InProgress(it),
+            Claimed::Mismatch(it) => Claim::Mismatch(it),
+            Claimed::Parked(it) => Claim::Parked(it),
+        });
+        Answered { result, settle }
+    }
+
+    /// Marks `key` as done, if it is new, *before* the work is: at most once. A caller that dies
+    /// after [`Once::First`] leaves the work undone. No body is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimError::Full`] when there is no room for the mark.
+    pub fn once(
+        &self,
+        key: impl AsRef<[u8]>,
+        fingerprint: impl Into<Option<Fingerprint>>,
+    ) -> Result<Once, ClaimError> {
+        self.once_with(key, &ClaimOptions::of(fingerprint.into()))
+    }
+
+    /// [`Namespace::once`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::once`].
+    pub fn once_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &ClaimOptions,
+    ) -> Result<Once, ClaimError> {
+        self.handle.answer(self.handle.once(&self.state, key.as_ref(), &options.to_request()))
+    }
+
+    /// [`Namespace::once_with`] without waiting.
+    pub fn once_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &ClaimOptions,
+    ) -> Commit<Once, ClaimError> {
+        self.commit(self.handle.once(&self.state, key.as_ref(), &options.to_request()))
+    }
+
+    /// Reads the state of `key` without claiming it. Goes on when the store is poisoned, for what
+    /// was durable.
+    ///
+    /// # Errors
+    ///
+    /// What any call can fail with.
+    pub fn lookup(&self, key: impl AsRef<[u8]>) -> Result<Lookup, StoreError> {
+        self.handle.answer(self.handle.lookup(&self.state, key.as_ref()))
+    }
+
+    /// Extends the lease of the claim with this token by the policy's lease, from now on. Accepted
+    /// as long as no newer claim took over and the claim is not forgotten, however late. Never
+    /// waits for the disk: after a crash the claim's owner is gone anyway.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
+    pub fn renew(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<Renewed, LeaseError> {
+        self.handle.renew(&self.state, key.as_ref(), token, None)
+    }
+
+    /// [`Namespace::renew`] by a lease of your own: 100 ms up to the dedupe window.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::renew`].
+    pub fn renew_for(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+        lease: Duration,
+    ) -> Result<Renewed, LeaseError> {
+        self.handle.renew(&self.state, key.as_ref(), token, Some(lease))
+    }
+
+    /// Ends the claim with this token by storing its outcome; every later claim gets the same
+    /// bytes back. Accepted as long as no newer claim took over and the claim is not forgotten,
+    /// however late; a second time, with the same outcome only.
+    ///
+    /// # Errors
+    ///
+    /// [`CompleteError::Fenced`] and its siblings when the claim is no longer yours. Never for want
+    /// of room.
+    pub fn complete(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+        body: impl AsRef<[u8]>,
+    ) -> Result<Completion, CompleteError> {
+        self.complete_with(key, token, &CompleteOptions::body(body.as_ref()))
+    }
+
+    /// [`Namespace::complete`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::complete`].
+    pub fn complete_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+        options: &CompleteOptions<'_>,
+    ) -> Result<Completion, CompleteError> {
+        let request = options.to_request();
+        self.handle.answer(self.handle.complete(&self.state, key.as_ref(), token, &request))
+    }
+
+    /// [`Namespace::complete_with`] without waiting.
+    pub fn complete_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+        options: &CompleteOptions<'_>,
+    ) -> Commit<Completion, CompleteError> {
+        let request = options.to_request();
+        self.commit(self.handle.complete(&self.state, key.as_ref(), token, &request))
+    }
+
+    /// Gives the claim with this token back without an outcome: the next claim is a first attempt.
+    /// For work that surely did not happen.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
+    pub fn release(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
+        self.handle.answer(self.handle.release(&self.state, key.as_ref(), token, None))
+    }
+
+    /// [`Namespace::release`] without waiting.
+    pub fn release_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+    ) -> Commit<(), LeaseError> {
+        self.commit(self.handle.release(&self.state, key.as_ref(), token, None))
+    }
+
+    /// Ends the claim with this token with its outcome unknown: nobody runs it again until it is
+    /// resolved or forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
+    pub fn park(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
+        self.handle.answer(self.handle.park(&self.state, key.as_ref(), token, None))
+    }
+
+    /// [`Namespace::park`] without waiting.
+    pub fn park_async(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Commit<(), LeaseError> {
+        self.commit(self.handle.park(&self.state, key.as_ref(), token, None))
+    }
+
+    /// Decides a claim that nobody holds: parked, orphaned, or its lease over. Takes a new token,
+    /// so that whoever still holds the old one is fenced off. Gives the receipt of a completion.
+    ///
+    /// # Errors
+    ///
+    /// [`ResolveError::InProgress`] while a lease runs; [`ResolveError::Fenced`] when the key has
+    /// another token.
+    pub fn resolve(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+        resolution: &Resolution<'_>,
+    ) -> Result<Option<Completion>, ResolveError> {
+        let request = resolution.to_request();
+        self.handle.answer(self.handle.resolve(&self.state, key.as_ref(), token, &request))
+    }
+
+    /// [`Namespace::resolve`] without waiting.
+    pub fn resolve_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        token: FencingToken,
+        resolution: &Resolution<'_>,
+    ) -> Commit<Option<Completion>, ResolveError> {
+        let request = resolution.to_request();
+        self.commit(self.handle.resolve(&self.state, key.as_ref(), token, &request))
+    }
+
+    /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
+    /// nothing. Its owner, if it has one, is told `Forgotten`. Reason and actor, up to 255 bytes
+    /// each, are written to the log with it.
+    ///
+    /// # Errors
+    ///
+    /// [`ForgetError::Full`] when there is no room to write it down.
+    pub fn forget(
+        &self,
+        key: impl AsRef<[u8]>,
+        reason: &str,
+        actor: &str,
+    ) -> Result<Option<KeyState>, ForgetError> {
+        self.handle.answer(self.handle.forget(&self.state, key.as_ref(), reason, actor, None))
+    }
+
+    /// [`Namespace::forget`] without waiting.
+    pub fn forget_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        reason: &str,
+        actor: &str,
+    ) -> Commit<Option<KeyState>, ForgetError> {
+        self.commit(self.handle.forget(&self.state, key.as_ref(), reason, actor, None))
+    }
+
+    /// [`crate::Store::orphans`] of this namespace.
+    ///
+    /// # Errors
+    ///
+    /// What any call can fail with.
+    pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
+        self.handle.orphans(Some(self.state.id))
+    }
+
+    fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
+        Commit::new(Arc::clone(&self.handle), answered)
+    }
+}
+
+impl fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Namespace").field("name", &self.state.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,220 @@
+//! How a store is opened.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::Mode;
+use crate::engine::recovery::OpenRequest;
+use crate::error::{OpenError, OptionProblem};
+use crate::format::META_NAME;
+use crate::format::meta::segment_bytes_are_valid;
+use crate::store::Store;
+use crate::sys::clock::SystemClock;
+use crate::sys::heap::HeapFs;
+use crate::sys::real::RealFs;
+use crate::sys::{Clock, FileSystem};
+
+const SHARDS_DEFAULT: usize = 64;
+const SHARDS_MAX: usize = 1024;
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
+const INTERVAL_MAX: Duration = Duration::from_secs(3600);
+
+/// When a change is acknowledged. What survives a killed process is the same in all three:
+/// everything acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// When it survives power loss. Calls that come together share one sync (group commit); a lone
+    /// one waits for a sync of its own. The default.
+    #[default]
+    Sync,
+    /// When it survives the end of the process. A power cut may lose what was not synced since:
+    /// the store syncs after a second of idleness, every 256 MiB, and at `flush` and `close`.
+    Buffered,
+    /// As `Buffered`, synced at least this often, from 1 ms to 1 hour. An outcome is shown to other
+    /// callers only once it survives power loss.
+    Interval(Duration),
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Directory(PathBuf),
+    Memory,
+    Given(Arc<dyn FileSystem>),
+}
+
+/// Options to open a store with; every one has a safe default.
+///
+/// Shards and durability may differ at every open of a store; the segment size is fixed when it is
+/// made.
+///
+/// ```no_run
+/// use refrain::{Durability, Options};
+///
+/// let store = Options::new("data/idem").durability(Durability::Buffered).open()?;
+/// # Ok::<(), refrain::OpenError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "options do nothing until `open`"]
+pub struct Options {
+    place: Place,
+    durability: Option<Durability>,
+    shards: usize,
+    segment_bytes: Option<u64>,
+    max_clock_jump: Option<Duration>,
+    clock: Option<Arc<dyn Clock>>,
+    first_counter: u64,
+    pub(crate) manual_maintenance: bool,
+}
+
+impl Options {
+    /// For a store in the directory `path`, which is made if it does not exist.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self::at(Place::Directory(path.as_ref().to_owned()))
+    }
+
+    /// For a store on the heap, which ends with its last handle. It promises tokens for the life
+    /// of the process, and nothing else survives it.
+    pub fn in_memory() -> Self {
+        Self::at(Place::Memory)
+    }
+
+    fn at(place: Place) -> Self {
+        Self {
+            place,
+            durability: None,
+            shards: SHARDS_DEFAULT,
+            segment_bytes: None,
+            max_clock_jump: None,
+            clock: None,
+            first_counter: 0,
+            manual_maintenance: false,
+        }
+    }
+
+    /// When changes are acknowledged, unless a call asks otherwise. Default [`Durability::Sync`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// Independent parts of the table, each with its own lock: a power of two from 1 to 1024.
+    /// Default 64. More shards let more threads write at once, and cost about 2 KiB each.
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// Bytes of a segment, the unit in which the log grows: a power of two from 256 KiB to 64 MiB.
+    /// Default 4 MiB for a new store, and what it was made with for an old one. Bodies are kept up
+    /// to half of it, at most 16 MiB.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = Some(bytes);
+        self
+    }
+
+    /// Refuses to open when the wall clock is further than this ahead of the last time the store
+    /// has witnessed. Default: opens, and reports it. Set it if you know your longest downtime: a
+    /// wall clock that is wrong by years expires everything at once.
+    pub fn max_clock_jump(mut self, jump: Duration) -> Self {
+        self.max_clock_jump = Some(jump);
+        self
+    }
+
+    /// Starts no thread: [`Store::maintain`] does what the thread would. Futures and intervals
+    /// depend on it then.
+    pub fn manual_maintenance(mut self, manual: bool) -> Self {
+        self.manual_maintenance = manual;
+        self
+    }
+
+    /// Takes the time from `clock`.
+    #[cfg(feature = "test-util")]
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// Opens the store in a directory of `fs` instead.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn file_system(mut self, fs: impl FileSystem + 'static) -> Self {
+        self.place = Place::Given(Arc::new(fs));
+        self
+    }
+
+    /// Starts the token counters here, to see what happens when they run out.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn first_counter(mut self, counter: u64) -> Self {
+        self.first_counter = counter;
+        self
+    }
+
+    /// Opens the store, and makes it if it does not exist. Takes as long as it takes to read the
+    /// log.
+    ///
+    /// On return everything found is durable, the open epoch is raised, and claims of earlier opens
+    /// are orphans (see [`crate::OnOrphan`]). [`Store::report`] tells what was found.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]: locked by another opener, options that cannot be (all at once), an unknown
+    /// format, a missing or damaged file. Nothing is written to a store that is refused.
+    pub fn open(self) -> Result<Store, OpenError> {
+        let problems = self.problems();
+        if !problems.is_empty() {
+            return Err(OpenError::Options(problems));
+        }
+        let fs: Arc<dyn FileSystem> = match &self.place {
+            Place::Memory => Arc::new(HeapFs::new()),
+            Place::Given(fs) => Arc::clone(fs),
+            Place::Directory(path) => Arc::new(
+                RealFs::new(path).map_err(|error| OpenError::io("open", path.clone(), error))?,
+            ),
+        };
+        let request = OpenRequest {
+            fs: Arc::clone(&fs),
+            clock: self.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::new())),
+            mode: self.mode(),
+            shards: self.shards,
+            // Checked above: valid sizes have 27 bits.
+            segment_bytes: self.segment_bytes.map(|bytes| bytes as u32),
+            max_clock_jump: self.max_clock_jump,
+            first_counter: self.first_counter,
+        };
+        let place = fs.describe(META_NAME);
+        Store::start(request, !self.manual_maintenance, place)
+    }
+
+    fn mode(&self) -> Mode {
+        match (&self.place, self.durability.unwrap_or_default()) {
+            (Place::Memory, _) => Mode::Memory,
+            (_, Durability::Sync) => Mode::Sync,
+            (_, Durability::Buffered) => Mode::Buffered,
+            (_, Durability::Interval(interval)) => Mode::Interval(interval),
+        }
+    }
+
+    fn problems(&self) -> Vec<OptionProblem> {
+        let mut problems = Vec::new();
+        if !self.shards.is_power_of_two() || self.shards > SHARDS_MAX {
+            problems.push(OptionProblem::Shards(self.shards));
+        }
+        if let Some(bytes) = self.segment_bytes
+            && !u32::try_from(bytes).is_ok_and(segment_bytes_are_valid)
+        {
+            problems.push(OptionProblem::SegmentBytes(bytes));
+        }
+        if let Some(Durability::Interval(interval)) = self.durability
+            && !(INTERVAL_MIN..=INTERVAL_MAX).contains(&interval)
+        {
+            problems.push(OptionProblem::Interval(interval));
+        }
+        if matches!(self.place, Place::Memory) && self.durability.is_some() {
+            problems.push(OptionProblem::DurabilityInMemory);
+        }
+        problems
+    }
+}

@@ -1,0 +1,303 @@
+//! Policies: what a namespace promises its keys.
+//!
+//! A policy is stored with the namespace and applies to entries made after it; entries that exist
+//! keep the deadlines and the rules they were made under.
+
+use std::time::Duration;
+
+/// Shortest lease.
+pub const LEASE_MIN: Duration = Duration::from_millis(100);
+
+/// Longest dedupe window: thirty years.
+pub const DEDUPE_TTL_MAX: Duration = Duration::from_secs(30 * 31_557_600);
+
+/// Shortest default of [`Policy::late_grace`].
+const LATE_GRACE_DEFAULT_MIN: Duration = Duration::from_secs(60);
+
+/// What happens to a claim whose lease ends before its owner has completed, released or parked it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum OnLeaseEnd {
+    /// The next claim takes over, with a new token and `attempt + 1`.
+    #[default]
+    Reclaim,
+    /// The outcome is unknown: the next claim is answered `Parked`, until somebody resolves or
+    /// forgets the key. The owner may still complete late.
+    Park,
+}
+
+/// What happens to a claim whose owner is known to be dead: the process that held the store ended
+/// before the claim did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum OnOrphan {
+    /// As [`Policy::on_lease_end`] says.
+    #[default]
+    AsLeaseEnd,
+    /// The next claim takes over at once, without waiting for the lease.
+    Reclaim,
+    /// The key is parked at once, for good: nobody completes it late.
+    Park,
+    /// The lease runs on; [`Policy::on_lease_end`] decides when it ends.
+    KeepLease,
+}
+
+/// What a differing fingerprint means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum FingerprintRule {
+    /// Nothing: fingerprints are kept, never compared.
+    Ignore,
+    /// The mismatch is counted ([`crate::Namespace::fingerprint_mismatches`]), and the call goes on.
+    Count,
+    /// The call is answered `Mismatch`: never executed, never replayed. Compared when both sides
+    /// gave a fingerprint.
+    #[default]
+    Enforce,
+}
+
+/// The limits and rules of a namespace. Times are kept in whole milliseconds, rounded up.
+///
+/// Must hold: 100 ms <= lease <= dedupe_ttl, replay_ttl <= dedupe_ttl <= 30 years.
+///
+/// ```
+/// use refrain::{OnLeaseEnd, Policy};
+/// use std::time::Duration;
+///
+/// let money = Policy::default()
+///     .lease(Duration::from_secs(60))
+///     .replay_ttl(Duration::from_secs(24 * 3600))
+///     .dedupe_ttl(Duration::from_secs(31 * 24 * 3600))
+///     .on_lease_end(OnLeaseEnd::Park);
+/// # let store = refrain::Store::in_memory()?;
+/// let payments = store.define("payments", &money)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a policy does nothing until it is given to `Store::define` or `Store::alter`"]
+pub struct Policy {
+    pub(crate) lease: Duration,
+    pub(crate) replay_ttl: Duration,
+    pub(crate) dedupe_ttl: Duration,
+    pub(crate) late_grace: Option<Duration>,
+    pub(crate) on_lease_end: OnLeaseEnd,
+    pub(crate) on_orphan: OnOrphan,
+    pub(crate) fingerprint: FingerprintRule,
+    pub(crate) fingerprint_required: bool,
+}
+
+impl Default for Policy {
+    /// Lease 30 s, replay and dedupe windows 24 h, `Reclaim`, fingerprints enforced when given.
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            replay_ttl: Duration::from_secs(24 * 3600),
+            dedupe_ttl: Duration::from_secs(24 * 3600),
+            late_grace: None,
+            on_lease_end: OnLeaseEnd::default(),
+            on_orphan: OnOrphan::default(),
+            fingerprint: FingerprintRule::default(),
+            fingerprint_required: false,
+        }
+    }
+}
+
+impl Policy {
+    /// How long a claim is its owner's alone. Default 30 s.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = whole_ms(lease);
+        self
+    }
+
+    /// How long the body of an outcome is kept, from completion. Default 24 h. Zero keeps no
+    /// bodies.
+    pub fn replay_ttl(mut self, ttl: Duration) -> Self {
+        self.replay_ttl = whole_ms(ttl);
+        self
+    }
+
+    /// How long a completed key is remembered, from completion. Default 24 h.
+    pub fn dedupe_ttl(mut self, ttl: Duration) -> Self {
+        self.dedupe_ttl = whole_ms(ttl);
+        self
+    }
+
+    /// How long after its lease an unfinished claim is remembered, for a late completion and for
+    /// the attempt count. Default: the longer of the lease and 60 s. Under [`OnLeaseEnd::Park`] an
+    /// unfinished claim is never forgotten.
+    pub fn late_grace(mut self, grace: Duration) -> Self {
+        self.late_grace = Some(whole_ms(grace));
+        self
+    }
+
+    /// What happens when a lease runs out. Default [`OnLeaseEnd::Reclaim`].
+    pub fn on_lease_end(mut self, rule: OnLeaseEnd) -> Self {
+        self.on_lease_end = rule;
+        self
+    }
+
+    /// What happens to a claim whose process died. Default: as when the lease runs out.
+    pub fn on_orphan(mut self, rule: OnOrphan) -> Self {
+        self.on_orphan = rule;
+        self
+    }
+
+    /// What a differing fingerprint means. Default [`FingerprintRule::Enforce`].
+    pub fn fingerprint(mut self, rule: FingerprintRule) -> Self {
+        self.fingerprint = rule;
+        self
+    }
+
+    /// Whether a claim without a fingerprint is refused. Default no.
+    pub fn fingerprint_required(mut self, required: bool) -> Self {
+        self.fingerprint_required = required;
+        self
+    }
+
+    /// The grace of a claim with this lease.
+    pub(crate) fn grace_for(&self, lease: Duration) -> Duration {
+        self.late_grace.unwrap_or_else(|| lease.max(LATE_GRACE_DEFAULT_MIN))
+    }
+
+    /// The rule for orphans, with `AsLeaseEnd` worked out.
+    pub(crate) fn orphan_rule(&self) -> OnOrphan {
+        match (self.on_orphan, self.on_lease_end) {
+            (OnOrphan::AsLeaseEnd, OnLeaseEnd::Reclaim) => OnOrphan::Reclaim,
+            (OnOrphan::AsLeaseEnd, OnLeaseEnd::Park) => OnOrphan::Park,
+            (given, _) => given,
+        }
+    }
+
+    /// Every way in which the policy contradicts itself or a limit.
+    pub(crate) fn problems(&self) -> Vec<PolicyProblem> {
+        let mut problems = Vec::new();
+        if self.lease < LEASE_MIN {
+            problems.push(PolicyProblem::LeaseTooShort { lease: self.lease });
+        }
+        if self.lease > self.dedupe_ttl {
+            let (lease, dedupe_ttl) = (self.lease, self.dedupe_ttl);
+            problems.push(PolicyProblem::LeaseOutlivesDedupe { lease, dedupe_ttl });
+        }
+        if self.replay_ttl > self.dedupe_ttl {
+            let (replay_ttl, dedupe_ttl) = (self.replay_ttl, self.dedupe_ttl);
+            problems.push(PolicyProblem::ReplayOutlivesDedupe { replay_ttl, dedupe_ttl });
+        }
+        if self.dedupe_ttl > DEDUPE_TTL_MAX {
+            problems.push(PolicyProblem::DedupeTooLong { dedupe_ttl: self.dedupe_ttl });
+        }
+        if self.late_grace.is_some_and(|grace| grace > DEDUPE_TTL_MAX) {
+            let late_grace = self.late_grace.unwrap_or_default();
+            problems.push(PolicyProblem::GraceTooLong { late_grace });
+        }
+        problems
+    }
+}
+
+/// Rounds up to whole milliseconds, the unit times are stored in.
+pub(crate) fn whole_ms(span: Duration) -> Duration {
+    let ms = span.as_nanos().div_ceil(1_000_000);
+    u64::try_from(ms).map_or(Duration::MAX, Duration::from_millis)
+}
+
+/// One way in which a policy, or the times of one call, cannot be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyProblem {
+    /// A lease shorter than [`LEASE_MIN`].
+    #[error("a lease of {lease:?} is shorter than 100 ms")]
+    LeaseTooShort {
+        /// The lease asked for.
+        lease: Duration,
+    },
+    /// A lease longer than the key would be remembered.
+    #[error("a lease of {lease:?} outlives the dedupe window of {dedupe_ttl:?}")]
+    LeaseOutlivesDedupe {
+        /// The lease asked for.
+        lease: Duration,
+        /// The dedupe window it was asked with.
+        dedupe_ttl: Duration,
+    },
+    /// A body kept longer than its key.
+    #[error("a replay window of {replay_ttl:?} outlives the dedupe window of {dedupe_ttl:?}")]
+    ReplayOutlivesDedupe {
+        /// The replay window asked for.
+        replay_ttl: Duration,
+        /// The dedupe window it was asked with.
+        dedupe_ttl: Duration,
+    },
+    /// A dedupe window longer than [`DEDUPE_TTL_MAX`].
+    #[error("a dedupe window of {dedupe_ttl:?} is longer than thirty years")]
+    DedupeTooLong {
+        /// The dedupe window asked for.
+        dedupe_ttl: Duration,
+    },
+    /// A grace longer than [`DEDUPE_TTL_MAX`].
+    #[error("a late grace of {late_grace:?} is longer than thirty years")]
+    GraceTooLong {
+        /// The grace asked for.
+        late_grace: Duration,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_policy_is_valid() {
+        assert!(Policy::default().problems().is_empty());
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let policy = Policy::default()
+            .lease(Duration::from_millis(99))
+            .replay_ttl(DEDUPE_TTL_MAX + Duration::from_secs(2))
+            .dedupe_ttl(DEDUPE_TTL_MAX + Duration::from_secs(1))
+            .late_grace(DEDUPE_TTL_MAX + Duration::from_secs(1));
+        assert_eq!(policy.problems().len(), 4);
+        let policy = Policy::default().lease(Duration::from_secs(100_000));
+        assert_eq!(policy.problems().len(), 1);
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        let policy = Policy::default()
+            .lease(LEASE_MIN)
+            .replay_ttl(DEDUPE_TTL_MAX)
+            .dedupe_ttl(DEDUPE_TTL_MAX)
+            .late_grace(DEDUPE_TTL_MAX);
+        assert!(policy.problems().is_empty());
+        assert!(
+            Policy::default()
+                .lease(LEASE_MIN)
+                .dedupe_ttl(LEASE_MIN)
+                .replay_ttl(Duration::ZERO)
+                .problems()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn grace_defaults_to_the_longer_of_lease_and_a_minute() {
+        let policy = Policy::default();
+        assert_eq!(policy.grace_for(Duration::from_secs(30)), Duration::from_secs(60));
+        assert_eq!(policy.grace_for(Duration::from_secs(90)), Duration::from_secs(90));
+        let policy = policy.late_grace(Duration::from_secs(5));
+        assert_eq!(policy.grace_for(Duration::from_secs(90)), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn orphans_follow_the_lease_end_rule_unless_told_otherwise() {
+        let policy = Policy::default();
+        assert_eq!(policy.orphan_rule(), OnOrphan::Reclaim);
+        assert_eq!(policy.on_lease_end(OnLeaseEnd::Park).orphan_rule(), OnOrphan::Park);
+        assert_eq!(policy.on_orphan(OnOrphan::KeepLease).orphan_rule(), OnOrphan::KeepLease);
+    }
+
+    #[test]
+    fn a_part_of_a_millisecond_counts_as_one() {
+        assert_eq!(whole_ms(Duration::from_nanos(1)), Duration::from_millis(1));
+        assert_eq!(whole_ms(Duration::MAX), Duration::MAX);
+    }
+}

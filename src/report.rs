@@ -1,0 +1,81 @@
+//! Reports: what opening a store found, as plain data.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What [`crate::Options::open`] found and did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// The store did not exist and was made.
+    pub created: bool,
+    /// The store had been closed in order; nothing was in doubt.
+    pub clean: bool,
+    /// The meta file is not the one the store was last opened with: the directory is a copy. The
+    /// epoch was raised by 65,536, so that tokens of copy and original differ.
+    pub copied: bool,
+    /// One of the two meta slots could not be read, and the other was used.
+    pub meta_fallback: bool,
+    /// The operating system has not been restarted since the store was last opened; `None` when
+    /// that is not known.
+    pub same_boot: Option<bool>,
+    /// A sync had failed while the store was last open.
+    pub was_poisoned: bool,
+    /// The epoch of this open.
+    pub epoch: u32,
+    /// How far the wall clock is behind the store's time; the store's time goes on regardless.
+    pub clock_behind: Duration,
+    /// How far the wall clock is ahead of the last time the store has witnessed.
+    pub clock_ahead: Duration,
+    /// Data files.
+    pub files: usize,
+    /// Segments that hold records.
+    pub segments: usize,
+    /// Records read and valid.
+    pub records: u64,
+    /// Records of kinds that a newer version wrote and that may be skipped.
+    pub records_skipped: u64,
+    /// Bytes of valid records.
+    pub bytes: u64,
+    /// Completed keys.
+    pub completed: usize,
+    /// Unfinished claims whose owner died with the last process.
+    pub orphaned: usize,
+    /// Parked keys, orphans that were parked by this open among them.
+    pub parked: usize,
+    /// Keys whose time was over.
+    pub expired: usize,
+    /// Ends of segments that were not written to the end. All of it lies above what was proven
+    /// durable.
+    pub torn_tails: Vec<TornTail>,
+    /// Bytes written again because the page cache could not be trusted with them.
+    pub rewritten_bytes: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// The end of a segment that a crash cut short.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct TornTail {
+    /// The data file.
+    pub path: PathBuf,
+    /// Where in the file the valid records end.
+    pub offset: u64,
+    /// How many bytes behind that are known to have been written, at least.
+    pub bytes: u64,
+    /// How many of those still look like valid records, at least. They are not applied: something
+    /// before them is missing.
+    pub records: u64,
+    /// The last round was under way or had just ended when the store stopped: a crash during the
+    /// round, or damage to what it wrote.
+    pub last_round_incomplete: bool,
+}
+
+impl RecoveryReport {
+    /// Bytes of all torn tails.
+    #[must_use]
+    pub fn torn_bytes(&self) -> u64 {
+        self.torn_tails.iter().map(|tail| tail.bytes).sum()
+    }
+}

@@ -1,0 +1,234 @@
+//! The store as its users hold it.
+
+use std::fmt;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crate::answer::Orphan;
+use crate::engine::Engine;
+use crate::engine::namespaces::Wanted;
+use crate::engine::recovery::{self, OpenRequest};
+use crate::error::{CloseError, Failure, NamespaceError, OpenError, StoreError};
+use crate::namespace::Namespace;
+use crate::options::Options;
+use crate::policy::Policy;
+use crate::report::RecoveryReport;
+use crate::stats::StoreStats;
+use crate::sys::sync::Mutex;
+
+/// An open store. Cheap to clone; clones are the same store, from any thread.
+///
+/// The store holds an exclusive lock on its directory until it is closed, or until its last clone
+/// and its last lease are gone. Dropping it does what [`Store::close`] does, silently.
+#[derive(Clone)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+/// What clones, namespaces, leases and commits share: while one of them lives, the store is open.
+pub(crate) struct Handle {
+    engine: Arc<Engine>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    report: RecoveryReport,
+}
+
+impl Store {
+    /// Opens the store in the directory `path` with default options: every change is acknowledged
+    /// when it survives power loss.
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Options::new(path).open()
+    }
+
+    /// Opens a store on the heap, which ends with its last handle.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Full`] when there is no memory, [`OpenError::Io`] when there are no random
+    /// numbers or no threads.
+    pub fn in_memory() -> Result<Self, OpenError> {
+        Options::in_memory().open()
+    }
+
+    pub(crate) fn start(
+        request: OpenRequest,
+        has_thread: bool,
+        place: PathBuf,
+    ) -> Result<Self, OpenError> {
+        let (engine, report) = recovery::open(request)?;
+        let engine = Arc::new(engine);
+        let handle = Handle { engine, thread: Mutex::new(None), report };
+        let store = Self { handle: Arc::new(handle) };
+        if has_thread {
+            let engine = Arc::clone(&store.handle.engine);
+            let thread = thread::Builder::new()
+                .name("refrain".to_owned())
+                .spawn(move || engine.run_background());
+            // Should this fail, the store is closed again by its drop.
+            let thread =
+                thread.map_err(|error| OpenError::io("start the thread for", place, error))?;
+            *store.handle.thread.lock() = Some(thread);
+        }
+        Ok(store)
+    }
+
+    /// The namespace `name`. One that is new gets the default policy, until the first
+    /// [`Store::define`] replaces it; it survives power loss when this returns.
+    ///
+    /// # Errors
+    ///
+    /// A name of no or more than 255 bytes; whatever any call can fail with.
+    pub fn namespace(&self, name: &str) -> Result<Namespace, NamespaceError> {
+        self.ensure(name, Wanted::Any)
+    }
+
+    /// The namespace `name` with this policy. The policy survives power loss when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::PolicyConflict`] when it was defined with another policy;
+    /// [`NamespaceError::Policy`] when the policy cannot be.
+    pub fn define(&self, name: &str, policy: &Policy) -> Result<Namespace, NamespaceError> {
+        self.ensure(name, Wanted::Defined(policy))
+    }
+
+    /// Changes the policy of a namespace that exists. What is in the store keeps its deadlines and
+    /// the rules it was made under. The policy survives power loss when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::UnknownName`]; [`NamespaceError::Policy`] when the policy cannot be.
+    pub fn alter(&self, name: &str, policy: &Policy) -> Result<Namespace, NamespaceError> {
+        self.ensure(name, Wanted::Altered(policy))
+    }
+
+    fn ensure(&self, name: &str, wanted: Wanted<'_>) -> Result<Namespace, NamespaceError> {
+        let engine = &self.handle.engine;
+        engine.check_open()?;
+        let state = engine.namespaces.ensure(&engine.wal, name, wanted)?;
+        Ok(Namespace::new(Arc::clone(&self.handle), state))
+    }
+
+    /// The names of all namespaces, sorted.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<String> {
+        self.handle.engine.namespaces.names()
+    }
+
+    /// Unfinished claims of processes that are gone, by token. They were orphaned by the end of the
+    /// process that had the store open; what happens to them is [`crate::OnOrphan`]'s.
+    ///
+    /// Reads every unfinished entry.
+    ///
+    /// # Errors
+    ///
+    /// What any call can fail with.
+    pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
+        self.handle.engine.orphans(None)
+    }
+
+    /// Makes everything acknowledged so far survive power loss, in any mode.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Poisoned`] when a sync failed.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.handle.engine.flush()
+    }
+
+    /// Does what the maintenance thread does, once: leads rounds for futures, makes those that are
+    /// due, grows ahead. For stores opened with [`Options::manual_maintenance`]; harmless on others.
+    pub fn maintain(&self) {
+        self.handle.engine.maintain();
+    }
+
+    /// Closes the store for all its handles: every call on them answers [`StoreError::Closed`] from
+    /// now on. Everything acknowledged is durable when this returns without an error, and the
+    /// directory is free for the next open when it returns.
+    ///
+    /// # Errors
+    ///
+    /// [`CloseError::LeasesHeld`]: complete, release, park or drop them first; the store stays
+    /// open. [`CloseError::Store`]: the store is closed, but could not do so in order; the next
+    /// open recovers.
+    pub fn close(&self) -> Result<(), CloseError> {
+        self.handle.engine.close()?;
+        self.handle.stop_thread();
+        Ok(())
+    }
+
+    /// What opening the store found and did.
+    #[must_use]
+    pub fn report(&self) -> &RecoveryReport {
+        &self.handle.report
+    }
+
+    /// The failure that poisoned the store, if one did.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<Arc<Failure>> {
+        self.handle.engine.wal.poison.cause().cloned()
+    }
+
+    /// Sizes and counts, as they are now. Locks one shard after the other.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        StoreStats::of(&self.handle.engine)
+    }
+
+    /// Checks the tables against the log, and panics if they disagree. Reads every record.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Corrupt`] when a record cannot be read.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn check_invariants(&self) -> Result<(), StoreError> {
+        self.handle.engine.check_invariants()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("epoch", &self.handle.report.epoch).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    fn stop_thread(&self) {
+        self.engine.background.stop();
+        let Some(thread) = self.thread.lock().take() else { return };
+        // A waker may drop the last handle on the thread itself, which ends by itself then. In a
+        // forked child there is no thread.
+        let is_self = thread.thread().id() == thread::current().id();
+        if !is_self && !self.engine.is_child() {
+            // A panic of the thread has poisoned the store or changed nothing.
+            thread.join().unwrap_or_default();
+        }
+    }
+}
+
+impl Deref for Handle {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop_thread();
+        self.engine.end_silently();
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}

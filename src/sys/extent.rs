@@ -1,0 +1,225 @@
+//! Extents: a stretch of a region that one writer fills front to back, and that any number of
+//! readers read behind it.
+//!
+//! ```text
+//! | filled: immutable, borrowed by readers | unfilled: the writer's alone | end
+//!                                          ^ `filled`, only ever moves right
+//! ```
+//!
+//! Invariants
+//! - E1  Bytes below `filled` are not written while the extent exists.
+//! - E2  Bytes at or above `filled` are touched by the one [`ExtentWriter`] only (or by the kernel,
+//!   on its behalf).
+//! - E3  `filled` is raised by the writer, with Release, after the bytes below it were written; a
+//!   reader that saw it with Acquire sees them.
+//!
+//! Does not know what a record is; that is `wal`.
+#![allow(unsafe_code, reason = "the one place that reads and writes mapped memory")]
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::Region;
+
+/// A stretch of a region, see the file's header.
+pub(crate) struct Extent {
+    /// First byte of the stretch; valid for `len` bytes while `region` lives.
+    base: NonNull<u8>,
+    len: u32,
+    /// E3: published with Release by the writer, read with Acquire.
+    filled: AtomicU32,
+    /// Set while an [`ExtentWriter`] exists.
+    has_writer: AtomicBool,
+    region: Arc<dyn Region>,
+}
+
+// SAFETY: `base` points into `region`, which the extent keeps alive and which is itself `Send` and
+// `Sync`; E1-E3 keep readers and the writer on disjoint bytes.
+unsafe impl Send for Extent {}
+// SAFETY: as above.
+unsafe impl Sync for Extent {}
+
+impl Extent {
+    /// The `len` bytes of `region` from `start` on, of which the first `filled` are already final.
+    pub(crate) fn new(region: Arc<dyn Region>, start: usize, len: u32, filled: u32) -> Self {
+        let end = start.checked_add(len as usize);
+        assert!(end.is_some_and(|end| end <= region.len()), "an extent lies within its region");
+        assert!(filled <= len && start.is_multiple_of(64));
+        // SAFETY: the assert keeps `start` within the region.
+        let base = unsafe { region.base().add(start) };
+        let (filled, has_writer) = (AtomicU32::new(filled), AtomicBool::new(false));
+        Self { base, len, filled, has_writer, region }
+    }
+
+    /// How many bytes are final.
+    #[inline]
+    pub(crate) fn filled(&self) -> u32 {
+        self.filled.load(Ordering::Acquire)
+    }
+
+    /// The bytes `from..to`, or `None` when not all of them are final.
+    #[inline]
+    pub(crate) fn bytes(&self, from: u32, to: u32) -> Option<&[u8]> {
+        if from > to || to > self.filled() {
+            return None;
+        }
+        // SAFETY: `from <= filled <= len`, so the address lies within the region.
+        let start = unsafe { self.base.add(from as usize) };
+        // SAFETY: the bytes lie below `filled`: they were written before it was raised (E3, the
+        // Acquire above) and are not written again while `self` exists (E1), which the borrow
+        // outlasts in no case.
+        Some(unsafe { slice::from_raw_parts(start.as_ptr(), (to - from) as usize) })
+    }
+
+    /// The writer; `None` while there is one already.
+    pub(crate) fn writer(self: &Arc<Self>) -> Option<ExtentWriter> {
+        // AcqRel pairs with the Release in the drop of the writer before: its writes come first.
+        let taken = self.has_writer.swap(true, Ordering::AcqRel);
+        (!taken).then(|| ExtentWriter { extent: Arc::clone(self) })
+    }
+}
+
+impl fmt::Debug for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Extent")
+            .field("len", &self.len)
+            .field("filled", &self.filled())
+            .field("region", &self.region)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The exclusive right to fill an extent.
+#[derive(Debug)]
+pub(crate) struct ExtentWriter {
+    extent: Arc<Extent>,
+}
+
+impl ExtentWriter {
+    /// Where the next byte goes: everything before is final.
+    #[inline]
+    pub(crate) fn filled(&self) -> u32 {
+        // Relaxed: only this writer changes it.
+        self.extent.filled.load(Ordering::Relaxed)
+    }
+
+    /// Copies `bytes` to `offset`, which must not lie below what is final.
+    #[inline]
+    pub(crate) fn put(&mut self, offset: u32, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: `check` keeps the offset within the extent.
+        let to = unsafe { self.extent.base.add(offset as usize) };
+        // SAFETY: the range is unfilled (`check`), so no reader has it (E2) and `&mut self` is the
+        // only writer; `bytes` is a borrow, hence not of unfilled memory.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+    }
+
+    /// Stores eight bytes at once, after everything that was put before: a process killed in
+    /// between leaves either none of them or, with all that came earlier, all.
+    #[inline]
+    pub(crate) fn put_word_last(&mut self, offset: u32, word: [u8; 8]) {
+        self.check(offset, 8);
+        assert!(offset.is_multiple_of(8));
+        // SAFETY: `check` keeps the offset within the extent.
+        let to = unsafe { self.extent.base.add(offset as usize) };
+        // SAFETY: `to` is valid for eight bytes and aligned (the extent starts on a multiple of 64);
+        // the range is unfilled, so nobody else touches it (E2).
+        let cell = unsafe { AtomicU64::from_ptr(to.as_ptr().cast()) };
+        // `to_le` makes the bytes in memory those of `word` on any machine.
+        cell.store(u64::from_le_bytes(word).to_le(), Ordering::Release);
+    }
+
+    /// Declares everything below `filled` final, whether it was put here or written by the kernel.
+    #[inline]
+    pub(crate) fn advance(&mut self, filled: u32) {
+        assert!(filled >= self.filled() && filled <= self.extent.len);
+        self.extent.filled.store(filled, Ordering::Release);
+    }
+
+    #[inline]
+    fn check(&self, offset: u32, len: usize) {
+        let end = (offset as usize).checked_add(len);
+        assert!(
+            offset >= self.filled() && end.is_some_and(|end| end <= self.extent.len as usize),
+            "a write of {len} bytes at {offset} leaves the unfilled part"
+        );
+    }
+}
+
+impl Drop for ExtentWriter {
+    fn drop(&mut self) {
+        self.extent.has_writer.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::region::HeapRegion;
+    use super::*;
+
+    fn extent(len: u32, filled: u32) -> Arc<Extent> {
+        let region = Arc::new(HeapRegion::new(4096).unwrap());
+        Arc::new(Extent::new(region, 64, len, filled))
+    }
+
+    #[test]
+    fn bytes_can_be_read_once_they_are_final() {
+        let extent = extent(256, 0);
+        let mut writer = extent.writer().unwrap();
+        writer.put(8, b"record!!");
+        writer.put_word_last(0, *b"lencrc..");
+        assert!(extent.bytes(0, 16).is_none());
+        writer.advance(16);
+        assert_eq!(extent.bytes(0, 16).unwrap(), b"lencrc..record!!");
+        assert!(extent.bytes(0, 17).is_none());
+        assert!(extent.bytes(9, 8).is_none());
+    }
+
+    #[test]
+    fn there_is_one_writer_at_a_time() {
+        let extent = extent(256, 16);
+        let writer = extent.writer().unwrap();
+        assert!(extent.writer().is_none());
+        drop(writer);
+        assert_eq!(extent.writer().unwrap().filled(), 16);
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves the unfilled part")]
+    fn final_bytes_cannot_be_written_again() {
+        extent(256, 16).writer().unwrap().put(15, b"x");
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves the unfilled part")]
+    fn nothing_is_written_past_the_end() {
+        extent(256, 16).writer().unwrap().put(250, b"1234567");
+    }
+
+    #[test]
+    fn readers_follow_the_writer_across_threads() {
+        let extent = extent(2048, 0);
+        let mut writer = extent.writer().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    loop {
+                        let filled = extent.filled();
+                        let seen = extent.bytes(0, filled).unwrap();
+                        assert!(seen.iter().enumerate().all(|(i, byte)| *byte == i as u8));
+                        if filled == 2048 {
+                            break;
+                        }
+                    }
+                });
+            }
+            for i in 0..2048u32 {
+                writer.put(i, &[i as u8]);
+                writer.advance(i + 1);
+            }
+        });
+    }
+}

@@ -1,0 +1,92 @@
+//! The outside world behind traits: file system, file, region of memory, clock.
+//!
+//! Everything above this layer reaches the disk and the time through these traits only, so the
+//! whole engine runs unchanged on the real machine ([`real`]), on the heap ([`heap`]: memory mode,
+//! Miri, tests) and on whatever a test wraps around either. The traits are used as objects: every
+//! call behind them but a clock read is a system call or a copy, next to which the indirection is
+//! nothing.
+//!
+//! Unsafe code lives in this folder alone: `extent` (reading and filling mapped memory), `region`
+//! (owning it) and `fork` (a page the kernel wipes in a child).
+
+pub(crate) mod clock;
+pub(crate) mod extent;
+pub(crate) mod fork;
+pub(crate) mod heap;
+pub(crate) mod real;
+pub(crate) mod region;
+pub(crate) mod sync;
+
+use std::fmt::Debug;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+pub use clock::Clock;
+pub use region::Region;
+
+/// One directory: the store's. Names are plain file names within it.
+pub trait FileSystem: Send + Sync + Debug {
+    /// Opens the file `name` for reading and writing; it must exist.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
+
+    /// Creates the file `name`; it must not exist.
+    fn create_new(&self, name: &str) -> io::Result<Arc<dyn File>>;
+
+    /// Removes the file `name`.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Renames `from` to `to`, replacing what was there, at once or not at all.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// The names of all files, in no order.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Makes creations, removals and renames survive power loss.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// Takes the exclusive lock on the file `name`, creating it if need be, without waiting:
+    /// `None` when another holder has it. Dropping the lock releases it.
+    fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn DirectoryLock>>>;
+
+    /// An id that changes with each start of the operating system, when there is one.
+    fn boot_id(&self) -> Option<[u8; 16]>;
+
+    /// Where `name` lies, for messages.
+    fn describe(&self, name: &str) -> std::path::PathBuf;
+}
+
+/// One open file.
+#[expect(clippy::len_without_is_empty, reason = "a length that takes a system call")]
+pub trait File: Send + Sync + Debug {
+    /// Fills `buffer` from `offset` on. A file that ends earlier is `UnexpectedEof`.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes the parts one behind the other from `offset` on, in a single call. A short write is
+    /// an error, and what it wrote is anyone's guess.
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// Fills the bytes `from..to`, at the end of the file, with zeros, in blocks that are written,
+    /// not merely reserved, and in pieces of 4 KiB (docs/decisions/0004-zero-fill.md).
+    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()>;
+
+    /// Makes the data survive power loss, and the length with it (fdatasync).
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Makes data and all metadata survive power loss (fsync).
+    fn sync_all(&self) -> io::Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// A number that a copy of this file does not share (the inode).
+    fn identity(&self) -> io::Result<u64>;
+
+    /// Maps the whole file, readable and writable, shared with the file's other readers.
+    ///
+    /// From then on whoever reads or writes by position keeps off the bytes that an extent's writer
+    /// is filling at that moment: the kernel would not mind, a fake would.
+    fn map(&self) -> io::Result<Arc<dyn Region>>;
+}
+
+/// An exclusive lock on the directory, released when dropped.
+pub trait DirectoryLock: Send + Sync + Debug {}

@@ -1,0 +1,233 @@
+//! The real file system: `std::fs` for names, rustix for positioned writes, memmap2 for mappings.
+//!
+//! Every file of a store lies in one directory. Nothing here decides when to sync.
+
+use std::fs::{self, OpenOptions, TryLockError};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::{pwritev, retry_on_intr};
+use rustix::process::{Resource, getrlimit};
+
+use super::region::MappedRegion;
+use super::{DirectoryLock, File, FileSystem, Region};
+
+/// A directory of the operating system.
+#[derive(Debug)]
+pub(crate) struct RealFs {
+    directory: PathBuf,
+}
+
+impl RealFs {
+    /// The directory at `path`, created with its parents if need be.
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
+        if !path.is_dir() {
+            fs::create_dir_all(path)?;
+            // The new directory's own entry must survive, too.
+            if let Some(parent) = path.canonicalize()?.parent() {
+                fs::File::open(parent)?.sync_all()?;
+            }
+        }
+        Ok(Self { directory: path.canonicalize()? })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+impl FileSystem for RealFs {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
+        Ok(Arc::new(RealFile { file }))
+    }
+
+    fn create_new(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).open(self.path(name))?;
+        Ok(Arc::new(RealFile { file }))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            // A name that is no UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        fs::File::open(&self.directory)?.sync_all()
+    }
+
+    fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn DirectoryLock>>> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false);
+        let file = file.open(self.path(name))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(RealLock { file }))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn boot_id(&self) -> Option<[u8; 16]> {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        u128::from_str_radix(&digits, 16).ok().map(u128::to_le_bytes)
+    }
+
+    fn describe(&self, name: &str) -> PathBuf {
+        self.path(name)
+    }
+}
+
+/// Holds the lock until it is dropped: explicitly, because a forked child would otherwise keep it.
+#[derive(Debug)]
+struct RealLock {
+    file: fs::File,
+}
+
+impl DirectoryLock for RealLock {}
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Should this fail, closing the descriptor releases the lock all the same.
+        self.file.unlock().unwrap_or_default();
+    }
+}
+
+#[derive(Debug)]
+struct RealFile {
+    file: fs::File,
+}
+
+impl RealFile {
+    /// Pieces of the zero-fill: one page, so that the page cache holds no large folios, under which
+    /// a small sync would write a megabyte.
+    const FILL_BYTES: usize = 4096;
+}
+
+impl File for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let wanted: usize = parts.iter().map(|part| part.len()).sum();
+        // Interrupted means that nothing was written.
+        let written = retry_on_intr(|| pwritev(&self.file, parts, offset))?;
+        if written == wanted {
+            Ok(())
+        } else {
+            let text = format!("short write: {written} of {wanted} bytes");
+            Err(io::Error::new(io::ErrorKind::WriteZero, text))
+        }
+    }
+
+    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()> {
+        // Beyond the limit the kernel would kill the process with SIGXFSZ.
+        if getrlimit(Resource::Fsize).current.is_some_and(|limit| to > limit) {
+            let text = format!("{to} bytes exceed the file size limit of the process");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        let zeros = [0; Self::FILL_BYTES];
+        let mut offset = from;
+        while offset < to {
+            let piece = usize::try_from(to - offset).map_or(zeros.len(), |n| n.min(zeros.len()));
+            self.file.write_all_at(&zeros[..piece], offset)?;
+            offset += piece as u64;
+        }
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn identity(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.ino())
+    }
+
+    fn map(&self) -> io::Result<Arc<dyn Region>> {
+        let len = usize::try_from(self.len()?)
+            .map_err(|error| io::Error::new(io::ErrorKind::FileTooLarge, error))?;
+        Ok(Arc::new(MappedRegion::new(&self.file, len)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> (tempfile::TempDir, RealFs) {
+        let directory = tempfile::tempdir().unwrap();
+        let fs = RealFs::new(&directory.path().join("a/b")).unwrap();
+        (directory, fs)
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs real files")]
+    fn what_is_written_is_read_through_the_file_and_the_mapping() {
+        let (_directory, fs) = fixture();
+        let file = fs.create_new("data").unwrap();
+        file.zero_fill(0, 5_000).unwrap();
+        file.zero_fill(5_000, 10_000).unwrap();
+        assert_eq!(file.len().unwrap(), 10_000);
+        let region = file.map().unwrap();
+        file.write_at(&[IoSlice::new(b"head"), IoSlice::new(b"body")], 4094).unwrap();
+        let mut bytes = [0; 10];
+        fs.open("data").unwrap().read_at(&mut bytes, 4093).unwrap();
+        assert_eq!(&bytes, b"\0headbody\0");
+        let extent = Arc::new(super::super::extent::Extent::new(region, 0, 8192, 8192));
+        assert_eq!(extent.bytes(4093, 4103).unwrap(), &bytes);
+        let end = file.read_at(&mut bytes, 9_995).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs real files")]
+    fn the_lock_has_one_holder_and_ends_with_it() {
+        let (_directory, fs) = fixture();
+        let held = fs.try_lock("LOCK").unwrap();
+        assert!(held.is_some());
+        assert!(fs.try_lock("LOCK").unwrap().is_none());
+        drop(held);
+        assert!(fs.try_lock("LOCK").unwrap().is_some());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs real files")]
+    fn names_are_created_listed_renamed_and_removed() {
+        let (_directory, fs) = fixture();
+        fs.create_new("one").unwrap();
+        assert!(fs.create_new("one").is_err());
+        fs.rename("one", "two").unwrap();
+        fs.sync_dir().unwrap();
+        assert_eq!(fs.list().unwrap(), ["two"]);
+        fs.remove("two").unwrap();
+        assert!(fs.list().unwrap().is_empty());
+        assert!(fs.open("two").is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! Regions: memory that stays where it is, owned by a mapping of a file or by the heap.
+//!
+//! A region hands out its address and its length and nothing else. No reference to the whole of it
+//! is ever made: readers and the writer work on disjoint parts at the same time, through
+//! `sys::extent`.
+#![allow(unsafe_code, reason = "owns raw memory; see the SAFETY comments")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fmt::{self, Debug};
+use std::io;
+use std::ptr::NonNull;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+/// Memory at a fixed address.
+///
+/// # Safety
+///
+/// From creation until drop, `base()` and `len()` never change, and the `len()` bytes from `base()`
+/// on may be read and written through raw pointers. `base()` is aligned to at least 64 bytes.
+pub unsafe trait Region: Send + Sync + Debug {
+    /// Address of the first byte.
+    fn base(&self) -> NonNull<u8>;
+
+    /// Length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A file mapped shared, readable and writable.
+#[derive(Debug)]
+pub(crate) struct MappedRegion {
+    map: MmapRaw,
+    base: NonNull<u8>,
+}
+
+// SAFETY: `MmapRaw` is `Send` and owns its mapping until it drops; `base` points into it.
+unsafe impl Send for MappedRegion {}
+// SAFETY: shared access gives out an address and a length only.
+unsafe impl Sync for MappedRegion {}
+
+impl MappedRegion {
+    pub(crate) fn new(file: &std::fs::File, len: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(len).map_raw(file)?;
+        // A forked child has no business here and is refused at every call (`sys::fork`); a core
+        // dump has no business with a store's payloads either. Both are help, not promises.
+        for advice in [Advice::DontFork, Advice::DontDump] {
+            map.advise(advice).unwrap_or_default();
+        }
+        let base = NonNull::new(map.as_mut_ptr())
+            .ok_or_else(|| io::Error::other("the mapping has no address"))?;
+        Ok(Self { map, base })
+    }
+}
+
+// SAFETY: the kernel places the mapping at one address, page-aligned, for the life of `map`. The
+// file was filled with written blocks before it was mapped and is never shortened while the
+// directory lock is held, so no access past its end or into a hole can happen.
+unsafe impl Region for MappedRegion {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    fn len(&self) -> usize {
+        self.map.len()
+    }
+}
+
+/// Zeroed heap memory.
+pub(crate) struct HeapRegion {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the allocation belongs to this value alone, and is freed by its drop.
+unsafe impl Send for HeapRegion {}
+// SAFETY: shared access gives out an address and a length only.
+unsafe impl Sync for HeapRegion {}
+
+impl HeapRegion {
+    const ALIGN: usize = 4096;
+
+    /// `OutOfMemory` when the allocator has no such block.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let layout = Layout::from_size_align(len.max(1), Self::ALIGN)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        // SAFETY: the layout has a size of at least one byte.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let base = NonNull::new(memory).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, layout })
+    }
+}
+
+impl Drop for HeapRegion {
+    fn drop(&mut self) {
+        // SAFETY: `base` came from `alloc_zeroed` with this layout, and is freed once.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+impl Debug for HeapRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeapRegion").field("len", &self.layout.size()).finish_non_exhaustive()
+    }
+}
+
+// SAFETY: the allocation neither moves nor shrinks before drop, and is aligned to 4096 bytes.
+unsafe impl Region for HeapRegion {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    fn len(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+/// Copies out of a region. For fakes: readers of published records borrow instead.
+///
+/// # Safety
+///
+/// Nobody writes to the range meanwhile.
+pub(crate) unsafe fn copy_out(region: &dyn Region, offset: usize, to: &mut [u8]) {
+    assert!(offset.checked_add(to.len()).is_some_and(|end| end <= region.len()));
+    // SAFETY: the assert keeps the offset within the region, which is valid while it is borrowed.
+    let from = unsafe { region.base().add(offset) };
+    // SAFETY: the range lies within the region, and nobody writes to it (the caller's promise);
+    // `to` is an exclusive borrow, so it lies elsewhere.
+    unsafe { from.copy_to_nonoverlapping(NonNull::from(&mut *to).cast(), to.len()) }
+}
+
+/// Copies into a region. For fakes: the real file system writes through the kernel.
+///
+/// # Safety
+///
+/// Nobody reads or writes the range meanwhile.
+pub(crate) unsafe fn copy_in(region: &dyn Region, offset: usize, from: &[u8]) {
+    assert!(offset.checked_add(from.len()).is_some_and(|end| end <= region.len()));
+    // SAFETY: the assert keeps the offset within the region, which is valid while it is borrowed.
+    let to = unsafe { region.base().add(offset) };
+    // SAFETY: the range lies within the region, and nobody else uses it (the caller's promise), so
+    // the borrow `from` lies elsewhere.
+    unsafe { to.copy_from_nonoverlapping(NonNull::from(from).cast(), from.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heap_memory_starts_zeroed_and_keeps_what_is_written() {
+        let region = HeapRegion::new(8192).unwrap();
+        assert_eq!(region.len(), 8192);
+        let mut bytes = [1; 32];
+        // SAFETY: no other thread knows the region.
+        unsafe { copy_out(&region, 8160, &mut bytes) };
+        assert_eq!(bytes, [0; 32]);
+        // SAFETY: no other thread knows the region.
+        unsafe { copy_in(&region, 8170, b"here") };
+        // SAFETY: no other thread knows the region.
+        unsafe { copy_out(&region, 8160, &mut bytes) };
+        assert_eq!(&bytes[10..14], b"here");
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion failed")]
+    fn a_copy_past_the_end_is_refused() {
+        let region = HeapRegion::new(4096).unwrap();
+        // SAFETY: no other thread knows the region.
+        unsafe { copy_in(&region, 4090, b"too long") };
+    }
+}

@@ -1,0 +1,447 @@
+//! Linear hashing (Litwin 1980) over chained buckets.
+//!
+//! The table grows one bucket at a time: each split divides one bucket by the next bit of the hash,
+//! which the slot's tag still holds, so no record is read. Bucket arrays are allocated in doubling
+//! chunks that are never moved or freed.
+//!
+//! Invariants
+//! - T1  A slot lies in the chain of the bucket that its hash selects under the present shape.
+//! - T2  A chain is a main bucket and overflow buckets that belong to it alone.
+//! - T3  A split fills the new bucket, raises the version, publishes the shape, then clears the old
+//!   slots and raises the version again (R18), so that a reader without the lock can tell.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use smallvec::SmallVec;
+
+use super::bucket::{BUCKET_SLOTS, Bucket, Slot, TAG_BITS, Tag};
+use crate::chunked::Chunked;
+use crate::types::{KeyHash, Location};
+
+/// Mean entries of a bucket above which the table splits one, times two.
+const LOAD_TWICE: usize = 11;
+const BITS_MIN: u32 = 3;
+const BITS_MAX: u32 = 28;
+
+/// One shard's table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    main: Chunked<Bucket>,
+    overflow: Chunked<Bucket>,
+    /// Overflow buckets handed out so far; number 0 stands for none and is never handed out.
+    overflow_used: u32,
+    overflow_free: Vec<u32>,
+    /// (level, split pointer): the table has `2^(first_bits + level) + split` main buckets.
+    shape: AtomicU64,
+    len: usize,
+}
+
+/// Where a slot is. Valid until the table is changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Position {
+    bucket: Place,
+    slot: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Main(u32),
+    Overflow(u32),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Shape {
+    level: u32,
+    split: u32,
+}
+
+impl Table {
+    /// A table that holds about `entries` before it grows.
+    pub(crate) fn for_entries(entries: usize) -> Self {
+        let buckets = (entries * 2 / LOAD_TWICE).max(1);
+        let bits = buckets.next_power_of_two().trailing_zeros().clamp(BITS_MIN, BITS_MAX);
+        let table = Self {
+            main: Chunked::new(bits),
+            overflow: Chunked::new(BITS_MIN),
+            overflow_used: 1,
+            overflow_free: Vec::new(),
+            shape: AtomicU64::new(0),
+            len: 0,
+        };
+        table.main.ensure(0);
+        table
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of the bucket arrays.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        (self.main.len() + self.overflow.len()) * size_of::<Bucket>()
+    }
+
+    /// The first slot of the chain whose tag is the hash's and that `is_match` accepts.
+    #[inline]
+    pub(crate) fn find<E>(
+        &self,
+        hash: KeyHash,
+        mut is_match: impl FnMut(Slot) -> Result<bool, E>,
+    ) -> Result<Option<(Position, Slot)>, E> {
+        let tag = Tag::of(hash, self.main.first_bits());
+        let mut place = Some(Place::Main(self.bucket_of(hash, self.shape())));
+        while let Some(at) = place {
+            let bucket = self.bucket(at);
+            for index in 0..BUCKET_SLOTS {
+                if let Some(slot) = bucket.slot(index)
+                    && slot.tag() == tag
+                    && is_match(slot)?
+                {
+                    // Seven slots.
+                    return Ok(Some((Position { bucket: at, slot: index as u8 }, slot)));
+                }
+            }
+            place = bucket.overflow().map(Place::Overflow);
+        }
+        Ok(None)
+    }
+
+    /// Adds an entry. The caller knows that the key has none.
+    pub(crate) fn insert(&mut self, hash: KeyHash, location: Location, done: bool) {
+        let slot = Slot::new(location, Tag::of(hash, self.main.first_bits()), done);
+        let bucket = self.bucket_of(hash, self.shape());
+        self.push(Place::Main(bucket), slot);
+        self.len += 1;
+        if self.len * 2 > self.main_buckets() * LOAD_TWICE {
+            self.split_one();
+        }
+    }
+
+    /// Points the entry at another record of the same key, in place.
+    pub(crate) fn replace(&mut self, position: Position, location: Location, done: bool) {
+        let bucket = self.bucket(position.bucket);
+        let old = bucket.slot(usize::from(position.slot));
+        debug_assert!(old.is_some(), "replacing an empty slot");
+        if let Some(old) = old {
+            let slot = Slot::new(location, old.tag(), done);
+            bucket.set_slot(usize::from(position.slot), Some(slot));
+        }
+    }
+
+    /// Removes the entry.
+    pub(crate) fn remove(&mut self, position: Position) {
+        let bucket = self.bucket(position.bucket);
+        debug_assert!(bucket.slot(usize::from(position.slot)).is_some());
+        bucket.set_slot(usize::from(position.slot), None);
+        self.len -= 1;
+    }
+
+    /// Shows every entry to `visit`, bucket by bucket.
+    pub(crate) fn for_each<E>(
+        &self,
+        mut visit: impl FnMut(Position, Slot) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Main buckets are numbered with 32 bits.
+        for main in 0..self.main_buckets() as u32 {
+            let mut place = Some(Place::Main(main));
+            while let Some(at) = place {
+                let bucket = self.bucket(at);
+                for index in 0..BUCKET_SLOTS {
+                    if let Some(slot) = bucket.slot(index) {
+                        visit(Position { bucket: at, slot: index as u8 }, slot)?;
+                    }
+                }
+                place = bucket.overflow().map(Place::Overflow);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn shape(&self) -> Shape {
+        let bits = self.shape.load(Ordering::Acquire);
+        // Upper and lower half.
+        Shape { level: (bits >> 32) as u32, split: bits as u32 }
+    }
+
+    fn set_shape(&mut self, shape: Shape) {
+        self.shape.store(u64::from(shape.level) << 32 | u64::from(shape.split), Ordering::Release);
+    }
+
+    fn main_buckets(&self) -> usize {
+        let Shape { level, split } = self.shape();
+        (1usize << (self.main.first_bits() + level)) + split as usize
+    }
+
+    #[inline]
+    fn bucket_of(&self, hash: KeyHash, Shape { level, split }: Shape) -> u32 {
+        let bits = self.main.first_bits() + level;
+        // Masked to at most 32 bits.
+        let low = |bits: u32| (hash.0 & ((1 << bits) - 1)) as u32;
+        let bucket = low(bits);
+        if bucket < split { low(bits + 1) } else { bucket }
+    }
+
+    #[inline]
+    fn bucket(&self, place: Place) -> &Bucket {
+        let found = match place {
+            Place::Main(index) => self.main.get(index),
+            Place::Overflow(index) => self.overflow.get(index),
+        };
+        match found {
+            Some(bucket) => bucket,
+            None => unreachable!("{place:?} was never made"),
+        }
+    }
+
+    /// Puts the slot into the first empty place of a chain, lengthening it if need be.
+    fn push(&mut self, start: Place, slot: Slot) {
+        let mut at = start;
+        loop {
+            let bucket = self.bucket(at);
+            if let Some(empty) = bucket.first_empty() {
+                bucket.set_slot(empty, Some(slot));
+                return;
+            }
+            match bucket.overflow() {
+                Some(next) => at = Place::Overflow(next),
+                None => {
+                    let next = self.new_overflow();
+                    self.bucket(Place::Overflow(next)).set_slot(0, Some(slot));
+                    self.bucket(at).set_overflow(Some(next));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn new_overflow(&mut self) -> u32 {
+        if let Some(index) = self.overflow_free.pop() {
+            return index;
+        }
+        let index = self.overflow_used;
+        self.overflow_used += 1;
+        self.overflow.ensure(index);
+        index
+    }
+
+    /// Divides the bucket at the split pointer (T3). Nothing happens once the tag has no bit left
+    /// to divide by: chains grow instead.
+    fn split_one(&mut self) {
+        let Shape { level, split } = self.shape();
+        if level >= TAG_BITS || self.main.first_bits() + level >= 31 {
+            return;
+        }
+        let size = 1u32 << (self.main.first_bits() + level);
+        let (old, new) = (Place::Main(split), Place::Main(split + size));
+        self.main.ensure(split + size);
+        let mut staying: SmallVec<[Slot; 32]> = SmallVec::new();
+        let mut moving: SmallVec<[Slot; 32]> = SmallVec::new();
+        let mut place = Some(old);
+        while let Some(at) = place {
+            let bucket = self.bucket(at);
+            for slot in (0..BUCKET_SLOTS).filter_map(|index| bucket.slot(index)) {
+                if slot.tag().bit(level) { moving.push(slot) } else { staying.push(slot) }
+            }
+            place = bucket.overflow().map(Place::Overflow);
+        }
+        for slot in moving {
+            self.push(new, slot);
+        }
+        self.bucket(old).begin_move();
+        let next = if split + 1 == size {
+            Shape { level: level + 1, split: 0 }
+        } else {
+            Shape { level, split: split + 1 }
+        };
+        self.set_shape(next);
+        self.rewrite_chain(old, &staying);
+        self.bucket(old).end_move();
+    }
+
+    /// Leaves exactly `slots` in the chain, packed, and gives back the overflow buckets that are
+    /// not needed for it.
+    fn rewrite_chain(&mut self, start: Place, slots: &[Slot]) {
+        let mut left = slots.iter();
+        let mut at = start;
+        loop {
+            let bucket = self.bucket(at);
+            for index in 0..BUCKET_SLOTS {
+                bucket.set_slot(index, left.next().copied());
+            }
+            let next = bucket.overflow();
+            if left.len() == 0 {
+                bucket.set_overflow(None);
+                self.free_chain(next);
+                return;
+            }
+            match next {
+                Some(next) => at = Place::Overflow(next),
+                None => unreachable!("a chain holds no more than it held before"),
+            }
+        }
+    }
+
+    fn free_chain(&mut self, mut next: Option<u32>) {
+        while let Some(index) = next {
+            let bucket = self.bucket(Place::Overflow(index));
+            for slot in 0..BUCKET_SLOTS {
+                bucket.set_slot(slot, None);
+            }
+            next = bucket.overflow();
+            bucket.set_overflow(None);
+            self.overflow_free.push(index);
+        }
+    }
+
+    /// Checks T1 and T2 and the count. `hash_of` tells the hash behind a slot.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn check_invariants(&self, hash_of: impl Fn(Slot) -> Option<KeyHash>) {
+        use std::collections::HashSet;
+        let (mut seen, mut locations) = (HashSet::new(), HashSet::new());
+        let mut len = 0;
+        for main in 0..self.main_buckets() as u32 {
+            let mut place = Some(Place::Main(main));
+            while let Some(at) = place {
+                let bucket = self.bucket(at);
+                assert!(!bucket.is_splitting(), "no split is under way");
+                if let Place::Overflow(index) = at {
+                    assert!(seen.insert(index), "overflow bucket {index} is in two chains");
+                    assert!(!self.overflow_free.contains(&index), "and on the free list");
+                }
+                for slot in (0..BUCKET_SLOTS).filter_map(|index| bucket.slot(index)) {
+                    len += 1;
+                    assert!(locations.insert(slot.location().units()), "a record is listed twice");
+                    if let Some(hash) = hash_of(slot) {
+                        assert_eq!(self.bucket_of(hash, self.shape()), main, "T1");
+                        assert_eq!(slot.tag(), Tag::of(hash, self.main.first_bits()));
+                    }
+                }
+                place = bucket.overflow().map(Place::Overflow);
+            }
+        }
+        assert_eq!(len, self.len, "the count is right");
+        let out = seen.len() + self.overflow_free.len() + 1;
+        assert_eq!(out, self.overflow_used as usize, "no overflow bucket is lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::convert::Infallible;
+
+    use super::*;
+
+    fn spread(n: u64) -> KeyHash {
+        KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(n | 1))
+    }
+
+    fn locate(table: &Table, hash: KeyHash, location: u64) -> Option<Position> {
+        let found =
+            table.find(hash, |slot| Ok::<_, Infallible>(slot.location().units() == location));
+        found.unwrap().map(|(position, _)| position)
+    }
+
+    fn check(table: &Table, entries: &HashMap<u64, KeyHash>) {
+        table.check_invariants(|slot| entries.get(&slot.location().units()).copied());
+        assert_eq!(table.len(), entries.len());
+    }
+
+    #[test]
+    fn what_was_inserted_is_found_through_all_growth() {
+        let count = if cfg!(miri) { 300 } else { 20_000 };
+        let mut table = Table::for_entries(0);
+        let mut entries = HashMap::new();
+        for n in 1..=count {
+            table.insert(spread(n), Location::from_units(n), n % 3 == 0);
+            entries.insert(n, spread(n));
+            if n.is_power_of_two() {
+                check(&table, &entries);
+            }
+        }
+        check(&table, &entries);
+        for n in 1..=count {
+            assert!(locate(&table, spread(n), n).is_some(), "{n}");
+            assert!(locate(&table, spread(n), n + count).is_none());
+        }
+        let mut seen = 0;
+        let all = table.for_each(|_, slot| {
+            seen += 1;
+            assert_eq!(slot.is_done(), slot.location().units() % 3 == 0);
+            Ok::<_, Infallible>(())
+        });
+        all.unwrap();
+        assert_eq!(seen, count);
+    }
+
+    #[test]
+    fn random_changes_agree_with_a_map() {
+        let mut seed = 0x1234_5678_u64;
+        let mut random = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        let steps = if cfg!(miri) { 500 } else { 60_000 };
+        let mut table = Table::for_entries(0);
+        let mut entries: HashMap<u64, KeyHash> = HashMap::new();
+        let mut next = 1;
+        for step in 0..steps {
+            // Few distinct hashes, so that chains grow long and collide.
+            let hash = spread(random() % 512);
+            let known: Vec<_> = entries.iter().find(|(_, h)| **h == hash).into_iter().collect();
+            match (known.first().map(|(n, _)| **n), random() % 3) {
+                (Some(old), 0) => {
+                    let position = locate(&table, hash, old).unwrap();
+                    table.remove(position);
+                    entries.remove(&old);
+                }
+                (Some(old), 1) => {
+                    let position = locate(&table, hash, old).unwrap();
+                    table.replace(position, Location::from_units(next), true);
+                    entries.remove(&old);
+                    entries.insert(next, hash);
+                    next += 1;
+                }
+                _ => {
+                    table.insert(hash, Location::from_units(next), false);
+                    entries.insert(next, hash);
+                    next += 1;
+                }
+            }
+            if step % 1000 == 0 {
+                check(&table, &entries);
+            }
+        }
+        check(&table, &entries);
+    }
+
+    #[test]
+    fn equal_hashes_share_a_chain_that_never_splits_apart() {
+        let mut table = Table::for_entries(0);
+        for n in 1..=100 {
+            table.insert(KeyHash(7), Location::from_units(n), false);
+        }
+        assert!((1..=100).all(|n| locate(&table, KeyHash(7), n).is_some()));
+        table.check_invariants(|_| Some(KeyHash(7)));
+    }
+
+    #[test]
+    fn a_table_made_for_its_entries_takes_about_fourteen_bytes_each() {
+        let count = if cfg!(miri) { 1000 } else { 100_000 };
+        let mut table = Table::for_entries(0);
+        let mut worst: f64 = 0.0;
+        for n in 1..=count {
+            table.insert(spread(n), Location::from_units(n), true);
+            // Chunks double, so the allocated part is up to twice the used one.
+            if n > count / 10 {
+                let used = table.main_buckets() + table.overflow_used as usize;
+                worst = worst.max((used * 64) as f64 / n as f64);
+            }
+        }
+        assert!(worst < 15.5, "{worst:.1} bytes an entry");
+    }
+}

@@ -1,0 +1,10 @@
+//! The table: where each key's current record lies, in eight bytes a key.
+//!
+//! One table serves one shard. It knows hashes, tags and locations; it reads no record, takes no
+//! lock, starts no thread and asks no clock. The shard's mutex makes its writers exclusive.
+
+mod bucket;
+mod linear;
+
+pub(crate) use bucket::Slot;
+pub(crate) use linear::{Position, Table};

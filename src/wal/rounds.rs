@@ -1,0 +1,329 @@
+//! Group commit by rounds.
+//!
+//! A writer publishes its record, takes a ticket for the next round to begin, and waits until that
+//! round has ended. Whoever finds no leader leads: begins the round, syncs, ends it, wakes the
+//! others. A batch is whatever was published while the round before was under way; nothing is
+//! delayed to make it grow, and a lone writer pays one sync and no thread switch.
+//!
+//! Invariants
+//! - G1  A ticket is for a round that has not begun, so the round sees what was published before
+//!   the ticket was taken. The mutex orders the two.
+//! - G2  One round at a time. Pending tickets are for the round under way or the next one.
+//! - G3  A round that fails, or whose leader panics, poisons the store and wakes everybody.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::poison::Poison;
+use crate::error::Failure;
+use crate::sys::sync::{Condvar, Mutex};
+
+/// The number of a round that has not begun when the ticket is taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Ticket(u64);
+
+/// See the file's header.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    state: Mutex<State>,
+    /// Waiters for the rounds of even and of odd number (G2), so that a round's end wakes its own.
+    ended: [Condvar; 2],
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The last round that began.
+    started: u64,
+    /// The last round that ended.
+    completed: u64,
+    is_led: bool,
+    /// Threads that wait for the rounds of even and of odd number.
+    threads: [usize; 2],
+    futures: Vec<Sleeper>,
+    next_sleeper: u64,
+}
+
+#[derive(Debug)]
+struct Sleeper {
+    ticket: Ticket,
+    id: u64,
+    waker: Waker,
+}
+
+/// What a leader does, and what wakes the thread that leads for futures.
+pub(crate) trait Leader {
+    /// Makes everything durable that was published before the call.
+    fn sync(&self) -> Result<(), Arc<Failure>>;
+
+    /// Somebody waits who cannot lead.
+    fn wanted(&self);
+}
+
+impl Rounds {
+    /// A ticket for the next round to begin.
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket(self.state.lock().started + 1)
+    }
+
+    /// Waits until the ticket's round has ended, leading it if nobody does.
+    pub(crate) fn wait(
+        &self,
+        ticket: Ticket,
+        poison: &Poison,
+        leader: &impl Leader,
+    ) -> Result<(), Arc<Failure>> {
+        // Two condition variables.
+        let parity = (ticket.0 % 2) as usize;
+        let mut state = self.state.lock();
+        loop {
+            if let Some(cause) = poison.cause() {
+                return Err(Arc::clone(cause));
+            }
+            if state.completed >= ticket.0 {
+                return Ok(());
+            }
+            if state.is_led {
+                state.threads[parity] += 1;
+                self.ended[parity].wait(&mut state);
+                state.threads[parity] -= 1;
+            } else {
+                state.is_led = true;
+                state.started += 1;
+                drop(state);
+                self.lead(poison, leader);
+                state = self.state.lock();
+            }
+        }
+    }
+
+    /// Leads the round that was just begun, to its end, good or bad.
+    fn lead(&self, poison: &Poison, leader: &impl Leader) {
+        let mut end = EndRound { rounds: self, poison, leader, result: None };
+        end.result = Some(leader.sync());
+    }
+
+    /// Ends the round, and says whether futures wait for the next one that no thread will lead.
+    fn end(&self, poison: &Poison, result: Result<(), Arc<Failure>>) -> bool {
+        let mut state = self.state.lock();
+        state.is_led = false;
+        let woken: Vec<Waker> = match result {
+            Ok(()) => {
+                state.completed = state.started;
+                let done = Ticket(state.completed);
+                let ended = state.futures.extract_if(.., |sleeper| sleeper.ticket <= done);
+                ended.map(|sleeper| sleeper.waker).collect()
+            }
+            Err(cause) => {
+                poison.set(cause);
+                state.futures.drain(..).map(|sleeper| sleeper.waker).collect()
+            }
+        };
+        let (ended, next) = ((state.started % 2) as usize, (state.started + 1) as usize % 2);
+        self.ended[ended].notify_all();
+        if poison.cause().is_some() {
+            self.ended[next].notify_all();
+        } else {
+            // One of those who wait for the next round leads it.
+            self.ended[next].notify_one();
+        }
+        let is_stranded = !state.futures.is_empty() && state.threads[next] == 0;
+        drop(state);
+        // Wakers are foreign code: called with no lock held.
+        woken.into_iter().for_each(Waker::wake);
+        is_stranded
+    }
+
+    /// The ticket that the futures need, when any wait.
+    pub(crate) fn futures_ticket(&self) -> Option<Ticket> {
+        self.state.lock().futures.iter().map(|sleeper| sleeper.ticket).max()
+    }
+
+    /// How many rounds have ended.
+    pub(crate) fn completed(&self) -> u64 {
+        self.state.lock().completed
+    }
+}
+
+/// Ends the round also when the leader panics (G3).
+struct EndRound<'a, L: Leader> {
+    rounds: &'a Rounds,
+    poison: &'a Poison,
+    leader: &'a L,
+    result: Option<Result<(), Arc<Failure>>>,
+}
+
+impl<L: Leader> Drop for EndRound<'_, L> {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| {
+            let panicked = std::io::Error::other("the thread that led the round panicked");
+            Err(Failure::new("sync", PathBuf::new(), panicked))
+        });
+        if self.rounds.end(self.poison, result) {
+            self.leader.wanted();
+        }
+    }
+}
+
+/// A wait that does not block: a future for a ticket. Dropping it cancels nothing but the wait.
+#[derive(Debug)]
+pub(crate) struct RoundWait {
+    ticket: Ticket,
+    sleeper: Option<u64>,
+}
+
+impl RoundWait {
+    pub(crate) fn new(ticket: Ticket) -> Self {
+        Self { ticket, sleeper: None }
+    }
+
+    pub(crate) fn poll(
+        &mut self,
+        rounds: &Rounds,
+        poison: &Poison,
+        leader: &impl Leader,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Arc<Failure>>> {
+        let mut state = rounds.state.lock();
+        if let Some(cause) = poison.cause() {
+            return Poll::Ready(Err(Arc::clone(cause)));
+        }
+        if state.completed >= self.ticket.0 {
+            return Poll::Ready(Ok(()));
+        }
+        let known = self.sleeper.and_then(|id| state.futures.iter_mut().find(|it| it.id == id));
+        if let Some(sleeper) = known {
+            sleeper.waker.clone_from(context.waker());
+        } else {
+            let id = state.next_sleeper;
+            state.next_sleeper += 1;
+            let (ticket, waker) = (self.ticket, context.waker().clone());
+            state.futures.push(Sleeper { ticket, id, waker });
+            self.sleeper = Some(id);
+        }
+        let is_led = state.is_led;
+        drop(state);
+        if !is_led {
+            leader.wanted();
+        }
+        Poll::Pending
+    }
+
+    /// Takes the waker back.
+    pub(crate) fn cancel(&mut self, rounds: &Rounds) {
+        if let Some(id) = self.sleeper.take() {
+            let mut state = rounds.state.lock();
+            let waker = state.futures.extract_if(.., |sleeper| sleeper.id == id).next();
+            drop(state);
+            drop(waker);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// A disk that makes everything published durable, and counts.
+    #[derive(Default)]
+    struct Disk {
+        published: AtomicU64,
+        durable: AtomicU64,
+        syncs: AtomicU64,
+        wanted: AtomicU64,
+        fails: AtomicBool,
+        panics: AtomicBool,
+    }
+
+    impl Leader for Disk {
+        fn sync(&self) -> Result<(), Arc<Failure>> {
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            let seen = self.published.load(Ordering::SeqCst);
+            thread::yield_now();
+            assert!(!self.panics.load(Ordering::SeqCst), "asked to panic");
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(Failure::new("sync", PathBuf::new(), std::io::Error::other("EIO")));
+            }
+            self.durable.fetch_max(seen, Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn wanted(&self) {
+            self.wanted.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn nobody_returns_before_what_he_published_is_durable() {
+        let (rounds, poison, disk) = (Rounds::default(), Poison::default(), Disk::default());
+        let (threads, each) = (8, if cfg!(miri) { 5 } else { 500 });
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    for _ in 0..each {
+                        let mine = disk.published.fetch_add(1, Ordering::SeqCst) + 1;
+                        let ticket = rounds.ticket();
+                        rounds.wait(ticket, &poison, &disk).unwrap();
+                        assert!(disk.durable.load(Ordering::SeqCst) >= mine);
+                    }
+                });
+            }
+        });
+        assert!(disk.syncs.load(Ordering::SeqCst) <= threads * each);
+    }
+
+    #[test]
+    fn a_failed_round_fails_everybody_from_then_on() {
+        let (rounds, poison, disk) = (Rounds::default(), Poison::default(), Disk::default());
+        disk.fails.store(true, Ordering::SeqCst);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| rounds.wait(rounds.ticket(), &poison, &disk).unwrap_err());
+            }
+        });
+        disk.fails.store(false, Ordering::SeqCst);
+        assert!(rounds.wait(rounds.ticket(), &poison, &disk).is_err());
+        assert_eq!(disk.syncs.load(Ordering::SeqCst), 1, "nothing is retried");
+    }
+
+    #[test]
+    fn a_leader_that_panics_leaves_nobody_waiting() {
+        let (rounds, poison, disk) = (Rounds::default(), Poison::default(), Disk::default());
+        disk.panics.store(true, Ordering::SeqCst);
+        thread::scope(|scope| {
+            let waiters: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| rounds.wait(rounds.ticket(), &poison, &disk)))
+                .collect();
+            let ends = waiters.into_iter().map(|waiter| waiter.join());
+            assert_eq!(ends.filter(|end| matches!(end, Ok(Err(_)))).count(), 3);
+        });
+        assert!(poison.cause().is_some());
+    }
+
+    #[test]
+    fn futures_are_woken_by_the_round_they_wait_for() {
+        let (rounds, poison, disk) = (Rounds::default(), Poison::default(), Disk::default());
+        let mut context = Context::from_waker(Waker::noop());
+        let mut wait = RoundWait::new(rounds.ticket());
+        assert!(wait.poll(&rounds, &poison, &disk, &mut context).is_pending());
+        assert!(wait.poll(&rounds, &poison, &disk, &mut context).is_pending());
+        assert_eq!(disk.wanted.load(Ordering::SeqCst), 2, "somebody must lead for a future");
+        assert_eq!(rounds.futures_ticket(), Some(wait.ticket));
+        rounds.wait(wait.ticket, &poison, &disk).unwrap();
+        assert_eq!(rounds.futures_ticket(), None);
+        assert!(matches!(wait.poll(&rounds, &poison, &disk, &mut context), Poll::Ready(Ok(()))));
+    }
+
+    #[test]
+    fn a_dropped_wait_leaves_nothing_behind() {
+        let (rounds, poison, disk) = (Rounds::default(), Poison::default(), Disk::default());
+        let mut context = Context::from_waker(Waker::noop());
+        let mut wait = RoundWait::new(rounds.ticket());
+        assert!(wait.poll(&rounds, &poison, &disk, &mut context).is_pending());
+        wait.cancel(&rounds);
+        assert_eq!(rounds.futures_ticket(), None);
+    }
+}
