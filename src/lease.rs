@@ -98,7 +98,7 @@ impl Lease {
         self.expires.to_system()
     }
 
-    /// Extends the lease by the policy's lease, from now on. See [`Namespace::renew`].
+    /// Extends the lease to the policy's lease, from now on; never shortens it. See [`Namespace::renew`].
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Lease {
         self.renew_with(None)
     }
 
-    /// Extends the lease by a time of your own: 100 ms up to the dedupe window.
+    /// Extends the lease to a time of your own: 100 ms up to the dedupe window.
     ///
     /// # Errors
     ///

@@ -157,7 +157,8 @@ impl Namespace {
         self.handle.answer(self.handle.lookup(&self.state, key.as_ref()))
     }
 
-    /// Extends the lease of the claim with this token by the policy's lease, from now on. Accepted
+    /// Extends the lease of the claim with this token to the policy's lease, from now on; never
+    /// shortens it. Accepted
     /// as long as no newer claim took over and the claim is not forgotten, however late. Never
     /// waits for the disk: after a crash the claim's owner is gone anyway.
     ///
@@ -168,7 +169,7 @@ impl Namespace {
         self.handle.renew(&self.state, key.as_ref(), token, None)
     }
 
-    /// [`Namespace::renew`] by a lease of your own: 100 ms up to the dedupe window.
+    /// [`Namespace::renew`] to a lease of your own: 100 ms up to the dedupe window.
     ///
     /// # Errors
     ///

@@ -180,6 +180,14 @@ impl Store {
         StoreStats::of(&self.handle.engine)
     }
 
+    /// Ends the store as a killed process would: nothing more is written, and the lock falls.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn abandon(self) {
+        self.handle.stop_thread();
+        self.handle.engine.abandon();
+    }
+
     /// Checks the tables against the log, and panics if they disagree. Reads every record.
     ///
     /// # Errors

@@ -5,4 +5,6 @@ pub use crate::sys::clock::SimClock;
 #[doc(hidden)]
 pub use crate::sys::heap::HeapFs;
 #[doc(hidden)]
+pub use crate::sys::real::RealFs;
+#[doc(hidden)]
 pub use crate::sys::{Clock, DirectoryLock, File, FileSystem, Region};

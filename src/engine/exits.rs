@@ -12,7 +12,7 @@ use super::namespaces::NamespaceState;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
-use super::{Ack, Answered, Engine, Found, no_room};
+use super::{Ack, Answered, Engine, Found};
 use crate::answer::{BodyKept, Completion, Outcome, Renewed};
 use crate::checksum::crc32;
 use crate::error::{CompleteError, Failure, LeaseError, StoreError};
@@ -54,7 +54,7 @@ enum Refusal<'a> {
 }
 
 impl Engine {
-    /// Extends a lease from now on. Never waits for the disk.
+    /// Extends a lease from now on, never shortens it. Never waits for the disk.
     pub(crate) fn renew(
         &self,
         namespace: &NamespaceState,
@@ -76,10 +76,11 @@ impl Engine {
                 .own_claim(&shard, namespace, key, hash, token, now)?
                 .map_err(|refusal| refusal.into_lease_error(token))?;
             let old = &found.record;
-            let deadline = now.deadline(lease);
+            // Never shorter than it was: recovery takes the latest deadline of one token (R1).
+            let deadline = now.deadline(lease).max(old.until);
             let expires = match old.flags.on_lease_end() {
                 OnLeaseEnd::Park => Timestamp::MAX,
-                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)),
+                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)).max(old.expires),
             };
             let record = Record {
                 kind: Kind::Renew,
@@ -161,23 +162,33 @@ impl Engine {
     ) -> Result<(), LeaseError> {
         self.check_change(key)?;
         let hash = namespace.hasher.hash(key);
-        let mut shard = self.lock_shard(hash)?;
-        let now = self.timeline.read();
-        let (found, _) = self
-            .own_claim(&shard, namespace, key, hash, token, now)?
-            .map_err(|refusal| refusal.into_lease_error(token))?;
-        let (record, change) = match kind {
-            Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
-            _ => release_record(&found.record, now.lower),
-        };
-        let location = self.append(&Draft::new(&record), change)?;
-        let location = location.ok_or_else(|| StoreError::Io(no_room()))?;
-        if kind == Kind::Park {
-            shard.table.replace(found.position, location, false);
-        } else {
-            shard.table.remove(found.position);
+        let mut no_room = None;
+        loop {
+            let growths = self.wal.growths();
+            let mut shard = self.lock_shard(hash)?;
+            let now = self.timeline.read();
+            let (found, _) = self
+                .own_claim(&shard, namespace, key, hash, token, now)?
+                .map_err(|refusal| refusal.into_lease_error(token))?;
+            let (record, change) = match kind {
+                Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
+                _ => release_record(&found.record, now.lower),
+            };
+            if let Some(location) = self.append(&Draft::new(&record), change)? {
+                if kind == Kind::Park {
+                    shard.table.replace(found.position, location, false);
+                } else {
+                    shard.table.remove(found.position);
+                }
+                return Ok(());
+            }
+            // Only after several crashes on a full disk, see `wal::lane`.
+            drop(shard);
+            if let Some(cause) = no_room.take() {
+                return Err(StoreError::Io(cause).into());
+            }
+            no_room = self.make_room(growths)?;
         }
-        Ok(())
     }
 
     /// Ends a claim by storing its outcome.

@@ -265,6 +265,15 @@ impl Engine {
         ended.map_err(CloseError::Store)
     }
 
+    /// Ends the store without a word to the disk.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn abandon(&self) {
+        for shard in &self.shards {
+            shard.lock(&self.wal.poison).is_closed = true;
+        }
+        drop(self.directory_lock.lock().take());
+    }
+
     /// Ends the store silently, when its last handle is dropped.
     pub(crate) fn end_silently(&self) {
         if self.is_child() {

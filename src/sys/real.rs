@@ -16,13 +16,17 @@ use super::{DirectoryLock, File, FileSystem, Region};
 
 /// A directory of the operating system.
 #[derive(Debug)]
-pub(crate) struct RealFs {
+pub struct RealFs {
     directory: PathBuf,
 }
 
 impl RealFs {
     /// The directory at `path`, created with its parents if need be.
-    pub(crate) fn new(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn new(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
             fs::create_dir_all(path)?;
             // The new directory's own entry must survive, too.

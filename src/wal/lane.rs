@@ -13,7 +13,8 @@
 //! Room. A granted claim must be completable on a full disk, so it reserves room for its exits
 //! (`held`). Only whole prepared segments count as room, never what is left of the active one: an
 //! open seals the active segment and would lose it. A record that is not an exit is refused when
-//! the prepared segments left over would hold less than what is reserved.
+//! the prepared segments left over would hold less than what is reserved, and two more: each crash
+//! between exits costs a segment.
 //!
 //! Invariants
 //! - W3  An exit always fits: room in the active segment plus the prepared ones is at least `held`.
@@ -113,7 +114,12 @@ pub(crate) struct Supply {
     pub(crate) appended_bytes: u64,
     /// Whether the store should grow before it must.
     pub(crate) is_low: bool,
+    /// Whether it must, for the next claim to be granted.
+    pub(crate) is_short: bool,
 }
+
+/// Segments beyond what is reserved that only exits may use.
+const SPARE_SEGMENTS: u64 = 2;
 
 /// Data bytes that a prepared segment is good for (W3).
 fn usable_bytes(segment_bytes: u32) -> u64 {
@@ -136,14 +142,21 @@ impl Lane {
         self.state.lock().held += bytes;
     }
 
-    /// What there is, in a store of `total` segments. It should grow when less than an eighth of
-    /// them is left, at least two and at most 64.
+    /// What there is, in a store of `total` segments. It should grow when, beyond what claims may
+    /// not use, less than an eighth of them is left, at least two and at most 64.
     pub(crate) fn supply(&self, segments: &Segments, total: u64) -> Supply {
         let state = self.state.lock();
         let usable = usable_bytes(segments.segment_bytes());
         let prepared = state.prepared.len() as u64;
-        let is_low = prepared * usable < state.held + (total / 8).clamp(2, 64) * usable;
-        Supply { prepared, held: state.held, appended_bytes: state.appended_bytes, is_low }
+        let room = prepared * usable;
+        let wanted = SPARE_SEGMENTS + (total / 8).clamp(2, 64);
+        Supply {
+            prepared,
+            held: state.held,
+            appended_bytes: state.appended_bytes,
+            is_low: room < state.held + wanted * usable,
+            is_short: room < state.held + SPARE_SEGMENTS * usable,
+        }
     }
 
     /// Appends a record. When this returns, readers that learn the location see it whole, and a
@@ -169,11 +182,12 @@ impl Lane {
             "W3: an exit of {len} bytes against {change:?}"
         );
         let held_after = (state.held + change.reserve).saturating_sub(change.release);
-        let room_after = prepared_after.map(|count| count * usable_bytes(segment_bytes));
-        match room_after {
-            None => return Err(AppendError::NoRoom),
-            Some(room) if !change.is_exit && room < held_after => return Err(AppendError::NoRoom),
-            Some(_) => {}
+        let Some(prepared_after) = prepared_after else { return Err(AppendError::NoRoom) };
+        if !change.is_exit && held_after > 0 {
+            let usable = usable_bytes(segment_bytes);
+            if prepared_after * usable < held_after + SPARE_SEGMENTS * usable {
+                return Err(AppendError::NoRoom);
+            }
         }
         if !fits {
             self.rotate(&mut state, segments).map_err(AppendError::Failed)?;

@@ -228,6 +228,11 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             return Err(OpenError::Full { cause });
         }
     }
+    if engine.wal.supply().is_short && !report.created {
+        // Opening seals segments. Should the disk be full, claims are refused until it is not, and
+        // those that were granted still have the spare segments.
+        engine.make_room(engine.wal.growths())?;
+    }
     park_orphans(&engine, &settled.to_park)?;
     report.epoch = epoch.0;
     report.duration = start.elapsed();

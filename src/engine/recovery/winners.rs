@@ -27,9 +27,12 @@ pub(super) struct Survivors {
 }
 
 /// The order of records of one key.
-fn strength(record: &Record<'_>) -> (FencingToken, u8, Timestamp) {
-    let deadline = if record.kind == Kind::Renew { record.until } else { Timestamp::default() };
-    (record.token, record.kind.rank(), deadline)
+fn strength(record: &Record<'_>) -> (FencingToken, u8, [Timestamp; 3]) {
+    let times = match record.kind {
+        Kind::Renew => [record.until, record.expires, record.at],
+        _ => [Timestamp::default(); 3],
+    };
+    (record.token, record.kind.rank(), times)
 }
 
 impl Winners {

@@ -1,0 +1,614 @@
+//! Processes that are killed: one store carried through all rounds, every acknowledgement recorded
+//! outside the process that is killed.
+//!
+//! A round: a child opens the store and works on it from several threads; each thread writes what
+//! it is about to do and what it was answered to a pipe. The parent reads along, kills the child
+//! at a random instant, opens the store, and compares every key with what was acknowledged. Of
+//! each thread one operation may have been under way: the key is as before it or as after it.
+//!
+//! `REFRAIN_ROUNDS` sets the number of rounds (100), `REFRAIN_SEED` the seed.
+
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use refrain::{
+    Body, Claim, CompleteOptions, Durability, FencingToken, Lookup, Namespace, OnOrphan, Once,
+    Options, Outcome, Policy, Reference, Resolution, Store,
+};
+use support::Random;
+
+const THREADS: usize = 3;
+const NAMESPACES: [(&str, OnOrphan); 3] =
+    [("reclaimed", OnOrphan::Reclaim), ("parked", OnOrphan::Park), ("kept", OnOrphan::KeepLease)];
+/// Keys of each thread and namespace that come back in every round.
+const COMMON_KEYS: u64 = 150;
+const ACKNOWLEDGED_MIN: u64 = 1000;
+const ACKNOWLEDGED_SPREAD: u64 = 2500;
+
+fn open(directory: &Path, round: u64) -> Store {
+    let mut random = Random::new(round);
+    let durability = match round % 4 {
+        0 => Durability::Sync,
+        1 | 2 => Durability::Buffered,
+        _ => Durability::Interval(Duration::from_millis(3)),
+    };
+    Options::new(directory)
+        .segment_bytes(256 << 10)
+        .shards(1 << random.below(8))
+        .durability(durability)
+        .open()
+        .unwrap()
+}
+
+fn namespaces(store: &Store) -> Vec<Namespace> {
+    let day = Duration::from_secs(24 * 3600);
+    NAMESPACES
+        .iter()
+        .map(|(name, on_orphan)| {
+            let policy = Policy::default().lease(day).dedupe_ttl(7 * day).replay_ttl(7 * day);
+            store.define(name, &policy.on_orphan(*on_orphan)).unwrap()
+        })
+        .collect()
+}
+
+/// The bytes that a claim with this token is completed with: nobody has to remember them.
+fn body(key: &str, token: u64) -> Vec<u8> {
+    let seed = key.bytes().fold(token, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut random = Random::new(seed);
+    let len = if random.chance(2) { random.below(60_000) } else { random.below(500) };
+    (0..len).map(|_| random.next() as u8).collect()
+}
+
+/// The outcome that goes with a token, which it names in its reference.
+fn outcome(body: &[u8], token: u64) -> CompleteOptions<'_> {
+    let mut reference = [0; 16];
+    reference[..8].copy_from_slice(&token.to_le_bytes());
+    CompleteOptions::body(body).code((token % 1000) as u16).reference(Reference(reference))
+}
+
+/// The token that an outcome was made from; `None` when it has no body. Anything else is wrong.
+fn made_from(key: &str, outcome: &Outcome) -> Result<Option<u64>, String> {
+    let Some(Reference(reference)) = outcome.reference() else {
+        return match outcome.body() {
+            Body::None if outcome.code() == 0 => Ok(None),
+            other => Err(format!("{key} has {other:?} without a reference")),
+        };
+    };
+    let mut token = [0; 8];
+    token.copy_from_slice(&reference[..8]);
+    let token = u64::from_le_bytes(token);
+    if outcome.body() == Body::Bytes(&body(key, token)) && u64::from(outcome.code()) == token % 1000
+    {
+        Ok(Some(token))
+    } else {
+        Err(format!("{key} has another outcome than token {token} gave it: {outcome:?}"))
+    }
+}
+
+// ---- the child -------------------------------------------------------------------------------
+
+/// Not a test of its own: what the child process runs.
+#[test]
+#[ignore = "run by its parent"]
+fn child() {
+    let directory = std::env::var("REFRAIN_KILL_DIRECTORY").unwrap();
+    let round: u64 = std::env::var("REFRAIN_KILL_ROUND").unwrap().parse().unwrap();
+    let store = open(Path::new(&directory), round);
+    let namespaces = namespaces(&store);
+    println!("\nopen");
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let namespaces = &namespaces;
+            scope.spawn(move || Worker::new(thread, round, namespaces).work());
+        }
+    });
+}
+
+struct Worker<'a> {
+    thread: usize,
+    round: u64,
+    random: Random,
+    namespaces: &'a [Namespace],
+    /// Claims this thread was granted, or may resolve.
+    held: Vec<(usize, String, u64)>,
+    parked: Vec<(usize, String, u64)>,
+    fresh: u64,
+}
+
+impl<'a> Worker<'a> {
+    fn new(thread: usize, round: u64, namespaces: &'a [Namespace]) -> Self {
+        let random = Random::new(round * 1000 + thread as u64);
+        Self { thread, round, random, namespaces, held: vec![], parked: vec![], fresh: 0 }
+    }
+
+    /// Works until it is killed.
+    fn work(&mut self) {
+        loop {
+            match self.random.below(100) {
+                0..40 => self.claim(),
+                40..50 => self.once(),
+                50..75 => self.with_held("complete"),
+                75..80 => self.with_held("renew"),
+                80..85 => self.with_held("release"),
+                85..90 => self.with_held("park"),
+                90..95 => self.resolve(),
+                95..98 => self.forget(),
+                _ => self.lookup(),
+            }
+        }
+    }
+
+    fn key(&mut self) -> (usize, String) {
+        let namespace = self.random.below(NAMESPACES.len() as u64) as usize;
+        let key = if self.random.chance(60) {
+            format!("common-{}-{}", self.thread, self.random.below(COMMON_KEYS))
+        } else {
+            self.fresh += 1;
+            let pad = "x".repeat(self.random.below(40) as usize);
+            format!("fresh-{}-{}-{}-{pad}", self.thread, self.round, self.fresh)
+        };
+        (namespace, key)
+    }
+
+    fn say(&self, line: &str) {
+        // One write per line: the pipe takes it whole or not at all.
+        let line = format!("{line}\n");
+        std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
+    }
+
+    fn intend(&self, verb: &str, namespace: usize, key: &str, token: u64) {
+        self.say(&format!("I {} {verb} {namespace} {key} {token}", self.thread));
+    }
+
+    fn acknowledge(&self, answer: &str, token: u64) {
+        self.say(&format!("A {} {answer} {token}", self.thread));
+    }
+
+    fn check_outcome(&self, key: &str, outcome: &Outcome) {
+        if let Err(wrong) = made_from(key, outcome) {
+            self.say(&format!("X {wrong}"));
+        }
+    }
+
+    fn claim(&mut self) {
+        let (at, key) = self.key();
+        self.intend("claim", at, &key, 0);
+        match self.namespaces[at].claim(&key, None).unwrap() {
+            Claim::Acquired(lease) => {
+                let token = lease.token().get();
+                self.acknowledge("acquired", token);
+                self.held.push((at, key, token));
+            }
+            Claim::Completed(outcome) => {
+                self.check_outcome(&key, &outcome);
+                self.acknowledge("completed", outcome.token().get());
+            }
+            Claim::InProgress(it) => {
+                self.acknowledge("held", it.token().get());
+                // In a namespace whose leases outlive their process, the token still serves.
+                self.held.push((at, key, it.token().get()));
+            }
+            Claim::Parked(it) => {
+                self.acknowledge("parked", it.token().get());
+                self.parked.push((at, key, it.token().get()));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn once(&mut self) {
+        let (at, key) = self.key();
+        self.intend("once", at, &key, 0);
+        match self.namespaces[at].once(&key, None).unwrap() {
+            Once::First(first) => self.acknowledge("first", first.token().get()),
+            Once::Seen(outcome) => {
+                self.check_outcome(&key, &outcome);
+                self.acknowledge("completed", outcome.token().get());
+            }
+            Once::InProgress(it) => self.acknowledge("held", it.token().get()),
+            Once::Parked(it) => self.acknowledge("parked", it.token().get()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn with_held(&mut self, verb: &str) {
+        if self.held.is_empty() {
+            return;
+        }
+        let index = self.random.below(self.held.len() as u64) as usize;
+        let (at, key, token) = self.held[index].clone();
+        let (namespace, fencing) = (&self.namespaces[at], FencingToken::from_raw(token));
+        self.intend(verb, at, &key, token);
+        let is_done = match verb {
+            "complete" => {
+                let bytes = body(&key, token);
+                namespace.complete_with(&key, fencing, &outcome(&bytes, token)).is_ok()
+            }
+            "renew" => namespace.renew(&key, fencing).is_ok(),
+            "release" => namespace.release(&key, fencing).is_ok(),
+            _ => namespace.park(&key, fencing).is_ok(),
+        };
+        self.acknowledge(if is_done { "done" } else { "refused" }, token);
+        if verb != "renew" {
+            self.held.swap_remove(index);
+            if verb == "park" && is_done {
+                self.parked.push((at, key, token));
+            }
+        }
+    }
+
+    fn resolve(&mut self) {
+        let Some((at, key, token)) = self.parked.pop() else { return };
+        let (namespace, fencing) = (&self.namespaces[at], FencingToken::from_raw(token));
+        if self.random.chance(50) {
+            self.intend("resolve-not-done", at, &key, token);
+            let is_done = namespace.resolve(&key, fencing, &Resolution::NotDone).is_ok();
+            self.acknowledge(if is_done { "done" } else { "refused" }, token);
+        } else {
+            self.intend("resolve-done", at, &key, token);
+            let bytes = body(&key, token);
+            let resolution = Resolution::Completed(outcome(&bytes, token));
+            match namespace.resolve(&key, fencing, &resolution) {
+                Ok(Some(it)) => self.acknowledge("done", it.token().get()),
+                _ => self.acknowledge("refused", token),
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        let (at, key) = self.key();
+        self.intend("forget", at, &key, 0);
+        let was = self.namespaces[at].forget(&key, "kill test", "child").unwrap();
+        self.acknowledge(if was.is_some() { "done" } else { "nothing" }, 0);
+    }
+
+    fn lookup(&mut self) {
+        let (at, key) = self.key();
+        self.intend("lookup", at, &key, 0);
+        match self.namespaces[at].lookup(&key).unwrap() {
+            Lookup::Absent => self.acknowledge("absent", 0),
+            Lookup::InProgress(it) => self.acknowledge("held", it.token().get()),
+            Lookup::Lapsed(it) => self.acknowledge("held", it.token().get()),
+            Lookup::Parked(it) => self.acknowledge("parked", it.token().get()),
+            Lookup::Completed(outcome) => {
+                self.check_outcome(&key, &outcome);
+                self.acknowledge("completed", outcome.token().get());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+// ---- the parent ------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Absent,
+    Claimed(u64),
+    Parked(u64),
+    /// Completed under the first token, with the outcome that goes with the second, or with none.
+    Done(u64, Option<u64>),
+}
+
+impl State {
+    fn token(self) -> Option<u64> {
+        match self {
+            Self::Absent => None,
+            Self::Claimed(token) | Self::Parked(token) | Self::Done(token, _) => Some(token),
+        }
+    }
+}
+
+/// What a thread is about to do.
+#[derive(Clone, Debug)]
+struct Intent {
+    verb: String,
+    key: (usize, String),
+    token: u64,
+}
+
+#[derive(Default)]
+struct Ledger {
+    keys: HashMap<(usize, String), State>,
+    /// Keys touched in this round.
+    touched: HashSet<(usize, String)>,
+    tokens: HashSet<u64>,
+    highest: HashMap<(usize, String), u64>,
+    verbs: HashMap<String, u64>,
+    acknowledged: u64,
+}
+
+impl Ledger {
+    fn state(&self, key: &(usize, String)) -> State {
+        self.keys.get(key).copied().unwrap_or(State::Absent)
+    }
+
+    fn set(&mut self, key: &(usize, String), state: State) {
+        self.keys.insert(key.clone(), state);
+    }
+
+    /// A token came to be.
+    fn issued(&mut self, key: &(usize, String), token: u64) {
+        assert!(self.tokens.insert(token), "token {token} was given twice, for {key:?}");
+        let highest = self.highest.entry(key.clone()).or_default();
+        assert!(token > *highest, "token {token} of {key:?} is not above {highest}");
+        *highest = token;
+    }
+
+    /// Whether the state is orphaned into a parked one when the process ends.
+    fn orphaned(key: &(usize, String), state: State) -> State {
+        match state {
+            State::Claimed(token) if NAMESPACES[key.0].1 == OnOrphan::Park => State::Parked(token),
+            other => other,
+        }
+    }
+
+    fn acknowledge(&mut self, intent: &Intent, answer: &str, token: u64) {
+        let key = &intent.key;
+        let state = self.state(key);
+        self.touched.insert(key.clone());
+        self.acknowledged += 1;
+        *self.verbs.entry(format!("{} {answer}", intent.verb)).or_default() += 1;
+        let is_own = state == State::Claimed(intent.token);
+        match (intent.verb.as_str(), answer) {
+            ("claim", "acquired") => {
+                assert!(
+                    !matches!(state, State::Done(..) | State::Parked(_)),
+                    "{intent:?} {state:?}"
+                );
+                self.issued(key, token);
+                self.set(key, State::Claimed(token));
+            }
+            ("once", "first") => {
+                assert!(
+                    !matches!(state, State::Done(..) | State::Parked(_)),
+                    "{intent:?} {state:?}"
+                );
+                self.issued(key, token);
+                self.set(key, State::Done(token, None));
+            }
+            (_, "completed") => {
+                assert!(matches!(state, State::Done(it, _) if it == token), "{intent:?} {state:?}");
+            }
+            (_, "held") => assert_eq!(state, State::Claimed(token), "{intent:?}"),
+            (_, "parked") => assert_eq!(state, State::Parked(token), "{intent:?}"),
+            ("lookup", "absent") => assert_eq!(state, State::Absent, "{intent:?}"),
+            ("complete", "done") if !is_own => {
+                assert!(matches!(state, State::Done(it, _) if it == token), "{intent:?} {state:?}");
+            }
+            ("complete", "done") => self.set(key, State::Done(token, Some(token))),
+            ("renew", "done") => assert!(is_own, "{intent:?} {state:?}"),
+            ("release", "done") => {
+                assert!(is_own, "{intent:?} {state:?}");
+                self.set(key, State::Absent);
+            }
+            ("park", "done") => {
+                assert!(is_own, "{intent:?} {state:?}");
+                self.set(key, State::Parked(token));
+            }
+            ("complete" | "renew" | "release" | "park", "refused") => {
+                assert!(!is_own, "{intent:?} was refused in {state:?}");
+            }
+            ("resolve-done", "done") => {
+                assert_eq!(state.token(), Some(intent.token), "{intent:?}");
+                self.issued(key, token);
+                self.set(key, State::Done(token, Some(intent.token)));
+            }
+            ("resolve-not-done", "done") => {
+                assert_eq!(state.token(), Some(intent.token), "{intent:?}");
+                self.set(key, State::Absent);
+            }
+            ("resolve-done" | "resolve-not-done", "refused") => {
+                assert_ne!(state, State::Parked(intent.token), "{intent:?}");
+            }
+            ("forget", "done") => {
+                assert_ne!(state, State::Absent, "{intent:?}");
+                self.set(key, State::Absent);
+            }
+            ("forget", "nothing") => assert_eq!(state, State::Absent, "{intent:?}"),
+            _ => panic!("{intent:?} was answered {answer}"),
+        }
+    }
+
+    /// Compares a key with what was acknowledged, and takes down what it is.
+    fn compare(&mut self, key: &(usize, String), found: State, under_way: Option<&Intent>) {
+        let before = Self::orphaned(key, self.state(key));
+        let is_after = under_way.is_some_and(|intent| Self::may_become(before, intent, found));
+        assert!(
+            found == before || is_after,
+            "{key:?} is {found:?}, acknowledged was {before:?}, under way {under_way:?}"
+        );
+        if let Some(token) = found.token().filter(|token| !self.tokens.contains(token)) {
+            assert!(is_after);
+            self.issued(key, token);
+        }
+        self.set(key, found);
+    }
+
+    /// Whether an operation that was cut short may have left this.
+    fn may_become(before: State, intent: &Intent, found: State) -> bool {
+        let is_own = before.token() == Some(intent.token);
+        match (intent.verb.as_str(), found) {
+            ("claim", State::Claimed(token) | State::Parked(token)) => {
+                !matches!(before, State::Done(..)) && before.token() != Some(token)
+            }
+            ("once", State::Done(_, None)) => !matches!(before, State::Done(..)),
+            ("complete", State::Done(token, Some(from))) => {
+                is_own && token == intent.token && from == token
+            }
+            ("park", State::Parked(token)) => is_own && token == intent.token,
+            ("release" | "resolve-not-done", State::Absent) => is_own,
+            ("resolve-done", State::Done(_, Some(from))) => is_own && from == intent.token,
+            ("forget", State::Absent) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What the store says about a key.
+fn find(namespaces: &[Namespace], key: &(usize, String)) -> State {
+    match namespaces[key.0].lookup(&key.1).unwrap() {
+        Lookup::Absent => State::Absent,
+        Lookup::InProgress(it) => State::Claimed(it.token().get()),
+        Lookup::Lapsed(it) => State::Claimed(it.token().get()),
+        Lookup::Parked(it) => State::Parked(it.token().get()),
+        Lookup::Completed(outcome) => {
+            State::Done(outcome.token().get(), made_from(&key.1, &outcome).unwrap())
+        }
+        other => panic!("{key:?} is {other:?}"),
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "needs processes")]
+fn nothing_acknowledged_is_lost_by_a_killed_process() {
+    let rounds = std::env::var("REFRAIN_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds: u64 = rounds.unwrap_or(100);
+    let mut random = Random::new(support::seed("kill"));
+    let directory = tempfile::tempdir().unwrap();
+    let mut ledger = Ledger::default();
+    let (mut crossed, mut torn, mut least, mut in_open) = (0, 0, u64::MAX, 0);
+    let start = Instant::now();
+    for round in 0..rounds {
+        let segments = {
+            let store = open(directory.path(), round);
+            store.report().segments
+        };
+        // Every tenth child is killed early, most of them while they open the store.
+        let is_early = round % 10 == 9;
+        let acknowledged = ledger.acknowledged;
+        let goal = match is_early {
+            true => 0,
+            false => ACKNOWLEDGED_MIN + random.below(ACKNOWLEDGED_SPREAD),
+        };
+        let delay = Duration::from_micros(random.below(if is_early { 60_000 } else { 2000 }));
+        let under_way = run_child(directory.path(), round, goal, delay, &mut ledger);
+        if !is_early {
+            least = least.min(ledger.acknowledged - acknowledged);
+        } else if ledger.acknowledged == acknowledged {
+            in_open += 1;
+        }
+
+        let store = open(directory.path(), round + 1);
+        let report = store.report();
+        crossed += u64::from(report.segments >= segments + 2);
+        torn += report.torn_tails.len();
+        let spaces = namespaces(&store);
+        let mut keys: Vec<_> = ledger.touched.drain().collect();
+        keys.extend(under_way.iter().map(|intent| intent.key.clone()));
+        // Everything of this round, all common keys, and some of the others.
+        let is_last = round + 1 == rounds;
+        let others = ledger
+            .keys
+            .keys()
+            .filter(|key| is_last || key.1.starts_with("common") || random.chance(2));
+        keys.extend(others.cloned().collect::<Vec<_>>());
+        keys.sort();
+        keys.dedup();
+        for key in &keys {
+            let intent = under_way.iter().find(|intent| intent.key == *key);
+            ledger.compare(key, find(&spaces, key), intent);
+        }
+        if is_last {
+            store.check_invariants().unwrap();
+        }
+    }
+    let mut verbs: Vec<_> = ledger.verbs.iter().collect();
+    verbs.sort();
+    println!("{verbs:#?}");
+    println!(
+        "{rounds} rounds in {:.0?}: {} operations acknowledged, at least {least} in a round, {} \
+         tokens, {} keys; {crossed} rounds crossed a segment boundary, {torn} torn tails, {in_open} \
+         children killed before their first answer",
+        start.elapsed(),
+        ledger.acknowledged,
+        ledger.tokens.len(),
+        ledger.keys.len()
+    );
+    assert!(least >= ACKNOWLEDGED_MIN);
+    assert!(crossed * 4 >= rounds, "too few rounds crossed a segment boundary: {crossed}");
+    if rounds >= 20 {
+        for verb in [
+            "claim acquired",
+            "once first",
+            "renew done",
+            "complete done",
+            "release done",
+            "park done",
+            "resolve-done done",
+            "resolve-not-done done",
+            "forget done",
+        ] {
+            assert!(ledger.verbs.contains_key(verb), "never happened: {verb}");
+        }
+    }
+}
+
+/// Runs a child until `goal` operations are acknowledged, and `delay` longer. Gives what its
+/// threads were about to do.
+fn run_child(
+    directory: &Path,
+    round: u64,
+    goal: u64,
+    delay: Duration,
+    ledger: &mut Ledger,
+) -> Vec<Intent> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("REFRAIN_KILL_DIRECTORY", directory)
+        .env("REFRAIN_KILL_ROUND", round.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pipe = child.stdout.take().unwrap();
+    let mut under_way: Vec<Option<Intent>> = vec![None; THREADS];
+    let (mut done, mut killer) = (0, None);
+    let mut lines = BufReader::new(pipe);
+    let mut line = String::new();
+    loop {
+        if done >= goal && killer.is_none() {
+            let id = child.id();
+            killer = Some(std::thread::spawn(move || {
+                std::thread::sleep(delay);
+                let pid = rustix::process::Pid::from_raw(id as i32).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            }));
+        }
+        line.clear();
+        // The end of the pipe, or a line that the kill cut short.
+        if lines.read_line(&mut line).unwrap() == 0 || !line.ends_with('\n') {
+            break;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["I", thread, verb, namespace, key, token] => {
+                under_way[thread.parse::<usize>().unwrap()] = Some(Intent {
+                    verb: verb.to_owned(),
+                    key: (namespace.parse().unwrap(), key.to_owned()),
+                    token: token.parse().unwrap(),
+                });
+            }
+            ["A", thread, answer, token] => {
+                let intent = under_way[thread.parse::<usize>().unwrap()].take().unwrap();
+                ledger.acknowledge(&intent, answer, token.parse().unwrap());
+                done += 1;
+            }
+            ["X", ..] => panic!("{line}"),
+            _ => {}
+        }
+    }
+    if let Some(killer) = killer {
+        killer.join().unwrap();
+    }
+    let status = child.wait().unwrap();
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(status.signal(), Some(9), "the child ended by itself: {status}");
+    under_way.into_iter().flatten().collect()
+}

@@ -1,0 +1,735 @@
+//! A store and its model side by side: operations drive both, and every answer is compared whole.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use refrain::testing::{HeapFs, SimClock};
+use refrain::{
+    Body, Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, Durability,
+    FencingToken, Fingerprint, FingerprintRule, LeaseError, Lookup, NamespaceError, OnOrphan, Once,
+    Options, Outcome, Reference, Resolution, ResolveError, Store,
+};
+
+use super::model::{Ask, Bring, Done, Exit, Key, Model, Rules, State, Stored, Token, Verdict};
+
+pub const SEGMENT_BYTES: u64 = 256 << 10;
+
+/// Which token a caller shows.
+#[derive(Clone, Copy, Debug)]
+pub enum Shown {
+    /// The key's current one, if it has one.
+    Current,
+    /// One that the key had before.
+    Older,
+    /// One that nobody was ever given.
+    Bogus,
+}
+
+/// One step. Numbers are taken modulo what there is.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Claim { key: usize, fingerprint: u8, reference: u8, lease: u8, quick: bool },
+    Once { key: usize, fingerprint: u8, reference: u8, ttl: u8 },
+    Lookup { key: usize },
+    Renew { key: usize, shown: Shown, lease: u8 },
+    Complete { key: usize, shown: Shown, body: u8, code: u8, reference: u8, ttl: u8, quick: bool },
+    Release { key: usize, shown: Shown, quick: bool },
+    Park { key: usize, shown: Shown, quick: bool },
+    Resolve { key: usize, shown: Shown, body: Option<u8>, code: u8 },
+    Forget { key: usize },
+    Orphans,
+    Advance { ms: u64 },
+    Define { namespace: usize, policy: usize },
+    Alter { namespace: usize, policy: usize },
+    SetWall { seconds: u64 },
+    Maintain,
+    Flush,
+    Close { shards: u8, mode: u8, back_ms: u64, forward_ms: u64 },
+    Kill { shards: u8, mode: u8, forward_ms: u64 },
+}
+
+pub const NAMESPACES: usize = 3;
+
+/// Every key of the tests: in which namespace, and its bytes.
+pub fn keys() -> Vec<Key> {
+    let mut keys = Vec::new();
+    for namespace in 0..NAMESPACES {
+        keys.push((namespace, b"a".to_vec()));
+        keys.push((namespace, b"order-17".to_vec()));
+        keys.push((namespace, vec![b'k'; 300]));
+    }
+    keys.push((0, vec![0; 4096]));
+    keys
+}
+
+/// Policies that differ in everything.
+pub fn policies() -> Vec<Rules> {
+    let plain = Rules::default();
+    let short = Rules { lease: 1000, replay_ttl: 5000, dedupe_ttl: 20_000, ..plain };
+    vec![
+        plain,
+        Rules { parks: true, ..short },
+        Rules { on_orphan: OnOrphan::KeepLease, late_grace: Some(500), ..short },
+        Rules { on_orphan: OnOrphan::Park, fingerprint: FingerprintRule::Count, ..short },
+        Rules { parks: true, on_orphan: OnOrphan::Reclaim, replay_ttl: 0, ..short },
+        Rules { parks: true, on_orphan: OnOrphan::KeepLease, ..short },
+        Rules { fingerprint: FingerprintRule::Ignore, late_grace: Some(0), ..short },
+        Rules { fingerprint_required: true, ..short },
+    ]
+}
+
+pub struct World {
+    pub fs: HeapFs,
+    pub clock: SimClock,
+    pub store: Option<Store>,
+    pub model: Model,
+    keys: Vec<Key>,
+    /// All tokens that a key was given.
+    given: Vec<Vec<Token>>,
+    bodies: Vec<Vec<u8>>,
+    /// How often each thing happened.
+    pub seen: std::collections::BTreeMap<&'static str, u64>,
+}
+
+fn ms_of(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+fn name(namespace: usize) -> String {
+    format!("namespace-{namespace}")
+}
+
+fn durability(mode: u8) -> Durability {
+    match mode % 3 {
+        0 => Durability::Sync,
+        1 => Durability::Buffered,
+        _ => Durability::Interval(Duration::from_millis(20)),
+    }
+}
+
+impl World {
+    pub fn new() -> Self {
+        let (fs, clock) = (HeapFs::new(), SimClock::new());
+        let model = Model::new(ms_of(clock.wall()), SEGMENT_BYTES as usize / 2);
+        let keys = keys();
+        let body = |len: usize, byte: u8| vec![byte; len];
+        let bodies = vec![
+            body(0, 0),
+            b"receipt".to_vec(),
+            body(100, 7),
+            body(5000, 9),
+            body(SEGMENT_BYTES as usize / 2, 11),
+            body(SEGMENT_BYTES as usize / 2 + 1, 12),
+        ];
+        let given = vec![Vec::new(); keys.len()];
+        let seen = std::collections::BTreeMap::new();
+        let mut world = Self { fs, clock, store: None, model, keys, given, bodies, seen };
+        world.open(64, 0);
+        for namespace in 0..NAMESPACES {
+            world.namespace(namespace);
+        }
+        world
+    }
+
+    fn see(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    fn open(&mut self, shards: u8, mode: u8) {
+        let store = Options::new("unused")
+            .file_system(self.fs.clone())
+            .clock(self.clock.clone())
+            .durability(durability(mode))
+            .shards(1 << (shards % 8))
+            .segment_bytes(SEGMENT_BYTES)
+            .manual_maintenance(true)
+            .open();
+        self.store = Some(store.unwrap());
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn namespace(&mut self, namespace: usize) -> refrain::Namespace {
+        self.model.namespaces.entry(namespace).or_insert((Rules::default(), true));
+        self.store().namespace(&name(namespace)).unwrap()
+    }
+
+    fn key(&self, key: usize) -> (usize, Key) {
+        let index = key % self.keys.len();
+        (index, self.keys[index].clone())
+    }
+
+    fn token(&self, index: usize, key: &Key, shown: Shown) -> Token {
+        let given = &self.given[index];
+        match shown {
+            Shown::Bogus => 12_345,
+            Shown::Older => given.iter().rev().nth(1).copied().unwrap_or(99),
+            Shown::Current => {
+                let current = self.model.state(key).token();
+                current.or(given.last().copied()).unwrap_or(7)
+            }
+        }
+    }
+
+    fn fingerprint(&self, number: u8) -> Option<Fingerprint> {
+        match number % 4 {
+            0 | 1 => None,
+            2 => Some(Fingerprint::of(b"payload")),
+            _ => Some(Fingerprint::from_digest([5; 16])),
+        }
+    }
+
+    fn reference(&self, number: u8) -> Option<Reference> {
+        match number % 3 {
+            0 => None,
+            number => Some(Reference([number; 16])),
+        }
+    }
+
+    fn bring(&self, body: u8, code: u8, reference: u8, ttl: u8) -> Bring {
+        let body = match usize::from(body) % (self.bodies.len() + 1) {
+            0 => None,
+            body => Some(self.bodies[body - 1].clone()),
+        };
+        let (replay_ttl, dedupe_ttl) = match ttl % 6 {
+            0..=2 => (None, None),
+            3 => (Some(700), None),
+            4 => (Some(0), Some(3000)),
+            _ => (None, Some(1500)),
+        };
+        let reference = self.reference(reference);
+        Bring { body, code: u16::from(code % 3), reference, replay_ttl, dedupe_ttl }
+    }
+
+    /// Does one step on both, and compares.
+    pub fn step(&mut self, step: &Step) {
+        match step.clone() {
+            Step::Claim { key, fingerprint, reference, lease, quick } => {
+                let lease = match lease % 4 {
+                    0 | 1 => None,
+                    2 => Some(100),
+                    _ => Some(2500),
+                };
+                let ask = Ask {
+                    fingerprint: self.fingerprint(fingerprint),
+                    reference: self.reference(reference),
+                    lease,
+                    dedupe_ttl: None,
+                };
+                self.claim(key, &ask, quick);
+            }
+            Step::Once { key, fingerprint, reference, ttl } => {
+                let ask = Ask {
+                    fingerprint: self.fingerprint(fingerprint),
+                    reference: self.reference(reference),
+                    lease: None,
+                    dedupe_ttl: [None, Some(0), Some(1000)][usize::from(ttl) % 3],
+                };
+                self.once(key, &ask);
+            }
+            Step::Lookup { key } => self.lookup(key),
+            Step::Renew { key, shown, lease } => self.renew(key, shown, lease),
+            Step::Complete { key, shown, body, code, reference, ttl, quick } => {
+                let bring = self.bring(body, code, reference, ttl);
+                self.complete(key, shown, &bring, quick);
+            }
+            Step::Release { key, shown, quick } => self.release(key, shown, quick),
+            Step::Park { key, shown, quick } => self.park(key, shown, quick),
+            Step::Resolve { key, shown, body, code } => {
+                let bring = body.map(|body| self.bring(body, code, body, code));
+                self.resolve(key, shown, bring.as_ref());
+            }
+            Step::Forget { key } => self.forget(key),
+            Step::Orphans => self.orphans(),
+            Step::Advance { ms } => {
+                self.clock.advance(Duration::from_millis(ms));
+                self.model.now += ms;
+            }
+            Step::Define { namespace, policy } => self.define(namespace, policy, false),
+            Step::Alter { namespace, policy } => self.define(namespace, policy, true),
+            Step::SetWall { seconds } => {
+                // Steps of the wall clock are not followed while the store is open.
+                self.clock.set_wall(UNIX_EPOCH + Duration::from_secs(seconds));
+            }
+            Step::Maintain => {
+                self.store().maintain();
+                self.see("maintain");
+            }
+            Step::Flush => {
+                self.store().flush().unwrap();
+                self.see("flush");
+            }
+            Step::Close { shards, mode, back_ms, forward_ms } => {
+                self.close(shards, mode, back_ms, forward_ms);
+            }
+            Step::Kill { shards, mode, forward_ms } => self.kill(shards, mode, forward_ms),
+        }
+    }
+
+    fn claim(&mut self, key: usize, ask: &Ask, quick: bool) {
+        let (index, key) = self.key(key);
+        let verdict = self.model.judge(&key, ask);
+        let namespace = self.namespace(key.0);
+        let mut options = ClaimOptions::new();
+        if let Some(it) = ask.fingerprint {
+            options = options.fingerprint(it);
+        }
+        if let Some(it) = ask.reference {
+            options = options.reference(it);
+        }
+        if let Some(it) = ask.lease {
+            options = options.lease(Duration::from_millis(it));
+        }
+        let lease = ask.lease.unwrap_or(self.model.rules(key.0).lease);
+        let answer = if quick {
+            namespace.claim_async(&key.1, &options).wait()
+        } else {
+            namespace.claim_with(&key.1, &options)
+        };
+        match (verdict, answer) {
+            (Verdict::Granted { attempt, previous }, Ok(Claim::Acquired(got))) => {
+                self.see(if attempt == 1 { "claim acquired" } else { "claim taken over" });
+                let token = got.token().get();
+                self.model.claim(&key, ask, token);
+                self.given[index].push(token);
+                assert_eq!(got.attempt(), attempt);
+                let got_previous = got
+                    .previous()
+                    .map(|it| (it.token().get(), ms_of(it.at().unwrap()), it.cause()));
+                assert_eq!(got_previous, previous);
+                assert_eq!(got.lease_left(), Duration::from_millis(lease));
+                assert_eq!(got.key(), key.1);
+                let State::Held(claimed) = self.model.state(&key) else { panic!() };
+                assert_eq!(got.deadline().map(ms_of), Some(claimed.deadline));
+                assert_eq!(got.guaranteed_until().map(ms_of), claimed.forgotten_at);
+            }
+            (Verdict::Done(done), Ok(Claim::Completed(outcome))) => {
+                self.see("claim completed");
+                self.compare_outcome(&done, &outcome);
+            }
+            (Verdict::Held(held), Ok(Claim::InProgress(it))) => {
+                self.see("claim in progress");
+                self.compare_held(&held, &it);
+            }
+            (Verdict::Parked(token, attempt, cause, at), Ok(Claim::Parked(it))) => {
+                self.see("claim parked");
+                let got = (it.token().get(), it.attempt(), it.cause(), ms_of(it.since().unwrap()));
+                assert_eq!(got, (token, attempt, cause, at));
+                assert_eq!(it.guaranteed_until(), None);
+            }
+            (Verdict::Mismatch(state), Ok(Claim::Mismatch(it))) => {
+                self.see("claim mismatch");
+                assert_eq!(Some(it.state()), state.key_state());
+                assert_eq!(Some(it.token().get()), state.token());
+            }
+            (Verdict::FingerprintRequired, Err(ClaimError::FingerprintRequired)) => {
+                self.see("claim without fingerprint");
+            }
+            (expected, got) => panic!("claim of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+        self.count_mismatches(key.0);
+    }
+
+    fn count_mismatches(&mut self, namespace: usize) {
+        let expected = self.model.mismatches.get(&namespace).copied().unwrap_or_default();
+        assert_eq!(self.namespace(namespace).fingerprint_mismatches(), expected);
+    }
+
+    fn compare_held(&self, held: &super::model::Claimed, it: &refrain::InProgress) {
+        assert_eq!(it.token().get(), held.token);
+        assert_eq!(it.attempt(), held.attempt);
+        assert_eq!(it.since().map(ms_of), Some(held.at));
+        assert_eq!(it.deadline().map(ms_of), Some(held.deadline));
+        assert_eq!(it.lease_left(), Duration::from_millis(held.deadline - self.model.now));
+        assert_eq!(it.guaranteed_until().map(ms_of), held.forgotten_at);
+        assert_eq!(it.reference(), held.reference);
+    }
+
+    fn compare_outcome(&self, done: &Done, outcome: &Outcome) {
+        let now = self.model.now;
+        let replay_over = now >= done.replay_until;
+        match (&done.body, outcome.body()) {
+            (Stored::Kept(_), Body::Expired) if replay_over => {}
+            (Stored::Kept(body), Body::Bytes(bytes)) if !replay_over => assert_eq!(body, bytes),
+            (Stored::None, Body::None) | (Stored::NoReplay(_), Body::Expired) => {}
+            (Stored::TooLarge(body), Body::TooLarge { len }) => {
+                assert_eq!(body.len(), len as usize);
+            }
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+        assert_eq!(outcome.code(), done.code);
+        assert_eq!(outcome.reference(), done.reference);
+        assert_eq!(outcome.token().get(), done.token);
+        assert_eq!(outcome.first_token().get(), done.first);
+        assert_eq!(outcome.attempt(), done.attempt);
+        assert_eq!(outcome.completed_at().map(ms_of), Some(done.at));
+        assert_eq!(outcome.age(), Duration::from_millis(now - done.at));
+        assert_eq!(outcome.guaranteed_until().map(ms_of), Some(done.expires));
+    }
+
+    fn once(&mut self, key: usize, ask: &Ask) {
+        let (index, key) = self.key(key);
+        let verdict = self.model.judge(&key, ask);
+        let namespace = self.namespace(key.0);
+        let mut options = ClaimOptions::new();
+        if let Some(it) = ask.fingerprint {
+            options = options.fingerprint(it);
+        }
+        if let Some(it) = ask.reference {
+            options = options.reference(it);
+        }
+        if let Some(it) = ask.dedupe_ttl {
+            options = options.dedupe_ttl(Duration::from_millis(it));
+        }
+        match (verdict, namespace.once_with(&key.1, &options)) {
+            (Verdict::Granted { attempt, previous }, Ok(Once::First(first))) => {
+                self.see("once first");
+                let token = first.token().get();
+                self.model.once(&key, ask, token);
+                self.given[index].push(token);
+                assert_eq!(first.attempt(), attempt);
+                assert_eq!(first.previous().map(|it| it.token().get()), previous.map(|it| it.0));
+            }
+            (Verdict::Done(done), Ok(Once::Seen(outcome))) => {
+                self.see("once seen");
+                self.compare_outcome(&done, &outcome);
+            }
+            (Verdict::Held(held), Ok(Once::InProgress(it))) => {
+                self.see("once in progress");
+                self.compare_held(&held, &it);
+            }
+            (Verdict::Parked(token, ..), Ok(Once::Parked(it))) => {
+                self.see("once parked");
+                assert_eq!(it.token().get(), token);
+            }
+            (Verdict::Mismatch(state), Ok(Once::Mismatch(it))) => {
+                self.see("once mismatch");
+                assert_eq!(Some(it.state()), state.key_state());
+            }
+            (Verdict::FingerprintRequired, Err(ClaimError::FingerprintRequired)) => {}
+            (expected, got) => panic!("once of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn lookup(&mut self, key: usize) {
+        let (_, key) = self.key(key);
+        self.compare_lookup(&key);
+        self.see("lookup");
+    }
+
+    fn compare_lookup(&mut self, key: &Key) {
+        let state = self.model.state(key);
+        let namespace = self.namespace(key.0);
+        match (state, namespace.lookup(&key.1).unwrap()) {
+            (State::Absent, Lookup::Absent) => {}
+            (State::Held(held), Lookup::InProgress(it)) => self.compare_held(&held, &it),
+            (State::Lapsed(claim, cause), Lookup::Lapsed(it)) => {
+                assert_eq!(it.token().get(), claim.token);
+                assert_eq!(it.attempt(), claim.attempt);
+                assert_eq!(it.cause(), cause);
+                assert_eq!(it.since().map(ms_of), Some(claim.at));
+                assert_eq!(it.guaranteed_until().map(ms_of), claim.forgotten_at);
+                assert_eq!(it.reference(), claim.reference);
+            }
+            (State::Overdue(claim), Lookup::Parked(it)) => {
+                assert_eq!(it.token().get(), claim.token);
+                assert_eq!(it.cause(), refrain::EndCause::LeaseEnded);
+                assert_eq!(it.since().map(ms_of), Some(claim.deadline));
+            }
+            (State::Parked(parked), Lookup::Parked(it)) => {
+                assert_eq!(it.token().get(), parked.token);
+                assert_eq!(it.cause(), parked.cause);
+                assert_eq!(it.since().map(ms_of), Some(parked.at));
+                assert_eq!(it.reference(), parked.reference);
+            }
+            (State::Done(done), Lookup::Completed(outcome)) => {
+                self.compare_outcome(&done, &outcome);
+            }
+            (expected, got) => panic!("lookup of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn compare_refusal(&self, expected: Exit, token: Token, got: LeaseError) {
+        match (expected, got) {
+            (Exit::Forgotten, LeaseError::Forgotten { .. })
+            | (Exit::Parked, LeaseError::Parked)
+            | (Exit::Completed, LeaseError::Completed) => {}
+            (Exit::Fenced(expected), LeaseError::Fenced { held, current }) => {
+                assert_eq!((held.get(), current.get()), (token, expected));
+            }
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn renew(&mut self, key: usize, shown: Shown, lease: u8) {
+        let (index, key) = self.key(key);
+        let token = self.token(index, &key, shown);
+        let lease = [None, None, Some(100), Some(4000)][usize::from(lease) % 4];
+        let namespace = self.namespace(key.0);
+        let fencing = FencingToken::from_raw(token);
+        let got = match lease {
+            None => namespace.renew(&key.1, fencing),
+            Some(lease) => namespace.renew_for(&key.1, fencing, Duration::from_millis(lease)),
+        };
+        match (self.model.renew(&key, token, lease), got) {
+            (Ok(late_by), Ok(it)) => {
+                self.see(if late_by.is_some() { "renew late" } else { "renew" });
+                assert_eq!(it.late_by(), late_by.map(Duration::from_millis));
+                let State::Held(claim) = self.model.state(&key) else {
+                    // An orphan stays one.
+                    return;
+                };
+                assert_eq!(it.deadline().map(ms_of), Some(claim.deadline));
+                assert_eq!(it.guaranteed_until().map(ms_of), claim.forgotten_at);
+            }
+            (Err(expected), Err(got)) => {
+                self.see("renew refused");
+                self.compare_refusal(expected, token, got);
+            }
+            (expected, got) => panic!("renew of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn release(&mut self, key: usize, shown: Shown, quick: bool) {
+        let (index, key) = self.key(key);
+        let token = self.token(index, &key, shown);
+        let namespace = self.namespace(key.0);
+        let fencing = FencingToken::from_raw(token);
+        let got = if quick {
+            namespace.release_async(&key.1, fencing).wait()
+        } else {
+            namespace.release(&key.1, fencing)
+        };
+        match (self.model.release(&key, token), got) {
+            (Exit::Accepted, Ok(())) => self.see("release"),
+            (expected, Err(got)) => {
+                self.see("release refused");
+                self.compare_refusal(expected, token, got);
+            }
+            (expected, got) => panic!("release of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn park(&mut self, key: usize, shown: Shown, quick: bool) {
+        let (index, key) = self.key(key);
+        let token = self.token(index, &key, shown);
+        let namespace = self.namespace(key.0);
+        let fencing = FencingToken::from_raw(token);
+        let got = if quick {
+            namespace.park_async(&key.1, fencing).wait()
+        } else {
+            namespace.park(&key.1, fencing)
+        };
+        match (self.model.park(&key, token), got) {
+            (Exit::Accepted, Ok(())) => self.see("park"),
+            (expected, Err(got)) => {
+                self.see("park refused");
+                self.compare_refusal(expected, token, got);
+            }
+            (expected, got) => panic!("park of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn complete(&mut self, key: usize, shown: Shown, bring: &Bring, quick: bool) {
+        let (index, key) = self.key(key);
+        let token = self.token(index, &key, shown);
+        // A replay window that outlives a short policy's dedupe window is refused before all else.
+        let rules = self.model.rules(key.0);
+        let dedupe = bring.dedupe_ttl.unwrap_or(rules.dedupe_ttl);
+        if bring.replay_ttl.is_some_and(|replay| replay > dedupe) {
+            return;
+        }
+        let namespace = self.namespace(key.0);
+        let fencing = FencingToken::from_raw(token);
+        let options = complete_options(bring);
+        let got = if quick {
+            namespace.complete_async(&key.1, fencing, &options).wait()
+        } else {
+            namespace.complete_with(&key.1, fencing, &options)
+        };
+        match (self.model.complete(&key, token, bring), got) {
+            (Ok(kept), Ok(it)) => {
+                self.see(match kept {
+                    refrain::BodyKept::Kept => "complete kept",
+                    refrain::BodyKept::None => "complete without body",
+                    refrain::BodyKept::TooLarge => "complete too large",
+                    _ => "complete without replay",
+                });
+                assert_eq!(it.body(), kept);
+                assert_eq!(it.token().get(), token);
+            }
+            (Err(Exit::Fenced(expected)), Err(CompleteError::Fenced { held, current })) => {
+                self.see("complete fenced");
+                assert_eq!((held.get(), current.get()), (token, expected));
+            }
+            (Err(Exit::Forgotten), Err(CompleteError::Forgotten { .. })) => {
+                self.see("complete forgotten");
+            }
+            (Err(Exit::Parked), Err(CompleteError::Parked)) => self.see("complete parked"),
+            (Err(Exit::AlreadyCompleted(done)), Err(CompleteError::AlreadyCompleted(it))) => {
+                self.see("complete already");
+                self.compare_outcome(&done, &it);
+            }
+            (expected, got) => panic!("complete of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn resolve(&mut self, key: usize, shown: Shown, bring: Option<&Bring>) {
+        let (index, key) = self.key(key);
+        let token = self.token(index, &key, shown);
+        let rules = self.model.rules(key.0);
+        if let Some(bring) = bring {
+            let dedupe = bring.dedupe_ttl.unwrap_or(rules.dedupe_ttl);
+            if bring.replay_ttl.is_some_and(|replay| replay > dedupe) {
+                return;
+            }
+        }
+        let namespace = self.namespace(key.0);
+        let resolution = match bring {
+            Some(bring) => Resolution::Completed(complete_options(bring)),
+            None => Resolution::NotDone,
+        };
+        let expected = self.model.resolvable(&key, token);
+        let got = namespace.resolve(&key.1, FencingToken::from_raw(token), &resolution);
+        match (expected, got) {
+            (Exit::Accepted, Ok(Some(it))) => {
+                self.see("resolve done");
+                let new = it.token().get();
+                let kept = self.model.resolve_done(&key, bring.unwrap(), new);
+                self.given[index].push(new);
+                assert_eq!(it.body(), kept);
+            }
+            (Exit::Accepted, Ok(None)) => {
+                assert!(bring.is_none());
+                self.see("resolve not done");
+                self.model.resolve_not_done(&key);
+            }
+            (Exit::Forgotten, Err(ResolveError::Forgotten)) => self.see("resolve forgotten"),
+            (Exit::InProgress, Err(ResolveError::InProgress)) => self.see("resolve in progress"),
+            (Exit::Fenced(expected), Err(ResolveError::Fenced { held, current })) => {
+                self.see("resolve fenced");
+                assert_eq!((held.get(), current.get()), (token, expected));
+            }
+            (Exit::AlreadyCompleted(done), Err(ResolveError::AlreadyCompleted(it))) => {
+                self.see("resolve already");
+                self.compare_outcome(&done, &it);
+            }
+            (expected, got) => panic!("resolve of {key:?}: expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    fn forget(&mut self, key: usize) {
+        let (_, key) = self.key(key);
+        let expected = self.model.forget(&key);
+        let got = self.namespace(key.0).forget(&key.1, "a test", "the model").unwrap();
+        assert_eq!(got, expected);
+        self.see(if got.is_some() { "forget" } else { "forget nothing" });
+    }
+
+    fn orphans(&mut self) {
+        let expected = self.model.orphans();
+        let got: Vec<_> = self
+            .store()
+            .orphans()
+            .unwrap()
+            .into_iter()
+            .map(|it| {
+                let namespace = (0..NAMESPACES).find(|at| name(*at) == it.namespace()).unwrap();
+                ((namespace, it.key().to_vec()), it.token().get(), it.state())
+            })
+            .collect();
+        assert_eq!(got, expected);
+        self.see(if got.is_empty() { "no orphans" } else { "orphans" });
+    }
+
+    fn define(&mut self, namespace: usize, policy: usize, alter: bool) {
+        let namespace = namespace % NAMESPACES;
+        let rules = policies()[policy % policies().len()];
+        let store = self.store();
+        let got = if alter {
+            store.alter(&name(namespace), &rules.to_policy())
+        } else {
+            store.define(&name(namespace), &rules.to_policy())
+        };
+        let (stored, implicit) = self.model.namespaces[&namespace];
+        match got {
+            Ok(it) => {
+                assert!(alter || implicit || stored == rules);
+                assert_eq!(it.policy(), rules.to_policy());
+                self.model.namespaces.insert(namespace, (rules, false));
+                self.see(if alter { "alter" } else { "define" });
+            }
+            Err(NamespaceError::PolicyConflict { stored: it, .. }) => {
+                assert!(!alter && !implicit && stored != rules);
+                assert_eq!(*it, stored.to_policy());
+                self.see("define conflict");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn close(&mut self, shards: u8, mode: u8, back_ms: u64, forward_ms: u64) {
+        self.store.take().unwrap().close().unwrap();
+        self.see("close");
+        // While the store is closed, time goes on and the wall clock may be set back.
+        let now = self.model.now;
+        let wall = (now + forward_ms).saturating_sub(back_ms);
+        self.clock.set_wall(UNIX_EPOCH + Duration::from_millis(wall));
+        self.open(shards, mode);
+        let report = self.store().report().clone();
+        assert!(report.clean && !report.created && report.torn_tails.is_empty(), "{report:?}");
+        assert_eq!(report.rewritten_bytes, 0);
+        self.reopened(now.max(wall));
+    }
+
+    fn kill(&mut self, shards: u8, mode: u8, forward_ms: u64) {
+        // The process dies: nothing is written any more, no destructor runs, the lock falls.
+        self.store.take().unwrap().abandon();
+        self.see("kill");
+        let wall = self.model.now + forward_ms;
+        self.clock.set_wall(UNIX_EPOCH + Duration::from_millis(wall));
+        self.open(shards, mode);
+        let report = self.store().report().clone();
+        assert!(!report.clean && report.torn_tails.is_empty(), "{report:?}");
+        self.reopened(wall);
+    }
+
+    fn reopened(&mut self, now: u64) {
+        self.model.reopen(now);
+        let report = self.store().report().clone();
+        let (completed, parked) = self.model.counts();
+        assert_eq!((report.completed, report.parked), (completed, parked), "{report:?}");
+        for namespace in 0..NAMESPACES {
+            let rules = self.model.rules(namespace);
+            assert_eq!(self.namespace(namespace).policy(), rules.to_policy());
+        }
+        self.compare_all();
+    }
+
+    /// Compares every key.
+    pub fn compare_all(&mut self) {
+        for key in self.keys.clone() {
+            self.compare_lookup(&key);
+        }
+        self.store().check_invariants().unwrap();
+    }
+}
+
+fn complete_options(bring: &Bring) -> CompleteOptions<'_> {
+    let mut options = match &bring.body {
+        Some(body) => CompleteOptions::body(body),
+        None => CompleteOptions::new(),
+    };
+    options = options.code(bring.code);
+    if let Some(it) = bring.reference {
+        options = options.reference(it);
+    }
+    if let Some(it) = bring.replay_ttl {
+        options = options.replay_ttl(Duration::from_millis(it));
+    }
+    if let Some(it) = bring.dedupe_ttl {
+        options = options.dedupe_ttl(Duration::from_millis(it));
+    }
+    options
+}
