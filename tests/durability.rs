@@ -274,9 +274,8 @@ fn commits_are_futures_on_any_executor() {
     let claims: Vec<_> =
         (0..200).map(|n| orders.claim_async(format!("{n}"), &ClaimOptions::new())).collect();
     let leases = claims.into_iter().map(|claim| block_on(claim).unwrap().acquired().unwrap());
-    let commits: Vec<_> = leases
-        .map(|lease| lease.complete_async(&CompleteOptions::body(b"outcome")))
-        .collect();
+    let commits: Vec<_> =
+        leases.map(|lease| lease.complete_async(&CompleteOptions::body(b"outcome"))).collect();
     for commit in commits {
         block_on(commit).unwrap();
     }

@@ -476,7 +476,11 @@ fn a_wall_clock_set_back_brings_nothing_back() {
         assert!(matches!(orders.lookup("a").unwrap(), Lookup::Absent));
         let lease = orders.claim("b", None).unwrap().acquired().unwrap();
         lease.complete("outcome").unwrap();
-        if is_closed { store.close().unwrap() } else { store.abandon() }
+        if is_closed {
+            store.close().unwrap()
+        } else {
+            store.abandon()
+        }
         clock.set_wall(UNIX_EPOCH);
         let store = options(&fs).clock(clock.clone()).open().unwrap();
         assert!(store.report().clock_behind > Duration::from_secs(40 * 365 * 24 * 3600));
@@ -527,9 +531,8 @@ fn a_crash_in_the_middle_of_opening_changes_nothing() {
         let left = Arc::new(AtomicU64::new(n));
         let countdown = Arc::clone(&left);
         let stopping = support::disk::HookFs::new(fs.clone(), move |_, _| {
-            let stop = countdown.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                left.checked_sub(1)
-            });
+            let stop = countdown
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             stop.map(drop).map_err(|_| io::Error::other("the disk is gone"))
         });
         let opened = Options::new("unused").file_system(stopping).manual_maintenance(true).open();

@@ -17,16 +17,8 @@ use refrain::{
 const KEY: &str = "key";
 const LEASE: Duration = Duration::from_secs(10);
 
-const STATES: [&str; 8] = [
-    "absent",
-    "claimed",
-    "lapsed",
-    "orphaned",
-    "overdue",
-    "parked",
-    "parked orphan",
-    "completed",
-];
+const STATES: [&str; 8] =
+    ["absent", "claimed", "lapsed", "orphaned", "overdue", "parked", "parked orphan", "completed"];
 
 const CALLS: [&str; 21] = [
     "claim",
@@ -188,9 +180,9 @@ impl Scene {
                     Err(other) => panic!("{other}"),
                 }
             }
-            "resolve done" => resolve_answer(
-                space.resolve(KEY, token, &Resolution::Completed(done)).map(drop),
-            ),
+            "resolve done" => {
+                resolve_answer(space.resolve(KEY, token, &Resolution::Completed(done)).map(drop))
+            }
             "resolve not done" => {
                 resolve_answer(space.resolve(KEY, token, &Resolution::NotDone).map(drop))
             }

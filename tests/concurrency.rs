@@ -1,0 +1,175 @@
+//! Many threads on the same keys.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+mod support;
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use refrain::testing::HeapFs;
+use refrain::{
+    Body, Claim, CompleteError, CompleteOptions, Durability, Lookup, Options, Policy, Store,
+};
+use support::Random;
+
+fn stores() -> [Store; 2] {
+    let buffered = Options::new("unused").file_system(HeapFs::new());
+    [
+        Options::in_memory().shards(1).open().unwrap(),
+        buffered.durability(Durability::Buffered).shards(16).open().unwrap(),
+    ]
+}
+
+#[test]
+fn sixty_four_threads_claim_the_same_keys_and_each_has_one_owner() {
+    // The tables start with 8 buckets and split all the way up while everybody claims.
+    let keys: u32 = if cfg!(debug_assertions) { 100_000 } else { 200_000 };
+    for store in stores() {
+        let space = store.namespace("space").unwrap();
+        let owners: Vec<AtomicU32> = (0..keys).map(|_| AtomicU32::new(0)).collect();
+        thread::scope(|scope| {
+            for thread in 0..64_u32 {
+                let (space, owners) = (&space, &owners);
+                scope.spawn(move || {
+                    for n in 0..keys {
+                        // Each thread in an order of its own, most of them close together.
+                        let n = (n + thread % 8 * (keys / 8)) % keys;
+                        match space.claim(n.to_le_bytes(), None).unwrap() {
+                            Claim::Acquired(_) => {
+                                owners[n as usize].fetch_add(1, Ordering::Relaxed);
+                            }
+                            Claim::InProgress(_) => {}
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(owners.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        assert_eq!(store.stats().entries, keys as usize);
+        store.check_invariants().unwrap();
+    }
+}
+
+#[test]
+fn a_key_never_has_two_owners_however_it_changes_hands() {
+    const KEYS: usize = 8;
+    let rounds = 3000;
+    for store in stores() {
+        let policy = Policy::default().lease(Duration::from_secs(3600));
+        let policy = policy.dedupe_ttl(Duration::from_secs(7200));
+        let policy = policy.replay_ttl(Duration::from_secs(7200));
+        let space = store.define("space", &policy).unwrap();
+        let holders: [AtomicU32; KEYS] = Default::default();
+        let highest: [AtomicU64; KEYS] = Default::default();
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let (space, holders, highest) = (&space, &holders, &highest);
+                scope.spawn(move || {
+                    let mut random = Random::new(thread);
+                    for _ in 0..rounds {
+                        let n = random.below(KEYS as u64) as usize;
+                        let key = [n as u8];
+                        match space.claim(key, None).unwrap() {
+                            Claim::Acquired(lease) => {
+                                let token = lease.token();
+                                assert_eq!(holders[n].fetch_add(1, Ordering::SeqCst), 0);
+                                let before = highest[n].fetch_max(token.get(), Ordering::SeqCst);
+                                assert!(before < token.get(), "tokens rise");
+                                thread::yield_now();
+                                assert_eq!(holders[n].fetch_sub(1, Ordering::SeqCst), 1);
+                                if random.chance(50) {
+                                    lease.release().unwrap();
+                                } else {
+                                    // Remembered for a moment only, so that the key is free again.
+                                    let bytes = token.get().to_le_bytes();
+                                    let outcome = CompleteOptions::body(&bytes);
+                                    let moment = Duration::from_millis(1);
+                                    let outcome = outcome.replay_ttl(moment).dedupe_ttl(moment);
+                                    lease.complete_with(&outcome).unwrap();
+                                }
+                            }
+                            Claim::Completed(outcome) => {
+                                let token = outcome.token();
+                                let bytes = token.get().to_le_bytes();
+                                assert_eq!(outcome.body(), Body::Bytes(&bytes));
+                                // Its owner is done; another outcome is refused for ever.
+                                let again = space.complete(key, token, "another");
+                                assert!(!matches!(again, Ok(_) | Err(CompleteError::Parked)));
+                            }
+                            Claim::InProgress(_) => thread::yield_now(),
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                });
+            }
+        });
+        store.check_invariants().unwrap();
+    }
+}
+
+#[test]
+fn namespaces_can_be_made_and_changed_while_others_claim() {
+    for store in stores() {
+        thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let store = &store;
+                scope.spawn(move || {
+                    for n in 0..50_u64 {
+                        let space = store.namespace(&format!("space-{n}")).unwrap();
+                        let policy =
+                            Policy::default().lease(Duration::from_secs(1 + (n + thread) % 5));
+                        store.alter(space.name(), &policy).unwrap();
+                        let key = thread.to_le_bytes();
+                        let lease = space.claim(key, None).unwrap().acquired().unwrap();
+                        lease.complete("").unwrap();
+                        assert!(matches!(space.lookup(key).unwrap(), Lookup::Completed(_)));
+                    }
+                });
+            }
+        });
+        assert_eq!(store.namespaces().len(), 50);
+        assert_eq!(store.stats().entries, 200);
+    }
+}
+
+#[test]
+fn closing_waits_for_nobody_and_loses_nothing() {
+    for round in 0..20 {
+        let fs = HeapFs::new();
+        let open = || {
+            let options = Options::new("unused").file_system(fs.clone());
+            options.durability(Durability::Buffered).segment_bytes(256 << 10).open().unwrap()
+        };
+        let store = open();
+        let space = store.namespace("space").unwrap();
+        let done: Vec<AtomicU32> = (0..4).map(|_| AtomicU32::new(0)).collect();
+        thread::scope(|scope| {
+            for (thread, done) in done.iter().enumerate() {
+                let space = &space;
+                scope.spawn(move || {
+                    // Until the store is closed under its feet.
+                    for n in 0.. {
+                        if space.once(format!("{thread}-{n}"), None).is_err() {
+                            break;
+                        }
+                        done.store(n + 1, Ordering::SeqCst);
+                    }
+                });
+            }
+            thread::sleep(Duration::from_micros(200 * round));
+            store.close().unwrap();
+        });
+        drop((store, space));
+        let store = open();
+        assert!(store.report().clean);
+        let space = store.namespace("space").unwrap();
+        for (thread, done) in done.iter().enumerate() {
+            for n in 0..done.load(Ordering::SeqCst) {
+                let key = format!("{thread}-{n}");
+                assert!(matches!(space.lookup(key).unwrap(), Lookup::Completed(_)));
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A forked child of the process that opened the store: it is refused at every call, and takes
+//! nothing away from its parent.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+#![allow(unsafe_code, reason = "running code between fork and exec is")]
+#![cfg(not(miri))]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use refrain::{
+    ClaimError, CloseError, CompleteError, Lease, Lookup, Namespace, OpenError, Store, StoreError,
+};
+
+/// What the child exits its closure with when all is as it should be.
+const AS_PROMISED: i32 = 71;
+
+/// Runs `child` in a forked child, which never gets to run a program: the closure ends with the
+/// number it gives, as the error of the spawn.
+fn fork(child: impl FnMut() -> i32 + Send + Sync + 'static) -> (Command, i32) {
+    let mut child = child;
+    let mut command = Command::new("/nonexistent");
+    // SAFETY: what the closure needs of its parent's other threads is the allocator, which the C
+    // library makes usable in a child, and no lock of theirs: the parent's store refuses before it
+    // takes one, and a store of the child's own is the child's alone.
+    unsafe {
+        command.pre_exec(move || Err(io::Error::from_raw_os_error(child())));
+    }
+    let code = command.spawn().unwrap_err().raw_os_error().unwrap();
+    (command, code)
+}
+
+fn open(directory: &Path) -> Result<Store, OpenError> {
+    refrain::Options::new(directory).segment_bytes(256 << 10).manual_maintenance(true).open()
+}
+
+fn is_refused(store: &Store, orders: &Namespace, lease: &mut Lease) -> bool {
+    let forked = |error: &StoreError| matches!(error, StoreError::Forked);
+    let token = lease.token();
+    let claim = orders.claim("b", None);
+    let complete = orders.complete("a", token, "outcome");
+    matches!(&claim, Err(ClaimError::Store(error)) if forked(error))
+        && matches!(&complete, Err(CompleteError::Store(error)) if forked(error))
+        && matches!(orders.lookup("a"), Err(StoreError::Forked))
+        && lease.renew().is_err()
+        && orders.release("a", token).is_err()
+        && orders.once("c", None).is_err()
+        && orders.forget("a", "", "").is_err()
+        && matches!(store.flush(), Err(StoreError::Forked))
+        && matches!(store.close(), Err(CloseError::Store(StoreError::Forked)))
+        && store.namespace("new").is_err()
+        && store.orphans().is_err()
+}
+
+#[test]
+fn a_forked_child_is_refused_and_leaves_the_store_to_its_parent() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let mut lease = orders.claim("a", None).unwrap().acquired();
+    let mut store = Some((store, orders));
+    // The closure holds all handles, so dropping them in the child drops the last ones there.
+    let (command, code) = fork(move || {
+        let (Some((store, orders)), Some(mut lease)) = (store.take(), lease.take()) else {
+            return 1;
+        };
+        if is_refused(&store, &orders, &mut lease) { AS_PROMISED } else { 2 }
+    });
+    assert_eq!(code, AS_PROMISED);
+    // The child dropped everything; the parent's copies still hold the lock.
+    assert!(matches!(open(directory.path()), Err(OpenError::Locked { .. })));
+    drop(command);
+    let store = open(directory.path()).unwrap();
+    assert!(store.report().clean, "{:?}", store.report());
+    assert_eq!(store.report().orphaned, 1);
+    let orders = store.namespace("orders").unwrap();
+    assert!(matches!(orders.lookup("a").unwrap(), Lookup::Lapsed(_)));
+    assert!(matches!(orders.lookup("b").unwrap(), Lookup::Absent));
+}
+
+#[test]
+fn a_child_that_opens_its_own_store_is_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("own");
+    let store = open(&directory.path().join("parents")).unwrap();
+    let (_command, code) = fork(move || {
+        let Ok(own) = open(&path) else { return 1 };
+        let Ok(orders) = own.namespace("orders") else { return 2 };
+        let is_first = orders.once("a", None).is_ok();
+        if is_first && store.flush().is_err() { AS_PROMISED } else { 3 }
+    });
+    assert_eq!(code, AS_PROMISED);
+}
