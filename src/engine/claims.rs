@@ -16,9 +16,7 @@ use crate::answer::{
     EndCause, First, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };
 use crate::error::{ClaimError, Failure, StoreError};
-use crate::format::record::{
-    BodyState, Draft, Ext, Flags, Kind, PreviousClaim, Record, bodyless_bytes_max,
-};
+use crate::format::record::{BodyState, Draft, Ext, Flags, Kind, PreviousClaim, Record};
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::lane::RoomChange;
@@ -127,7 +125,7 @@ impl Engine {
                 until: deadline,
                 ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
             };
-            let reserve = 2 * bodyless_bytes_max(key.len()) as u64;
+            let reserve = held_bytes(&record);
             if !self.grant(shard, &record, reserve, entry, true, growths, &mut no_room)? {
                 continue;
             }

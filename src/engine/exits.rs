@@ -10,13 +10,13 @@ use std::time::Duration;
 use super::claims::{dedupe_ttl_of, lease_of};
 use super::namespaces::NamespaceState;
 use super::shard::{ShardGuard, ShardState};
-use super::state::{self, Standing, held_bytes};
+use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
 use super::{Ack, Answered, Engine, Found};
 use crate::answer::{BodyKept, Completion, Outcome, Renewed};
 use crate::checksum::crc32;
 use crate::error::{CompleteError, Failure, LeaseError, StoreError};
-use crate::format::record::{BodyState, Draft, Ext, Kind, ParkedBy, Record, bodyless_bytes_max};
+use crate::format::record::{BodyState, Draft, Ext, Kind, ParkedBy, Record};
 use crate::hash::digest_128;
 use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::types::{FencingToken, KeyHash, Reference, Timestamp};
@@ -66,7 +66,6 @@ impl Engine {
         let policy = namespace.policy.load();
         let lease = lease_of(&policy, lease)?;
         let hash = namespace.hasher.hash(key);
-        let exit = bodyless_bytes_max(key.len()) as u64;
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
@@ -91,7 +90,7 @@ impl Engine {
                 key,
                 ..*old
             };
-            let release = held_bytes(old);
+            let (release, exit) = (held_bytes(old), exit_bytes(old));
             let change = RoomChange { release, reserve: 2 * exit, is_exit: false };
             let mut location = self.append(&Draft::new(&record), change)?;
             if location.is_none() && no_room.is_some() && old.flags.has_renewal_room() {
@@ -431,8 +430,7 @@ pub(super) fn park_record<'a>(
     parked_by: ParkedBy,
     at: Timestamp,
 ) -> (Record<'a>, RoomChange) {
-    let exit = bodyless_bytes_max(claim.key.len()) as u64;
-    let release = held_bytes(claim);
+    let (release, exit) = (held_bytes(claim), exit_bytes(claim));
     let mut flags = claim.flags.rules_only().with_parked_by(parked_by);
     let reserve = release - exit;
     if reserve == 0 {

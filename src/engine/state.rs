@@ -6,7 +6,7 @@
 use crate::answer::{
     EndCause, InProgress, KeyState, Lapsed, Mismatch, Outcome, Parked, Previous, StoredBody,
 };
-use crate::format::record::{BodyState, Kind, ParkedBy, Record, bodyless_bytes_max};
+use crate::format::record::{BodyState, Kind, ParkedBy, Record, exit_bytes_max};
 use crate::policy::{OnLeaseEnd, OnOrphan};
 use crate::types::{Epoch, Timestamp};
 
@@ -59,9 +59,15 @@ pub(crate) fn is_orphan(record: &Record<'_>, open_epoch: Epoch) -> bool {
     record.token.epoch() < open_epoch
 }
 
-/// Room that a key's current record keeps reserved for its exits.
+/// Room that the longest bodyless exit of the key takes.
+pub(crate) fn exit_bytes(record: &Record<'_>) -> u64 {
+    exit_bytes_max(record.key.len(), record.ext.fingerprint.is_some()) as u64
+}
+
+/// Room that a key's current record keeps reserved: a claim for its end and for one renewal, a
+/// parked key for its end.
 pub(crate) fn held_bytes(record: &Record<'_>) -> u64 {
-    let exit = bodyless_bytes_max(record.key.len()) as u64;
+    let exit = exit_bytes(record);
     match record.kind {
         Kind::Claim => 2 * exit,
         Kind::Renew if record.flags.has_renewal_room() => 2 * exit,

@@ -147,3 +147,66 @@ impl<'a> FieldsMut<'a> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// The tables of docs/FORMAT.md: name, and the end of the last field of fixed size.
+    fn documented() -> HashMap<&'static str, usize> {
+        let document = include_str!("../../docs/FORMAT.md");
+        let tables = document.split("<!-- table: ").skip(1);
+        let ends = tables.map(|text| {
+            let (name, rest) = text.split_once(" -->\n").unwrap();
+            let rows = rest.lines().take_while(|line| line.starts_with('|')).skip(2);
+            let end = rows.fold(0, |end, row| {
+                let cells: Vec<_> = row.split('|').map(str::trim).collect();
+                assert_eq!(cells[1], end.to_string(), "{name}: fields follow one another");
+                // The last one may be of any size.
+                end + cells[2].parse::<usize>().unwrap_or(0)
+            });
+            (name, end)
+        });
+        ends.collect()
+    }
+
+    #[test]
+    fn the_document_describes_structures_of_these_sizes() {
+        let sizes = [
+            ("meta", meta::SLOT_BYTES),
+            ("names", names::HEADER_BYTES),
+            ("file", file::HEADER_BYTES),
+            ("mark", mark::HEADER_BYTES),
+            ("mark entry", mark::ENTRY_BYTES),
+            ("segment", segment::HEADER_BYTES),
+            ("trailer", segment::TRAILER_BYTES),
+            ("record", record::HEADER_BYTES),
+        ];
+        let documented = documented();
+        assert_eq!(documented.len(), sizes.len());
+        for (name, size) in sizes {
+            assert_eq!(documented[name], size, "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_come_back_as_they_were_put() {
+        let mut bytes = [0xff; 32];
+        FieldsMut::new(&mut bytes)
+            .u8(1)
+            .u16(2)
+            .u32(3)
+            .u48(4)
+            .u64(5)
+            .zeros(3)
+            .put(b"abc");
+        let mut fields = Fields::new(&bytes);
+        assert_eq!((fields.u8(), fields.u16(), fields.u32()), (1, 2, 3));
+        assert_eq!((fields.u48(), fields.u64()), (4, 5));
+        assert!(fields.zeros(3));
+        assert_eq!(&fields.array::<3>(), b"abc");
+        assert!(!fields.zeros(5));
+    }
+}

@@ -38,6 +38,7 @@ pub(crate) const EXT_BYTES_MAX: usize = 96;
 const _: () = {
     assert!(HEADER_BYTES.is_multiple_of(Location::UNIT_BYTES));
     assert!(2 * 5 + FINGERPRINT_BYTES + 16 + 8 + PREVIOUS_BYTES + 16 <= EXT_BYTES_MAX);
+    assert!(PREVIOUS_BYTES <= 16);
 };
 
 /// Bytes from one record's start to the next one's, for a record of `len` bytes.
@@ -45,10 +46,13 @@ pub(crate) const fn padded(len: usize) -> usize {
     len.next_multiple_of(Location::UNIT_BYTES)
 }
 
-/// The most that a record without a body takes, for a key of `key_len` bytes: what a granted claim
-/// keeps reserved for each of its exits.
-pub(crate) const fn bodyless_bytes_max(key_len: usize) -> usize {
-    padded(HEADER_BYTES + EXT_BYTES_MAX + key_len)
+/// The most that a record without a body takes which ends or renews a claim on a key of `key_len`
+/// bytes: what a granted claim keeps reserved for each.
+pub(crate) const fn exit_bytes_max(key_len: usize, has_fingerprint: bool) -> usize {
+    // A completion's, with the longest extensions: reference, first token, body digest. A renewal
+    // or a park record has the previous claim in place of the digest, which is shorter.
+    let fingerprint = if has_fingerprint { 2 + FINGERPRINT_BYTES } else { 0 };
+    padded(HEADER_BYTES + fingerprint + (2 + 16) + (2 + 8) + (2 + 16) + key_len)
 }
 
 /// What a record does to its key. Bit 7 of an unknown kind means that a reader may skip it.

@@ -5,7 +5,6 @@
 //! `sys::extent`.
 #![allow(unsafe_code, reason = "owns raw memory; see the SAFETY comments")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt::{self, Debug};
 use std::io;
 use std::ptr::NonNull;
@@ -70,52 +69,40 @@ unsafe impl Region for MappedRegion {
     }
 }
 
-/// Zeroed heap memory.
+/// Zeroed memory of the process: anonymous pages, which take no room before they are touched.
 pub(crate) struct HeapRegion {
+    map: MmapRaw,
     base: NonNull<u8>,
-    layout: Layout,
 }
 
-// SAFETY: the allocation belongs to this value alone, and is freed by its drop.
+// SAFETY: `MmapRaw` is `Send` and owns its mapping until it drops; `base` points into it.
 unsafe impl Send for HeapRegion {}
 // SAFETY: shared access gives out an address and a length only.
 unsafe impl Sync for HeapRegion {}
 
 impl HeapRegion {
-    const ALIGN: usize = 4096;
-
-    /// `OutOfMemory` when the allocator has no such block.
+    /// `OutOfMemory` when there is none.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
-        let layout = Layout::from_size_align(len.max(1), Self::ALIGN)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        // SAFETY: the layout has a size of at least one byte.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let base = NonNull::new(memory).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, layout })
-    }
-}
-
-impl Drop for HeapRegion {
-    fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this layout, and is freed once.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        let map = MmapRaw::from(MmapOptions::new().len(len.max(1)).map_anon()?);
+        let base = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { map, base })
     }
 }
 
 impl Debug for HeapRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeapRegion").field("len", &self.layout.size()).finish_non_exhaustive()
+        f.debug_struct("HeapRegion").field("len", &self.map.len()).finish_non_exhaustive()
     }
 }
 
-// SAFETY: the allocation neither moves nor shrinks before drop, and is aligned to 4096 bytes.
+// SAFETY: the mapping neither moves nor shrinks before drop, and is page-aligned.
 unsafe impl Region for HeapRegion {
     fn base(&self) -> NonNull<u8> {
         self.base
     }
 
     fn len(&self) -> usize {
-        self.layout.size()
+        self.map.len()
     }
 }
 

@@ -30,7 +30,7 @@ use super::data_file::DataFile;
 use super::segments::{Segment, Segments};
 use crate::error::Failure;
 use crate::format::mark::Entry;
-use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, bodyless_bytes_max, padded};
+use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, exit_bytes_max, padded};
 use crate::format::segment::{DATA_START, Trailer, data_limit, trailer_offset};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::sync::Mutex;
@@ -123,7 +123,7 @@ const SPARE_SEGMENTS: u64 = 2;
 
 /// Data bytes that a prepared segment is good for (W3).
 fn usable_bytes(segment_bytes: u32) -> u64 {
-    let longest_exit = bodyless_bytes_max(KEY_BYTES_MAX) as u64;
+    let longest_exit = exit_bytes_max(KEY_BYTES_MAX, true) as u64;
     u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
 }
 

@@ -1,0 +1,96 @@
+//! What the benches share: the keys, and the map a user would write instead.
+#![allow(dead_code, reason = "each bench uses its own part")]
+
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use refrain::{Durability, Namespace, Options, Store};
+
+/// Bytes of an outcome.
+pub const BODY: [u8; 128] = [0x5a; 128];
+
+/// A UUID-like key of 36 bytes, different for each number.
+pub fn key(n: u64) -> [u8; 36] {
+    let mut x = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut key = [b'-'; 36];
+    for (at, byte) in key.iter_mut().enumerate() {
+        if at % 16 == 0 {
+            x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ n;
+        }
+        if ![8, 13, 18, 23].contains(&at) {
+            *byte = b"0123456789abcdef"[(x >> (at % 16 * 4)) as usize & 15];
+        }
+    }
+    key
+}
+
+/// Claims that nobody has made yet, and the time they took.
+pub fn timed(count: u64, mut each: impl FnMut(u64)) -> Duration {
+    let start = Instant::now();
+    for n in 0..count {
+        each(n);
+    }
+    start.elapsed()
+}
+
+/// The state of a key in the map.
+#[derive(Clone)]
+pub enum State {
+    InProgress { token: u64, deadline: u64 },
+    Done { token: u64, body: Box<[u8]> },
+}
+
+/// The store a user would write: 64 maps behind mutexes. No expiry work, no clock, no log.
+pub struct ShardedMap {
+    hasher: RandomState,
+    shards: Vec<Mutex<HashMap<Box<[u8]>, State>>>,
+}
+
+impl ShardedMap {
+    pub fn new() -> Self {
+        let shards = (0..64).map(|_| Mutex::new(HashMap::new())).collect();
+        Self { hasher: RandomState::new(), shards }
+    }
+
+    fn shard(&self, key: &[u8]) -> &Mutex<HashMap<Box<[u8]>, State>> {
+        &self.shards[self.hasher.hash_one(key) as usize % self.shards.len()]
+    }
+
+    /// Whether the key is now the caller's; the body, if it is done.
+    pub fn claim(&self, key: &[u8], token: u64) -> Result<(), Option<Box<[u8]>>> {
+        match self.shard(key).lock().entry(key.into()) {
+            Entry::Vacant(entry) => {
+                entry.insert(State::InProgress { token, deadline: token + 30_000 });
+                Ok(())
+            }
+            Entry::Occupied(entry) => match entry.get() {
+                State::InProgress { .. } => Err(None),
+                State::Done { body, .. } => Err(Some(body.clone())),
+            },
+        }
+    }
+
+    pub fn complete(&self, key: &[u8], token: u64, body: &[u8]) {
+        if let Some(state) = self.shard(key).lock().get_mut(key) {
+            if matches!(state, State::InProgress { token: held, .. } if *held == token) {
+                *state = State::Done { token, body: body.into() };
+            }
+        }
+    }
+}
+
+/// A store in a directory of its own, and in memory.
+pub fn stores() -> [(&'static str, Store, Option<tempfile::TempDir>); 2] {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let options = Options::new(directory.path()).durability(Durability::Buffered);
+    let buffered = options.open().expect("a new store");
+    let memory = Store::in_memory().expect("a store in memory");
+    [("refrain, buffered", buffered, Some(directory)), ("refrain, in memory", memory, None)]
+}
+
+pub fn namespace(store: &Store) -> Namespace {
+    store.namespace("bench").expect("a namespace")
+}
