@@ -57,6 +57,8 @@ impl<T: Default> Chunked<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::SeqCst;
+
     use super::*;
 
     #[test]
@@ -71,13 +73,14 @@ mod tests {
 
     #[test]
     fn elements_stay_where_they_are() {
-        let chunks = Chunked::<std::cell::Cell<u32>>::new(1);
+        let chunks = Chunked::<std::sync::atomic::AtomicU32>::new(1);
         assert!(chunks.get(0).is_none());
         let first = chunks.ensure(0);
-        first.set(7);
-        chunks.ensure(1000).set(8);
+        first.store(7, SeqCst);
+        chunks.ensure(1000).store(8, SeqCst);
         assert!(std::ptr::eq(first, chunks.ensure(0)));
-        assert_eq!((first.get(), chunks.get(1000).map(std::cell::Cell::get)), (7, Some(8)));
+        let later = chunks.get(1000).map(|it| it.load(SeqCst));
+        assert_eq!((first.load(SeqCst), later), (7, Some(8)));
         assert!(chunks.get(3).is_none());
         assert_eq!(chunks.len(), 2 + 512);
     }

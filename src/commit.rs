@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use crate::engine::{Answered, Settle};
 use crate::error::StoreError;
-use crate::store::Handle;
+use crate::handle::Handle;
 use crate::wal::rounds::RoundWait;
 
 /// A change that is made, on its way to being as durable as it was asked to be.

@@ -444,6 +444,6 @@ impl fmt::Display for KeyState {
     }
 }
 
-fn join<T: fmt::Display>(items: &[T]) -> String {
-    items.iter().map(T::to_string).collect::<Vec<_>>().join("; ")
+fn join<T: fmt::Display>(problems: &[T]) -> String {
+    problems.iter().map(T::to_string).collect::<Vec<_>>().join("; ")
 }

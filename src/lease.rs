@@ -7,20 +7,20 @@ use std::time::{Duration, SystemTime};
 use smallvec::SmallVec;
 
 use crate::answer::{Completion, Previous, Renewed};
-use crate::claim::CompleteOptions;
 use crate::commit::Commit;
+use crate::engine::Answered;
 use crate::engine::claims::Grant;
 use crate::engine::namespaces::NamespaceState;
-use crate::error::{CompleteError, LeaseError};
-use crate::namespace::Namespace;
-use crate::store::Handle;
+use crate::error::{CompleteError, LeaseError, StoreError};
+use crate::handle::Handle;
+use crate::request::CompleteOptions;
 use crate::types::{FencingToken, KeyHash, Timestamp};
 
 /// The right to work on a key until a deadline.
 ///
 /// End it with [`Lease::complete`], [`Lease::release`] or [`Lease::park`]. Dropping it does none of
 /// these: the key stays claimed until the lease runs out, because the work may have had its effect.
-/// The same ends exist on [`Namespace`], by key and token.
+/// The same ends exist on [`crate::Namespace`], by key and token.
 #[must_use = "the key stays claimed until the lease is completed, released or parked, or runs out"]
 pub struct Lease {
     handle: Arc<Handle>,
@@ -98,7 +98,7 @@ impl Lease {
         self.expires.to_system()
     }
 
-    /// Extends the lease to the policy's lease, from now on; never shortens it. See [`Namespace::renew`].
+    /// Extends the lease to the policy's lease, from now on; never shortens it. See [`crate::Namespace::renew`].
     ///
     /// # Errors
     ///
@@ -123,12 +123,12 @@ impl Lease {
     }
 
     /// Ends the claim by storing its outcome: every later claim gets these bytes back. See
-    /// [`Namespace::complete`].
+    /// [`crate::Namespace::complete`].
     ///
     /// # Errors
     ///
     /// [`CompleteError::Fenced`] and its siblings when the lease is lost. The handle is gone then;
-    /// the token still serves for [`Namespace::complete`].
+    /// the token still serves for [`crate::Namespace::complete`].
     pub fn complete(self, body: impl AsRef<[u8]>) -> Result<Completion, CompleteError> {
         self.complete_with(&CompleteOptions::body(body.as_ref()))
     }
@@ -139,7 +139,7 @@ impl Lease {
     ///
     /// As [`Lease::complete`].
     pub fn complete_with(self, options: &CompleteOptions<'_>) -> Result<Completion, CompleteError> {
-        self.namespace().complete_with(&self.key, self.token, options)
+        self.handle.answer(self.start_complete(options))
     }
 
     /// [`Lease::complete_with`] without waiting.
@@ -147,41 +147,49 @@ impl Lease {
         self,
         options: &CompleteOptions<'_>,
     ) -> Commit<Completion, CompleteError> {
-        self.namespace().complete_async(&self.key, self.token, options)
+        self.commit(self.start_complete(options))
     }
 
-    /// Gives the claim back without an outcome. See [`Namespace::release`].
+    fn start_complete(&self, options: &CompleteOptions<'_>) -> Answered<Completion, CompleteError> {
+        let request = options.to_request();
+        self.handle.complete(&self.namespace, &self.key, self.token, &request)
+    }
+
+    /// Gives the claim back without an outcome. See [`crate::Namespace::release`].
     ///
     /// # Errors
     ///
     /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
     pub fn release(self) -> Result<(), LeaseError> {
-        self.namespace().release(&self.key, self.token)
+        self.handle.answer(self.handle.release(&self.namespace, &self.key, self.token, None))
     }
 
     /// [`Lease::release`] without waiting.
     pub fn release_async(self) -> Commit<(), LeaseError> {
-        self.namespace().release_async(&self.key, self.token)
+        self.commit(self.handle.release(&self.namespace, &self.key, self.token, None))
     }
 
-    /// Ends the claim with its outcome unknown. See [`Namespace::park`].
+    /// Ends the claim with its outcome unknown. See [`crate::Namespace::park`].
     ///
     /// # Errors
     ///
     /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
     pub fn park(self) -> Result<(), LeaseError> {
-        self.namespace().park(&self.key, self.token)
+        self.handle.answer(self.handle.park(&self.namespace, &self.key, self.token, None))
     }
 
     /// [`Lease::park`] without waiting.
     pub fn park_async(self) -> Commit<(), LeaseError> {
-        self.namespace().park_async(&self.key, self.token)
+        self.commit(self.handle.park(&self.namespace, &self.key, self.token, None))
     }
 
-    /// The namespace the key belongs to.
-    #[must_use]
-    pub fn namespace(&self) -> Namespace {
-        Namespace::new(Arc::clone(&self.handle), Arc::clone(&self.namespace))
+    /// For the handle of the lease's namespace.
+    pub(crate) fn parts(&self) -> (&Arc<Handle>, &Arc<NamespaceState>) {
+        (&self.handle, &self.namespace)
+    }
+
+    fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
+        Commit::new(Arc::clone(&self.handle), answered)
     }
 }
 

@@ -9,12 +9,14 @@ mod commit;
 mod engine;
 mod error;
 mod format;
+mod handle;
 mod hash;
 mod lease;
 mod namespace;
 mod options;
 mod policy;
 mod report;
+mod request;
 mod stats;
 mod store;
 mod sys;
@@ -28,7 +30,7 @@ pub use answer::{
     Body, BodyKept, Completion, EndCause, First, InProgress, KeyState, Lapsed, Lookup, Mismatch,
     Once, Orphan, Outcome, Parked, Previous, Renewed,
 };
-pub use claim::{Claim, ClaimOptions, CompleteOptions, Resolution};
+pub use claim::Claim;
 pub use commit::Commit;
 pub use error::{
     ClaimError, CloseError, CompleteError, Failure, ForgetError, LeaseError, NamespaceError,
@@ -41,6 +43,7 @@ pub use policy::{
     DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem,
 };
 pub use report::{RecoveryReport, TornTail};
+pub use request::{ClaimOptions, CompleteOptions, Resolution};
 pub use stats::StoreStats;
 pub use store::Store;
 pub use types::{

@@ -6,15 +6,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, Renewed};
-use crate::claim::{Claim, ClaimOptions, CompleteOptions, Resolution};
+use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::Answered;
 use crate::engine::claims::Claimed;
 use crate::engine::namespaces::NamespaceState;
 use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
+use crate::handle::Handle;
 use crate::lease::Lease;
 use crate::policy::Policy;
-use crate::store::Handle;
+use crate::request::{ClaimOptions, CompleteOptions, Resolution};
 use crate::types::{FencingToken, Fingerprint};
 
 /// A set of keys with its own policy. The namespace is part of every key's identity: the same key
@@ -290,7 +291,7 @@ impl Namespace {
 
     /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
     /// nothing. Its owner, if it has one, is told `Forgotten`. Reason and actor, up to 255 bytes
-    /// each, are written to the log with it.
+    /// each, are written to the WAL with it.
     ///
     /// # Errors
     ///
@@ -331,5 +332,14 @@ impl Namespace {
 impl fmt::Debug for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Namespace").field("name", &self.state.name).finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    /// The namespace the key belongs to.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        let (handle, state) = self.parts();
+        Namespace::new(Arc::clone(handle), Arc::clone(state))
     }
 }

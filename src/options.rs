@@ -9,6 +9,7 @@ use crate::engine::recovery::OpenRequest;
 use crate::error::{OpenError, OptionProblem};
 use crate::format::META_NAME;
 use crate::format::meta::segment_bytes_are_valid;
+use crate::handle::Handle;
 use crate::store::Store;
 use crate::sys::clock::SystemClock;
 use crate::sys::heap::HeapFs;
@@ -106,7 +107,7 @@ impl Options {
         self
     }
 
-    /// Bytes of a segment, the unit in which the log grows: a power of two from 256 KiB to 64 MiB.
+    /// Bytes of a segment, the unit in which the WAL grows: a power of two from 256 KiB to 64 MiB.
     /// Default 4 MiB for a new store, and what it was made with for an old one. Bodies are kept up
     /// to half of it, at most 16 MiB.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
@@ -153,7 +154,7 @@ impl Options {
     }
 
     /// Opens the store, and makes it if it does not exist. Takes as long as it takes to read the
-    /// log.
+    /// WAL.
     ///
     /// On return everything found is durable, the open epoch is raised, and claims of earlier opens
     /// are orphans (see [`crate::OnOrphan`]). [`Store::report`] tells what was found.
@@ -185,7 +186,7 @@ impl Options {
             first_counter: self.first_counter,
         };
         let place = fs.describe(META_NAME);
-        Store::start(request, !self.manual_maintenance, place)
+        Handle::start(request, !self.manual_maintenance, place).map(Store::new)
     }
 
     fn mode(&self) -> Mode {
@@ -216,5 +217,27 @@ impl Options {
             problems.push(OptionProblem::DurabilityInMemory);
         }
         problems
+    }
+}
+
+impl Store {
+    /// Opens the store in the directory `path` with default options: every change is acknowledged
+    /// when it survives power loss.
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Options::new(path).open()
+    }
+
+    /// Opens a store on the heap, which ends with its last handle.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Full`] when there is no memory, [`OpenError::Io`] when there are no random
+    /// numbers or no threads.
+    pub fn in_memory() -> Result<Self, OpenError> {
+        Options::in_memory().open()
     }
 }

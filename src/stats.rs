@@ -11,7 +11,7 @@ pub struct StoreStats {
     /// Bytes of the tables in memory.
     pub table_bytes: usize,
     /// Bytes of the segments that hold records.
-    pub log_bytes: u64,
+    pub wal_bytes: u64,
     /// Bytes of all data files.
     pub disk_bytes: u64,
     /// Bytes kept free so that every unfinished claim can be completed.
@@ -25,11 +25,11 @@ pub struct StoreStats {
 impl StoreStats {
     pub(crate) fn of(engine: &Engine) -> Self {
         let (entries, table_bytes) = engine.table_sizes();
-        let (disk_bytes, log_bytes) = engine.wal.sizes();
+        let (disk_bytes, wal_bytes) = engine.wal.sizes();
         Self {
             entries,
             table_bytes,
-            log_bytes,
+            wal_bytes,
             disk_bytes,
             reserved_bytes: engine.wal.supply().held,
             leases: engine.leases(),

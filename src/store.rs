@@ -1,22 +1,16 @@
 //! The store as its users hold it.
 
 use std::fmt;
-use std::ops::Deref;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use crate::answer::Orphan;
-use crate::engine::Engine;
 use crate::engine::namespaces::Wanted;
-use crate::engine::recovery::{self, OpenRequest};
-use crate::error::{CloseError, Failure, NamespaceError, OpenError, StoreError};
+use crate::error::{CloseError, Failure, NamespaceError, StoreError};
+use crate::handle::Handle;
 use crate::namespace::Namespace;
-use crate::options::Options;
 use crate::policy::Policy;
 use crate::report::RecoveryReport;
 use crate::stats::StoreStats;
-use crate::sys::sync::Mutex;
 
 /// An open store. Cheap to clone; clones are the same store, from any thread.
 ///
@@ -27,54 +21,9 @@ pub struct Store {
     handle: Arc<Handle>,
 }
 
-/// What clones, namespaces, leases and commits share: while one of them lives, the store is open.
-pub(crate) struct Handle {
-    engine: Arc<Engine>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    report: RecoveryReport,
-}
-
 impl Store {
-    /// Opens the store in the directory `path` with default options: every change is acknowledged
-    /// when it survives power loss.
-    ///
-    /// # Errors
-    ///
-    /// See [`Options::open`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        Options::new(path).open()
-    }
-
-    /// Opens a store on the heap, which ends with its last handle.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError::Full`] when there is no memory, [`OpenError::Io`] when there are no random
-    /// numbers or no threads.
-    pub fn in_memory() -> Result<Self, OpenError> {
-        Options::in_memory().open()
-    }
-
-    pub(crate) fn start(
-        request: OpenRequest,
-        has_thread: bool,
-        place: PathBuf,
-    ) -> Result<Self, OpenError> {
-        let (engine, report) = recovery::open(request)?;
-        let engine = Arc::new(engine);
-        let handle = Handle { engine, thread: Mutex::new(None), report };
-        let store = Self { handle: Arc::new(handle) };
-        if has_thread {
-            let engine = Arc::clone(&store.handle.engine);
-            let thread = thread::Builder::new()
-                .name("refrain".to_owned())
-                .spawn(move || engine.run_background());
-            // Should this fail, the store is closed again by its drop.
-            let thread =
-                thread.map_err(|error| OpenError::io("start the thread for", place, error))?;
-            *store.handle.thread.lock() = Some(thread);
-        }
-        Ok(store)
+    pub(crate) fn new(handle: Arc<Handle>) -> Self {
+        Self { handle }
     }
 
     /// The namespace `name`. One that is new gets the default policy, until the first
@@ -108,7 +57,7 @@ impl Store {
     }
 
     fn ensure(&self, name: &str, wanted: Wanted<'_>) -> Result<Namespace, NamespaceError> {
-        let engine = &self.handle.engine;
+        let engine = &self.handle;
         engine.check_open()?;
         let state = engine.namespaces.ensure(&engine.wal, name, wanted)?;
         Ok(Namespace::new(Arc::clone(&self.handle), state))
@@ -117,7 +66,7 @@ impl Store {
     /// The names of all namespaces, sorted.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
-        self.handle.engine.namespaces.names()
+        self.handle.namespaces.names()
     }
 
     /// Unfinished claims of processes that are gone, by token. They were orphaned by the end of the
@@ -129,7 +78,7 @@ impl Store {
     ///
     /// What any call can fail with.
     pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.handle.engine.orphans(None)
+        self.handle.orphans(None)
     }
 
     /// Makes everything acknowledged so far survive power loss, in any mode.
@@ -138,13 +87,13 @@ impl Store {
     ///
     /// [`StoreError::Poisoned`] when a sync failed.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.handle.engine.flush()
+        self.handle.flush()
     }
 
     /// Does what the maintenance thread does, once: leads rounds for futures, makes those that are
     /// due, grows ahead. For stores opened with [`Options::manual_maintenance`]; harmless on others.
     pub fn maintain(&self) {
-        self.handle.engine.maintain();
+        self.handle.maintain();
     }
 
     /// Closes the store for all its handles: every call on them answers [`StoreError::Closed`] from
@@ -157,7 +106,7 @@ impl Store {
     /// open. [`CloseError::Store`]: the store is closed, but could not do so in order; the next
     /// open recovers.
     pub fn close(&self) -> Result<(), CloseError> {
-        self.handle.engine.close()?;
+        self.handle.close()?;
         self.handle.stop_thread();
         Ok(())
     }
@@ -165,19 +114,19 @@ impl Store {
     /// What opening the store found and did.
     #[must_use]
     pub fn report(&self) -> &RecoveryReport {
-        &self.handle.report
+        self.handle.report()
     }
 
     /// The failure that poisoned the store, if one did.
     #[must_use]
     pub fn poisoned(&self) -> Option<Arc<Failure>> {
-        self.handle.engine.wal.poison.cause().cloned()
+        self.handle.wal.poison.cause().cloned()
     }
 
     /// Sizes and counts, as they are now. Locks one shard after the other.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        StoreStats::of(&self.handle.engine)
+        StoreStats::of(&self.handle)
     }
 
     /// Ends the store as a killed process would: nothing more is written, and the lock falls.
@@ -185,10 +134,10 @@ impl Store {
     #[doc(hidden)]
     pub fn abandon(self) {
         self.handle.stop_thread();
-        self.handle.engine.abandon();
+        self.handle.abandon();
     }
 
-    /// Checks the tables against the log, and panics if they disagree. Reads every record.
+    /// Checks the tables against the WAL, and panics if they disagree. Reads every record.
     ///
     /// # Errors
     ///
@@ -196,47 +145,12 @@ impl Store {
     #[cfg(feature = "test-util")]
     #[doc(hidden)]
     pub fn check_invariants(&self) -> Result<(), StoreError> {
-        self.handle.engine.check_invariants()
+        self.handle.check_invariants()
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("epoch", &self.handle.report.epoch).finish_non_exhaustive()
-    }
-}
-
-impl Handle {
-    fn stop_thread(&self) {
-        self.engine.background.stop();
-        let Some(thread) = self.thread.lock().take() else { return };
-        // A waker may drop the last handle on the thread itself, which ends by itself then. In a
-        // forked child there is no thread.
-        let is_self = thread.thread().id() == thread::current().id();
-        if !is_self && !self.engine.is_child() {
-            // A panic of the thread has poisoned the store or changed nothing.
-            thread.join().unwrap_or_default();
-        }
-    }
-}
-
-impl Deref for Handle {
-    type Target = Engine;
-
-    fn deref(&self) -> &Engine {
-        &self.engine
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.stop_thread();
-        self.engine.end_silently();
-    }
-}
-
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").finish_non_exhaustive()
+        f.debug_struct("Store").field("epoch", &self.handle.report().epoch).finish_non_exhaustive()
     }
 }

@@ -118,7 +118,7 @@ impl Timestamp {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct NamespaceId(pub u32);
 
-/// Number of a segment within its store; segments of one data file are numbered in a row.
+/// Number of a segment within its store; segments of one data file are numbered on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct SegmentId(pub u32);
 
@@ -223,7 +223,7 @@ impl fmt::Debug for Fingerprint {
 }
 
 /// Sixteen bytes of the caller's own that come with every later answer about the key: an order id,
-/// a UUID, the number of a row. Opaque to the store, and shown in conflicts, so nothing secret.
+/// a UUID, a line number. Opaque to the store, and shown in conflicts, so nothing secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Reference(pub [u8; 16]);
 

@@ -180,7 +180,8 @@ struct Raw {
 /// The records of a segment, each with a checksum that is right.
 fn records(store_id: &[u8], segment: &[u8]) -> Vec<Raw> {
     let (head, table) = (Table::named("segment"), Table::named("record"));
-    let (number, generation) = (head.number(segment, "segment"), head.number(segment, "generation"));
+    let (number, generation) =
+        (head.number(segment, "segment"), head.number(segment, "generation"));
     let place = place(store_id, number ^ 0x5347_0000_0000_0000, generation);
     let (mut at, mut found) = (DATA_START, vec![]);
     while table.number(&segment[at..], "len") != 0 {
@@ -347,13 +348,12 @@ fn the_engine_still_writes_these_bytes() {
     store.close().unwrap();
     let fixture = fixture();
     let shape = |fs: &HeapFs| {
-        let (meta, data) =
-            (support::disk::read(fs, "META"), support::disk::read(fs, "data-00000"));
+        let (meta, data) = (support::disk::read(fs, "META"), support::disk::read(fs, "data-00000"));
         let store_id = Table::named("meta").bytes(&meta, "store_id");
         let found = records(store_id, &data[SEGMENTS_START..][..1 << 18]);
-        let shape = found.into_iter().map(|it| {
-            (it.offset, it.kind, it.flags, it.token, it.code, it.ext, it.key, it.body)
-        });
+        let shape = found
+            .into_iter()
+            .map(|it| (it.offset, it.kind, it.flags, it.token, it.code, it.ext, it.key, it.body));
         shape.collect::<Vec<_>>()
     };
     // Tokens depend on the shard, hence on the store's secret; their epochs do not.
@@ -374,7 +374,8 @@ fn with_future_record(kind: u8) -> HeapFs {
     let segment = &data[SEGMENTS_START..][..1 << 18];
     let last = records(store_id, segment).pop().unwrap();
     let head = Table::named("segment");
-    let (number, generation) = (head.number(segment, "segment"), head.number(segment, "generation"));
+    let (number, generation) =
+        (head.number(segment, "segment"), head.number(segment, "generation"));
     let place = place(store_id, number ^ 0x5347_0000_0000_0000, generation);
     let len = Table::named("record").number(&segment[last.offset..], "len") as usize;
     let mut record = segment[last.offset..][..len].to_vec();

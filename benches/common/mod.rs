@@ -43,7 +43,7 @@ pub enum State {
     Done { token: u64, body: Box<[u8]> },
 }
 
-/// The store a user would write: 64 maps behind mutexes. No expiry work, no clock, no log.
+/// The store a user would write: 64 maps behind mutexes. No expiry work, no clock, no WAL.
 pub struct ShardedMap {
     hasher: RandomState,
     shards: Vec<Mutex<HashMap<Box<[u8]>, State>>>,

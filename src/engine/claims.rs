@@ -11,12 +11,14 @@ use super::namespaces::NamespaceState;
 use super::shard::ShardGuard;
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
-use super::{Ack, Answered, Engine, Found, check_key};
+use super::{Answered, CallDurability, Engine, Found, check_key};
 use crate::answer::{
     EndCause, First, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };
 use crate::error::{ClaimError, Failure, StoreError};
-use crate::format::record::{BodyState, Draft, Ext, Flags, Kind, PreviousClaim, Record};
+use crate::format::ext::{Ext, PreviousClaim};
+use crate::format::flags::{BodyState, Flags};
+use crate::format::record::{Draft, Kind, Record};
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::lane::RoomChange;
@@ -28,7 +30,7 @@ pub(crate) struct ClaimRequest {
     pub(crate) reference: Option<Reference>,
     pub(crate) lease: Option<Duration>,
     pub(crate) dedupe_ttl: Option<Duration>,
-    pub(crate) ack: Option<Ack>,
+    pub(crate) durability: Option<CallDurability>,
 }
 
 /// What a claim is answered.
@@ -132,7 +134,7 @@ impl Engine {
             let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
             let attempt = record.attempt;
             let grant = Grant { hash, token, attempt, previous, deadline, expires };
-            let answered = self.changed(Claimed::Granted(grant), request.ack);
+            let answered = self.changed(Claimed::Granted(grant), request.durability);
             if answered.result.is_err() {
                 self.lease_dropped(hash);
             }
@@ -191,7 +193,7 @@ impl Engine {
                 kind: Kind::Complete,
                 flags: Flags::default()
                     .with_body(BodyState::None)
-                    .with_gate(self.is_gated(request.ack)),
+                    .with_gate(self.is_gated(request.durability)),
                 expires,
                 until: now.lower,
                 ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
@@ -201,7 +203,7 @@ impl Engine {
             }
             let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
             let first = First { token, attempt: record.attempt, previous, expires };
-            return Ok(self.changed(Once::First(first), request.ack));
+            return Ok(self.changed(Once::First(first), request.durability));
         }
     }
 

@@ -12,11 +12,13 @@ use super::namespaces::NamespaceState;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
-use super::{Ack, Answered, Engine, Found};
+use super::{Answered, CallDurability, Engine, Found};
 use crate::answer::{BodyKept, Completion, Outcome, Renewed};
 use crate::checksum::crc32;
 use crate::error::{CompleteError, Failure, LeaseError, StoreError};
-use crate::format::record::{BodyState, Draft, Ext, Kind, ParkedBy, Record};
+use crate::format::ext::Ext;
+use crate::format::flags::{BodyState, ParkedBy};
+use crate::format::record::{Draft, Kind, Record};
 use crate::hash::digest_128;
 use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::types::{FencingToken, KeyHash, Reference, Timestamp};
@@ -30,7 +32,7 @@ pub(crate) struct CompleteRequest<'a> {
     pub(crate) reference: Option<Reference>,
     pub(crate) replay_ttl: Option<Duration>,
     pub(crate) dedupe_ttl: Option<Duration>,
-    pub(crate) ack: Option<Ack>,
+    pub(crate) durability: Option<CallDurability>,
 }
 
 /// A completion with everything worked out that does not need the lock.
@@ -122,9 +124,9 @@ impl Engine {
         namespace: &NamespaceState,
         key: &[u8],
         token: FencingToken,
-        ack: Option<Ack>,
+        durability: Option<CallDurability>,
     ) -> Answered<(), LeaseError> {
-        self.leave(namespace, key, token, ack, Kind::Release)
+        self.leave(namespace, key, token, durability, Kind::Release)
     }
 
     /// Ends a claim with its outcome unknown.
@@ -133,9 +135,9 @@ impl Engine {
         namespace: &NamespaceState,
         key: &[u8],
         token: FencingToken,
-        ack: Option<Ack>,
+        durability: Option<CallDurability>,
     ) -> Answered<(), LeaseError> {
-        self.leave(namespace, key, token, ack, Kind::Park)
+        self.leave(namespace, key, token, durability, Kind::Park)
     }
 
     fn leave(
@@ -143,11 +145,11 @@ impl Engine {
         namespace: &NamespaceState,
         key: &[u8],
         token: FencingToken,
-        ack: Option<Ack>,
+        durability: Option<CallDurability>,
         kind: Kind,
     ) -> Answered<(), LeaseError> {
         match self.try_leave(namespace, key, token, kind) {
-            Ok(()) => self.changed((), ack),
+            Ok(()) => self.changed((), durability),
             Err(error) => Err(error).into(),
         }
     }
@@ -236,7 +238,7 @@ impl Engine {
                 &mut no_room,
             )?;
             if let Some(completion) = completion {
-                return Ok(self.changed(completion, request.ack));
+                return Ok(self.changed(completion, request.durability));
             }
         }
     }
@@ -292,7 +294,7 @@ impl Engine {
                 .flags
                 .rules_only()
                 .with_body(prepared.state)
-                .with_gate(self.is_gated(request.ack)),
+                .with_gate(self.is_gated(request.durability)),
             token,
             expires: now.deadline(prepared.dedupe_ttl),
             until: now.deadline(prepared.replay_ttl),

@@ -11,7 +11,7 @@
 //! 5. `wal.meta`: who changes the meta file. Held across its sync.
 //! 6. rounds, background, and what a waker's owner does: alone.
 //!
-//! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `repair`
+//! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `recovery` (open), `maintenance` (what happens in between and at the
 //! end), over `state` (what a record means) and `shard` (one shard's table and tokens).
 
@@ -19,8 +19,8 @@ pub(crate) mod claims;
 pub(crate) mod exits;
 pub(crate) mod maintenance;
 pub(crate) mod namespaces;
+pub(crate) mod operator;
 pub(crate) mod recovery;
-pub(crate) mod repair;
 pub(crate) mod shard;
 pub(crate) mod state;
 pub(crate) mod time;
@@ -58,7 +58,7 @@ pub(crate) enum Mode {
 
 /// When one call is acknowledged, if it asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Ack {
+pub(crate) enum CallDurability {
     Buffered,
     Sync,
 }
@@ -210,23 +210,28 @@ impl Engine {
     }
 
     /// Whether an outcome is to be shown to nobody before it is durable.
-    fn is_gated(&self, ack: Option<Ack>) -> bool {
-        match (self.mode, ack) {
-            (Mode::Memory, _) | (_, Some(Ack::Buffered)) => false,
-            (_, Some(Ack::Sync)) => true,
+    fn is_gated(&self, durability: Option<CallDurability>) -> bool {
+        match (self.mode, durability) {
+            (Mode::Memory, _) | (_, Some(CallDurability::Buffered)) => false,
+            (_, Some(CallDurability::Sync)) => true,
             (Mode::Buffered, None) => false,
             (Mode::Sync | Mode::Interval(_), None) => true,
         }
     }
 
     /// Whether the caller waits for its own change.
-    fn waits(&self, ack: Option<Ack>) -> bool {
-        self.is_gated(ack) && !(ack.is_none() && matches!(self.mode, Mode::Interval(_)))
+    fn waits(&self, durability: Option<CallDurability>) -> bool {
+        self.is_gated(durability)
+            && !(durability.is_none() && matches!(self.mode, Mode::Interval(_)))
     }
 
     /// Ends a call that changed something: with a ticket, or at once.
-    fn changed<T, E: From<StoreError>>(&self, value: T, ack: Option<Ack>) -> Answered<T, E> {
-        if self.waits(ack) {
+    fn changed<T, E: From<StoreError>>(
+        &self,
+        value: T,
+        durability: Option<CallDurability>,
+    ) -> Answered<T, E> {
+        if self.waits(durability) {
             let settle = Settle { ticket: self.wal.rounds.ticket(), is_own: true };
             return Answered { result: Ok(value), settle: Some(settle) };
         }
@@ -348,5 +353,5 @@ fn check_key(key: &[u8]) -> Result<(), StoreError> {
 /// The reason in place of one the operating system gave, for what only a full store can meet.
 fn no_room() -> Arc<Failure> {
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-    Failure::new("append to", PathBuf::from("the log"), full)
+    Failure::new("append to", PathBuf::from("the WAL"), full)
 }

@@ -23,7 +23,7 @@ pub(crate) struct NamespaceState {
     pub(crate) id: NamespaceId,
     pub(crate) name: String,
     pub(crate) hasher: KeyHasher,
-    pub(crate) policy: PolicyCell,
+    pub(crate) policy: SharedPolicy,
     /// Whether the policy is the default that came with the first use of the name.
     is_implicit: AtomicBool,
     /// Fingerprint mismatches met so far.
@@ -76,7 +76,7 @@ impl Namespaces {
             id: entry.namespace,
             name: entry.name.clone(),
             hasher: self.secret.hasher(entry.namespace),
-            policy: PolicyCell::new(&entry.policy),
+            policy: SharedPolicy::new(&entry.policy),
             is_implicit: AtomicBool::new(entry.implicit),
             mismatches: AtomicU64::new(0),
         });
@@ -198,7 +198,7 @@ impl Namespaces {
 /// Readers take no lock: the fields are atomics, and a version that changes before and after each
 /// store tells a reader that it saw parts of two policies.
 #[derive(Debug)]
-pub(crate) struct PolicyCell {
+pub(crate) struct SharedPolicy {
     /// Odd while a store is under way.
     version: AtomicU32,
     lease_ms: AtomicU64,
@@ -212,9 +212,9 @@ pub(crate) struct PolicyCell {
 
 const GRACE_UNSET: u64 = u64::MAX;
 
-impl PolicyCell {
+impl SharedPolicy {
     pub(crate) fn new(policy: &Policy) -> Self {
-        let cell = Self {
+        let shared = Self {
             version: AtomicU32::new(0),
             lease_ms: AtomicU64::new(0),
             replay_ms: AtomicU64::new(0),
@@ -223,8 +223,8 @@ impl PolicyCell {
             rules: AtomicU32::new(0),
             storing: Mutex::new(()),
         };
-        cell.store(policy);
-        cell
+        shared.store(policy);
+        shared
     }
 
     pub(crate) fn store(&self, policy: &Policy) {
@@ -336,21 +336,21 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_comes_back_from_its_cell() {
+    fn a_policy_comes_back_as_it_was_stored() {
         for policy in policies() {
-            assert_eq!(PolicyCell::new(&policy).load(), policy);
+            assert_eq!(SharedPolicy::new(&policy).load(), policy);
         }
     }
 
     #[test]
     fn readers_never_see_parts_of_two_policies() {
         let all = policies();
-        let cell = PolicyCell::new(&all[0]);
+        let shared = SharedPolicy::new(&all[0]);
         let rounds = if cfg!(miri) { 20 } else { 20_000 };
         std::thread::scope(|scope| {
-            scope.spawn(|| (0..rounds).for_each(|round| cell.store(&all[round % all.len()])));
+            scope.spawn(|| (0..rounds).for_each(|round| shared.store(&all[round % all.len()])));
             for _ in 0..rounds {
-                assert!(all.contains(&cell.load()));
+                assert!(all.contains(&shared.load()));
             }
         });
     }

@@ -6,7 +6,8 @@
 use crate::answer::{
     EndCause, InProgress, KeyState, Lapsed, Mismatch, Outcome, Parked, Previous, StoredBody,
 };
-use crate::format::record::{BodyState, Kind, ParkedBy, Record, exit_bytes_max};
+use crate::format::flags::{BodyState, ParkedBy};
+use crate::format::record::{Kind, Record, exit_bytes_max};
 use crate::policy::{OnLeaseEnd, OnOrphan};
 use crate::types::{Epoch, Timestamp};
 

@@ -5,7 +5,9 @@
 //! bytes are zero and checked; every structure is under a checksum that is bound to its place
 //! ([`crate::checksum`]). Decoding never panics and never trusts a length.
 
+pub(crate) mod ext;
 pub(crate) mod file;
+pub(crate) mod flags;
 pub(crate) mod mark;
 pub(crate) mod meta;
 pub(crate) mod names;
@@ -194,14 +196,7 @@ mod tests {
     #[test]
     fn fields_come_back_as_they_were_put() {
         let mut bytes = [0xff; 32];
-        FieldsMut::new(&mut bytes)
-            .u8(1)
-            .u16(2)
-            .u32(3)
-            .u48(4)
-            .u64(5)
-            .zeros(3)
-            .put(b"abc");
+        FieldsMut::new(&mut bytes).u8(1).u16(2).u32(3).u48(4).u64(5).zeros(3).put(b"abc");
         let mut fields = Fields::new(&bytes);
         assert_eq!((fields.u8(), fields.u16(), fields.u32()), (1, 2, 3));
         assert_eq!((fields.u48(), fields.u64()), (4, 5));

@@ -18,27 +18,24 @@
 //! - F2  What a record says depends on nothing outside it but the clock and the open epoch: the
 //!   rules it was made under are in its flags.
 
-use smallvec::SmallVec;
-
+use super::ext::{
+    DIGEST_BYTES, EXT_BYTES_MAX, Ext, FINGERPRINT_BYTES, HeadBytes, PREVIOUS_BYTES,
+    REFERENCE_BYTES, TOKEN_BYTES,
+};
+use super::flags::{BodyState, Flags};
 use super::{Fields, FieldsMut};
 use crate::checksum::{Place, crc32};
-use crate::policy::{OnLeaseEnd, OnOrphan};
-use crate::types::{
-    FencingToken, Fingerprint, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Reference, Timestamp,
-};
+use crate::types::{FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 64;
 /// `len` and `crc`.
 pub(crate) const WORD_BYTES: usize = 8;
 /// Zero bytes behind the last record, overwritten by the next one. Recovery does not rely on them.
 pub(crate) const TERMINATOR_BYTES: usize = Location::UNIT_BYTES;
-/// No record this version writes has longer extensions.
-pub(crate) const EXT_BYTES_MAX: usize = 96;
-
 const _: () = {
     assert!(HEADER_BYTES.is_multiple_of(Location::UNIT_BYTES));
-    assert!(2 * 5 + FINGERPRINT_BYTES + 16 + 8 + PREVIOUS_BYTES + 16 <= EXT_BYTES_MAX);
-    assert!(PREVIOUS_BYTES <= 16);
+    // `exit_bytes_max` counts the digest and not the previous claim: no exit has both.
+    assert!(PREVIOUS_BYTES <= DIGEST_BYTES);
 };
 
 /// Bytes from one record's start to the next one's, for a record of `len` bytes.
@@ -49,10 +46,11 @@ pub(crate) const fn padded(len: usize) -> usize {
 /// The most that a record without a body takes which ends or renews a claim on a key of `key_len`
 /// bytes: what a granted claim keeps reserved for each.
 pub(crate) const fn exit_bytes_max(key_len: usize, has_fingerprint: bool) -> usize {
-    // A completion's, with the longest extensions: reference, first token, body digest. A renewal
-    // or a park record has the previous claim in place of the digest, which is shorter.
-    let fingerprint = if has_fingerprint { 2 + FINGERPRINT_BYTES } else { 0 };
-    padded(HEADER_BYTES + fingerprint + (2 + 16) + (2 + 8) + (2 + 16) + key_len)
+    // A completion's, with the longest extensions. A renewal or a park record has the previous
+    // claim in place of the digest, which is shorter.
+    let fingerprint = if has_fingerprint { FINGERPRINT_BYTES } else { 0 };
+    let ext = fingerprint + REFERENCE_BYTES + TOKEN_BYTES + DIGEST_BYTES;
+    padded(HEADER_BYTES + ext + key_len)
 }
 
 /// What a record does to its key. Bit 7 of an unknown kind means that a reader may skip it.
@@ -92,223 +90,6 @@ impl Kind {
             Self::Complete | Self::Release => 3,
             Self::Forget => 4,
         }
-    }
-}
-
-/// What became of a completion's body.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub(crate) enum BodyState {
-    Kept = 0,
-    /// None was given.
-    None = 1,
-    /// It did not fit: the limit, or the disk.
-    TooLarge = 2,
-    /// Its replay window is over, or never was.
-    ReplayOver = 3,
-}
-
-/// Why a key is parked.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub(crate) enum ParkedBy {
-    /// Its owner called `park`.
-    Owner = 0,
-    /// Its owner died.
-    Orphaned = 1,
-}
-
-/// The flags byte, see docs/FORMAT.md.
-///
-/// Bits 0-1 body state (completion) or park reason (park), bit 2 gated, bit 3 no renewal room,
-/// bit 4 reserved, bit 5 park on lease end, bits 6-7 orphan rule.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(crate) struct Flags(u8);
-
-impl Flags {
-    const GATED: u8 = 1 << 2;
-    const NO_RENEWAL_ROOM: u8 = 1 << 3;
-    const RESERVED: u8 = 1 << 4;
-    const PARK_ON_LEASE_END: u8 = 1 << 5;
-    const ORPHAN_SHIFT: u32 = 6;
-
-    /// The rules a claim is made under; they stay with the key until it is free again.
-    pub(crate) fn rules(on_lease_end: OnLeaseEnd, on_orphan: OnOrphan) -> Self {
-        let park = match on_lease_end {
-            OnLeaseEnd::Reclaim => 0,
-            OnLeaseEnd::Park => Self::PARK_ON_LEASE_END,
-        };
-        let orphan = match on_orphan {
-            // Worked out by the policy; written as the plain rule should one slip through.
-            OnOrphan::AsLeaseEnd | OnOrphan::Reclaim => 0,
-            OnOrphan::Park => 1,
-            OnOrphan::KeepLease => 2,
-        };
-        Self(park | orphan << Self::ORPHAN_SHIFT)
-    }
-
-    /// Only the rules, as a new record about the same claim inherits them.
-    pub(crate) fn rules_only(self) -> Self {
-        Self(self.0 & (Self::PARK_ON_LEASE_END | 3 << Self::ORPHAN_SHIFT))
-    }
-
-    pub(crate) fn with_body(self, state: BodyState) -> Self {
-        Self(self.0 & !3 | state as u8)
-    }
-
-    pub(crate) fn with_parked_by(self, parked_by: ParkedBy) -> Self {
-        Self(self.0 & !3 | parked_by as u8)
-    }
-
-    /// Marks an outcome that nobody may see before it is durable (R19).
-    pub(crate) fn with_gate(self, gated: bool) -> Self {
-        if gated { Self(self.0 | Self::GATED) } else { self }
-    }
-
-    /// Marks a renewal that used up the room its claim had reserved for one.
-    pub(crate) fn without_renewal_room(self) -> Self {
-        Self(self.0 | Self::NO_RENEWAL_ROOM)
-    }
-
-    pub(crate) fn body(self) -> BodyState {
-        match self.0 & 3 {
-            0 => BodyState::Kept,
-            1 => BodyState::None,
-            2 => BodyState::TooLarge,
-            _ => BodyState::ReplayOver,
-        }
-    }
-
-    pub(crate) fn parked_by(self) -> ParkedBy {
-        if self.0 & 3 == 0 { ParkedBy::Owner } else { ParkedBy::Orphaned }
-    }
-
-    pub(crate) fn gated(self) -> bool {
-        self.0 & Self::GATED != 0
-    }
-
-    pub(crate) fn has_renewal_room(self) -> bool {
-        self.0 & Self::NO_RENEWAL_ROOM == 0
-    }
-
-    pub(crate) fn on_lease_end(self) -> OnLeaseEnd {
-        if self.0 & Self::PARK_ON_LEASE_END == 0 { OnLeaseEnd::Reclaim } else { OnLeaseEnd::Park }
-    }
-
-    pub(crate) fn on_orphan(self) -> OnOrphan {
-        match self.0 >> Self::ORPHAN_SHIFT {
-            0 => OnOrphan::Reclaim,
-            1 => OnOrphan::Park,
-            _ => OnOrphan::KeepLease,
-        }
-    }
-
-    /// Whether `kind` can bear these flags.
-    fn valid_for(self, kind: Kind) -> bool {
-        let low = self.0 & 3;
-        let low_is_valid = match kind {
-            Kind::Complete => true,
-            Kind::Park => low <= ParkedBy::Orphaned as u8,
-            // The body of a forget (who and why) is kept.
-            Kind::Claim | Kind::Renew | Kind::Release | Kind::Forget => low == 0,
-        };
-        low_is_valid && self.0 & Self::RESERVED == 0 && self.0 >> Self::ORPHAN_SHIFT <= 2
-    }
-}
-
-/// Who held the key before, and why no longer.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct PreviousClaim {
-    pub(crate) token: FencingToken,
-    pub(crate) at: Timestamp,
-    pub(crate) orphaned: bool,
-}
-
-/// The optional parts of a record: tag, length, value, in rising order of tags. Bit 7 of an unknown
-/// tag means that a reader may skip it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Ext {
-    pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) reference: Option<Reference>,
-    /// The token of the first attempt, when this is a later one.
-    pub(crate) first_token: Option<FencingToken>,
-    pub(crate) previous: Option<PreviousClaim>,
-    /// Of a body that is not kept.
-    pub(crate) body_digest: Option<[u8; 16]>,
-}
-
-const TAG_FINGERPRINT: u8 = 1;
-const TAG_REFERENCE: u8 = 2;
-const TAG_FIRST_TOKEN: u8 = 3;
-const TAG_PREVIOUS: u8 = 4;
-const TAG_BODY_DIGEST: u8 = 5;
-const TAG_SKIPPABLE: u8 = 0x80;
-
-const FINGERPRINT_BYTES: usize = 17;
-const PREVIOUS_BYTES: usize = 15;
-
-impl Ext {
-    fn encode(&self, to: &mut HeadBytes) {
-        if let Some(fingerprint) = self.fingerprint {
-            to.extend_from_slice(&[TAG_FINGERPRINT, FINGERPRINT_BYTES as u8]);
-            to.push(fingerprint.algorithm());
-            to.extend_from_slice(&fingerprint.digest());
-        }
-        if let Some(reference) = self.reference {
-            to.extend_from_slice(&[TAG_REFERENCE, 16]);
-            to.extend_from_slice(&reference.0);
-        }
-        if let Some(token) = self.first_token {
-            to.extend_from_slice(&[TAG_FIRST_TOKEN, 8]);
-            to.extend_from_slice(&token.get().to_le_bytes());
-        }
-        if let Some(previous) = self.previous {
-            to.extend_from_slice(&[TAG_PREVIOUS, PREVIOUS_BYTES as u8]);
-            to.extend_from_slice(&previous.token.get().to_le_bytes());
-            to.extend_from_slice(&previous.at.ms().to_le_bytes()[..6]);
-            to.push(u8::from(previous.orphaned));
-        }
-        if let Some(digest) = self.body_digest {
-            to.extend_from_slice(&[TAG_BODY_DIGEST, 16]);
-            to.extend_from_slice(&digest);
-        }
-    }
-
-    fn decode(mut bytes: &[u8]) -> Result<Self, Flaw> {
-        let mut ext = Self::default();
-        let mut last_tag = 0;
-        while let [tag, len, rest @ ..] = bytes {
-            let value = rest.get(..usize::from(*len)).ok_or(Flaw::Ext)?;
-            bytes = &rest[value.len()..];
-            if *tag <= last_tag {
-                return Err(Flaw::Ext);
-            }
-            last_tag = *tag;
-            let mut fields = Fields::new(value);
-            match (*tag, value.len()) {
-                (TAG_FINGERPRINT, FINGERPRINT_BYTES) => {
-                    ext.fingerprint = Some(Fingerprint::from_parts(fields.u8(), fields.array()));
-                }
-                (TAG_REFERENCE, 16) => ext.reference = Some(Reference(fields.array())),
-                (TAG_FIRST_TOKEN, 8) => {
-                    ext.first_token = Some(FencingToken::from_raw(fields.u64()));
-                }
-                (TAG_PREVIOUS, PREVIOUS_BYTES) => {
-                    let token = FencingToken::from_raw(fields.u64());
-                    let at = Timestamp::from_ms(fields.u48());
-                    let orphaned = match fields.u8() {
-                        0 => false,
-                        1 => true,
-                        _ => return Err(Flaw::Ext),
-                    };
-                    ext.previous = Some(PreviousClaim { token, at, orphaned });
-                }
-                (TAG_BODY_DIGEST, 16) => ext.body_digest = Some(fields.array()),
-                (tag, _) if tag & TAG_SKIPPABLE != 0 => {}
-                _ => return Err(Flaw::Ext),
-            }
-        }
-        if bytes.is_empty() { Ok(ext) } else { Err(Flaw::Ext) }
     }
 }
 
@@ -369,7 +150,7 @@ impl Extents {
     /// Reads the sizes from the record's first [`HEADER_BYTES`] bytes. They are consistent with one
     /// another and bounded by `room`, nothing more.
     #[inline]
-    pub(crate) fn peek(header: &[u8], room: usize) -> Result<Self, Flaw> {
+    pub(crate) fn read(header: &[u8], room: usize) -> Result<Self, Flaw> {
         if header.len() < HEADER_BYTES {
             return Err(Flaw::Length);
         }
@@ -392,7 +173,7 @@ impl<'a> Record<'a> {
     /// of it but the body's checksum.
     #[inline]
     pub(crate) fn decode(bytes: &'a [u8], place: Place, offset: u32) -> Result<Self, Flaw> {
-        let Extents { len, head_len } = Extents::peek(bytes, bytes.len())?;
+        let Extents { len, head_len } = Extents::read(bytes, bytes.len())?;
         let mut fields = Fields::new(bytes);
         let _len = fields.u32();
         let crc = fields.u32();
@@ -464,9 +245,6 @@ impl<'a> Record<'a> {
 pub(crate) fn is_skippable(flaw: Flaw) -> bool {
     matches!(flaw, Flaw::Kind(kind) if kind & Kind::SKIPPABLE != 0)
 }
-
-/// Header, extensions and key of a record to be.
-type HeadBytes = SmallVec<[u8; 256]>;
 
 /// A record ready to be written anywhere: everything but the place is worked out.
 #[derive(Debug)]
@@ -542,8 +320,10 @@ impl<'a> Draft<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ext::PreviousClaim;
     use super::*;
-    use crate::types::{Generation, SegmentId};
+    use crate::policy::{OnLeaseEnd, OnOrphan};
+    use crate::types::{Fingerprint, Generation, Reference, SegmentId};
 
     fn place() -> Place {
         Place::segment(&[9; 16], SegmentId(2), Generation(5))
@@ -645,7 +425,7 @@ mod tests {
     fn resealed(change: impl Fn(&mut [u8])) -> Vec<u8> {
         let mut bytes = written(&full_record(), place(), 512);
         change(&mut bytes);
-        let sizes = Extents::peek(&bytes, bytes.len()).unwrap();
+        let sizes = Extents::read(&bytes, bytes.len()).unwrap();
         let crc = crc32(&bytes[WORD_BYTES..sizes.head_len]) ^ place().mask(512, sizes.len as u32);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -670,36 +450,9 @@ mod tests {
     }
 
     #[test]
-    fn unknown_extensions_are_skipped_if_they_say_so_and_never_repeat() {
-        assert_eq!(Ext::decode(&[0x81, 2, 7, 7]), Ok(Ext::default()));
-        assert_eq!(Ext::decode(&[0x81, 3, 7, 7]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[9, 0]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[5]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[0x82, 0, 0x81, 0]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[0x81, 0, 0x81, 0]), Err(Flaw::Ext));
-        let mut previous = [0; 17];
-        (previous[0], previous[1], previous[16]) = (TAG_PREVIOUS, 15, 2);
-        assert_eq!(Ext::decode(&previous), Err(Flaw::Ext));
-    }
-
-    #[test]
     fn ranks_order_the_records_of_one_token() {
         let rising = [Kind::Claim, Kind::Renew, Kind::Park, Kind::Complete, Kind::Forget];
         assert!(rising.windows(2).all(|pair| pair[0].rank() < pair[1].rank()));
         assert_eq!(Kind::Complete.rank(), Kind::Release.rank());
-    }
-
-    #[test]
-    fn flags_keep_the_rules_apart_from_the_rest() {
-        let rules = Flags::rules(OnLeaseEnd::Park, OnOrphan::Park);
-        let flags = rules.with_body(BodyState::TooLarge).with_gate(true).without_renewal_room();
-        assert_eq!(flags.rules_only(), rules);
-        assert_eq!(flags.body(), BodyState::TooLarge);
-        assert!(flags.gated() && !flags.has_renewal_room());
-        assert_eq!(flags.on_lease_end(), OnLeaseEnd::Park);
-        assert_eq!(flags.on_orphan(), OnOrphan::Park);
-        let parked = rules.with_parked_by(ParkedBy::Orphaned);
-        assert_eq!(parked.parked_by(), ParkedBy::Orphaned);
-        assert!(!parked.gated() && parked.has_renewal_room());
     }
 }

@@ -127,9 +127,9 @@ impl ExtentWriter {
         let to = unsafe { self.extent.base.add(offset as usize) };
         // SAFETY: `to` is valid for eight bytes and aligned (the extent starts on a multiple of 64);
         // the range is unfilled, so nobody else touches it (E2).
-        let cell = unsafe { AtomicU64::from_ptr(to.as_ptr().cast()) };
+        let word_at = unsafe { AtomicU64::from_ptr(to.as_ptr().cast()) };
         // `to_le` makes the bytes in memory those of `word` on any machine.
-        cell.store(u64::from_le_bytes(word).to_le(), Ordering::Release);
+        word_at.store(u64::from_le_bytes(word).to_le(), Ordering::Release);
     }
 
     /// Declares everything below `filled` final, whether it was put here or written by the kernel.

@@ -26,8 +26,8 @@ impl ForkGuard {
 
     pub(crate) fn new() -> io::Result<Self> {
         let guard = Self { page: Self::wiped_page()?, process: std::process::id() };
-        if let Some(cell) = guard.cell() {
-            cell.store(Self::PARENT, Ordering::Relaxed);
+        if let Some(flag) = guard.flag() {
+            flag.store(Self::PARENT, Ordering::Relaxed);
         }
         Ok(guard)
     }
@@ -48,7 +48,7 @@ impl ForkGuard {
         Ok(None)
     }
 
-    fn cell(&self) -> Option<&AtomicU8> {
+    fn flag(&self) -> Option<&AtomicU8> {
         // SAFETY: the page is mapped as long as `self` lives, and touched only through this atomic.
         self.page.as_ref().map(|page| unsafe { AtomicU8::from_ptr(page.as_mut_ptr()) })
     }
@@ -56,8 +56,8 @@ impl ForkGuard {
     /// Whether this process is a child of the one that made the guard.
     #[inline]
     pub(crate) fn is_child(&self) -> bool {
-        match self.cell() {
-            Some(cell) => cell.load(Ordering::Relaxed) != Self::PARENT,
+        match self.flag() {
+            Some(flag) => flag.load(Ordering::Relaxed) != Self::PARENT,
             None => std::process::id() != self.process,
         }
     }

@@ -79,8 +79,8 @@ impl Segment {
         let header_end = offset.saturating_add(HEADER_BYTES as u32);
         let header = self.extent.bytes(offset, header_end).ok_or(Flaw::Length)?;
         let room = self.extent.filled() - offset;
-        let sizes = Extents::peek(header, room as usize)?;
-        // `peek` keeps the length within the filled part.
+        let sizes = Extents::read(header, room as usize)?;
+        // `read` keeps the length within the filled part.
         let end = offset + sizes.len as u32;
         let bytes = self.extent.bytes(offset, end).ok_or(Flaw::Length)?;
         Record::decode(bytes, self.place, offset)

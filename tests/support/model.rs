@@ -1,6 +1,6 @@
 //! The model: what a store must answer, in a plain map.
 //!
-//! Written from the decisions (docs/STATES.md), not from the engine: no log, no table, no locks, no
+//! Written from the decisions (docs/STATES.md), not from the engine: no WAL, no table, no locks, no
 //! rounding. Times are milliseconds of store time.
 
 use std::collections::BTreeMap;

@@ -4,62 +4,51 @@
 //! write; raise the epoch, durably; make durable what was only in the page cache; say so in the
 //! meta file; park the orphans that are to be parked; serve.
 //!
-//! What separates a torn tail from damage is the highest point that anything on disk vouches for:
-//! marks, trailers of segments below the stable generation, the clean flag. Valid records must
-//! reach it; behind it they may end anywhere.
-//!
-//! Does not decide what a record means; that is `engine::state`.
+//! `found` reads and validates, over `scan` (records of a segment) and `winners` (the record that
+//! counts for each key); `mend` writes. Does not decide what a record means; that is
+//! `engine::state`.
 
+mod found;
+mod mend;
 mod scan;
 mod winners;
 
-use std::collections::{HashMap, HashSet};
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::exits::park_record;
 use super::maintenance::Background;
 use super::namespaces::Namespaces;
 use super::shard::{Shard, Tokens};
 use super::state::{Standing, held_bytes, is_orphan};
 use super::time::Timeline;
-use super::{Engine, Mode, no_room};
+use super::{Engine, Mode};
 use crate::answer::EndCause;
 use crate::error::OpenError;
 use crate::format::file::id_of_name;
 use crate::format::meta::{FileSet, Meta, Mode as StoredMode};
-use crate::format::names::Entry;
-use crate::format::record::{Draft, Kind, ParkedBy};
-use crate::format::segment::{self, DATA_START, Trailer, trailer_offset};
+use crate::format::record::Kind;
 use crate::format::{LOCK_NAME, META_NAME, NAMES_NAME, SEGMENT_BYTES_DEFAULT};
-use crate::hash::{KeyHasher, RandomError, Secret, random_bytes};
-use crate::report::{RecoveryReport, TornTail};
+use crate::hash::{RandomError, Secret, random_bytes};
+use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::sync::Mutex;
 use crate::sys::{Clock, FileSystem};
-use crate::types::{
-    Epoch, FileId, Generation, KeyHash, Location, NamespaceId, SegmentId, Timestamp,
-};
-use crate::wal::data_file::DataFile;
+use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::lane::Append;
-use crate::wal::meta::{LoadedMeta, MetaFile};
+use crate::wal::meta::MetaFile;
 use crate::wal::names::NamesFile;
-use crate::wal::segments::{Segment, Segments};
 use crate::wal::{Growth, Wal, WalParts};
 
-use scan::{Records, Scan, Scanner, Sealed, corrupt};
-use winners::{Survivors, Winners};
+use found::{Found, read};
+use mend::{make_good, park_orphans, remove_unlisted, renew_empty, take_over};
+use scan::Records;
+use winners::Survivors;
 
 /// The epoch goes up by this when the directory turns out to be a copy, so that the tokens of copy
 /// and original stay apart for so many opens.
 const COPY_EPOCH_STEP: u32 = 65_536;
 /// Generations skipped when the meta file may be one write old.
 const FALLBACK_GENERATION_STEP: u64 = 1 << 20;
-/// Pieces in which a tail is written again.
-const REWRITE_BYTES: u32 = 1 << 20;
-/// A guess at the log bytes behind one entry, to size the tables; they grow if it is wrong.
-const ENTRY_BYTES_GUESS: u64 = 320;
 
 /// What a store is opened with.
 #[derive(Debug)]
@@ -72,46 +61,6 @@ pub(crate) struct OpenRequest {
     pub(crate) max_clock_jump: Option<Duration>,
     /// Where token counters start; above zero in tests only.
     pub(crate) first_counter: u64,
-}
-
-/// What the marks vouch for.
-#[derive(Debug, Default)]
-struct Vouched {
-    /// Per segment and generation: durable, attempted.
-    tails: HashMap<(SegmentId, Generation), (u32, u32)>,
-    stable: Generation,
-    clock: Timestamp,
-    epoch: Epoch,
-}
-
-/// A segment after its scan.
-#[derive(Debug)]
-struct Scanned {
-    end: u32,
-    max_expires: Timestamp,
-    /// Up to here it is proven durable; what lies behind may be in the page cache only.
-    proven: u32,
-    is_stable: bool,
-}
-
-/// Everything that was read and validated, before anything is written.
-#[derive(Debug)]
-struct Found {
-    meta: Meta,
-    is_fallback: bool,
-    is_copy: bool,
-    files: Vec<Arc<DataFile>>,
-    /// Files of the directory that look like data files and are not listed.
-    unlisted: Vec<String>,
-    names_end: u64,
-    segments: Vec<Sealed>,
-    scanned: Vec<Scanned>,
-    vouched: Vouched,
-    winners: Winners,
-    /// The highest epoch in any token.
-    epoch: Epoch,
-    /// The latest time in any record.
-    at: Timestamp,
 }
 
 /// Opens the store in the request's directory, making one if there is none.
@@ -295,293 +244,6 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
     MetaFile::create(fs, meta).map_err(failed("create", META_NAME))
 }
 
-/// Reads and validates everything. Nothing is written.
-fn read(
-    request: &OpenRequest,
-    loaded: LoadedMeta,
-    report: &mut RecoveryReport,
-) -> Result<(NamesFile, Vec<Entry>, Found, MetaFile), OpenError> {
-    let fs = &*request.fs;
-    let LoadedMeta { file: meta_file, mut meta, is_fallback } = loaded;
-    if is_fallback {
-        // R15: the state may be one write old.
-        meta.clean = false;
-        meta.stable_generation = Generation(0);
-    }
-    if let Some(asked) = request.segment_bytes.filter(|asked| *asked != meta.segment_bytes) {
-        return Err(OpenError::SegmentBytes { stored: meta.segment_bytes, asked });
-    }
-    let identity = meta_file.identity();
-    let inode =
-        identity.map_err(|error| OpenError::io("examine", fs.describe(META_NAME), error))?;
-    let is_copy = inode != meta.inode;
-    let (mut names, mut entries) = NamesFile::load(fs, meta.store_id, meta.names_bytes)?;
-    if is_fallback {
-        // The state that was lost may have counted more.
-        entries.extend(names.load_rest(fs)?);
-    }
-    let highest = entries.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
-    if highest != meta.namespaces && !is_fallback {
-        let what = format!("it ends at namespace {highest}, not {}", meta.namespaces);
-        let path = fs.describe(NAMES_NAME);
-        return Err(OpenError::Corrupt { path, offset: meta.names_bytes, what });
-    }
-
-    let (files, unlisted) = open_files(fs, &meta, is_fallback)?;
-    let vouched = read_marks(&meta, &files)?;
-    let segments = read_segments(&meta, &files)?;
-    let boot = fs.boot_id().map(|boot_id| boot_id == meta.boot_id);
-    report.clean = meta.clean && !is_copy;
-    report.copied = is_copy;
-    report.meta_fallback = is_fallback;
-    report.same_boot = boot.filter(|_| !report.created);
-    report.was_poisoned = meta.poisoned;
-    report.files = files.len();
-
-    let sealed_bytes = segments.iter().filter_map(|segment| segment.trailer);
-    let sealed_bytes: u64 = sealed_bytes.map(|trailer| u64::from(trailer.data_end)).sum();
-    let guess = usize::try_from(sealed_bytes / ENTRY_BYTES_GUESS).unwrap_or(usize::MAX);
-    let wall = Timestamp::from_ms(request.clock.wall_ns() / 1_000_000);
-    let now = wall.max(meta.clock).max(vouched.clock);
-    let winners = Winners::new(request.shards, guess, now);
-    let names_end = names.end();
-    let mut found = Found {
-        meta,
-        is_fallback,
-        is_copy,
-        files,
-        unlisted,
-        names_end,
-        segments,
-        scanned: Vec::new(),
-        vouched,
-        winners,
-        epoch: Epoch(0),
-        at: Timestamp::default(),
-    };
-    scan_all(&mut found, &entries, report)?;
-    check_counters(fs, &found)?;
-    Ok((names, entries, found, meta_file))
-}
-
-/// Opens the listed data files. Unlisted ones are left over from growth that did not finish, or,
-/// when the meta file may be one write old, perhaps from growth that did: those that are whole are
-/// taken in.
-fn open_files(
-    fs: &dyn FileSystem,
-    meta: &Meta,
-    is_fallback: bool,
-) -> Result<(Vec<Arc<DataFile>>, Vec<String>), OpenError> {
-    let open = |id| DataFile::open(fs, &meta.store_id, id, meta.segment_bytes);
-    let mut files = Vec::new();
-    for id in meta.files.iter() {
-        files.push(Arc::new(open(id)?));
-    }
-    let names = fs.list();
-    let names = names
-        .map_err(|error| OpenError::io("list the directory of", fs.describe(META_NAME), error))?;
-    let mut unlisted = Vec::new();
-    for name in names {
-        let Some(id) = id_of_name(&name).filter(|id: &FileId| !meta.files.contains(*id)) else {
-            continue;
-        };
-        match open(id) {
-            Ok(file) if is_fallback => files.push(Arc::new(file)),
-            Ok(file) => {
-                check_unused(fs, meta, Arc::new(file))?;
-                unlisted.push(name);
-            }
-            Err(OpenError::Corrupt { .. }) => unlisted.push(name),
-            // A file that cannot even be looked at is not ours to remove.
-            Err(error) => return Err(error),
-        }
-    }
-    files.sort_by_key(|file| file.header().first);
-    for pair in files.windows(2) {
-        let end = pair[0].header().first.0.saturating_add(pair[0].header().segments);
-        if end > pair[1].header().first.0 {
-            let what = format!("its segments overlap those of {}", pair[0].path().display());
-            return Err(corrupt(&pair[1], 0, what));
-        }
-    }
-    Ok((files, unlisted))
-}
-
-/// A whole file that is not listed holds no record, or the meta file is an older one than the data
-/// and must not decide what is removed.
-fn check_unused(fs: &dyn FileSystem, meta: &Meta, file: Arc<DataFile>) -> Result<(), OpenError> {
-    let path = file.path().to_owned();
-    let mut scanner = Scanner::new(meta.segment_bytes);
-    for segment in read_segments(meta, &[file])? {
-        if scanner.scan(&segment, |_, _, _| Ok(()))?.records > 0 {
-            let what = format!("it does not list {}, which holds records", path.display());
-            return Err(OpenError::Corrupt { path: fs.describe(META_NAME), offset: 0, what });
-        }
-    }
-    Ok(())
-}
-
-fn read_marks(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vouched, OpenError> {
-    let mut vouched = Vouched { stable: meta.stable_generation, ..Vouched::default() };
-    for file in files {
-        let marks = file.read_marks(&meta.store_id);
-        let marks = marks.map_err(|error| OpenError::io("read", file.path().to_owned(), error))?;
-        for mark in marks {
-            vouched.stable = vouched.stable.max(mark.stable);
-            vouched.clock = vouched.clock.max(mark.clock);
-            vouched.epoch = vouched.epoch.max(mark.epoch);
-            for entry in mark.entries {
-                let tail = vouched.tails.entry((entry.segment, entry.generation)).or_default();
-                tail.0 = tail.0.max(entry.durable);
-                tail.1 = tail.1.max(entry.attempted);
-            }
-        }
-    }
-    Ok(vouched)
-}
-
-fn read_segments(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vec<Sealed>, OpenError> {
-    let mut segments = Vec::new();
-    for file in files {
-        let first = file.header().first.0;
-        for id in first..first + file.header().segments {
-            segments.push(Sealed::read(&meta.store_id, file, SegmentId(id))?);
-        }
-    }
-    // In the order in which they were filled, so that a key's records are close together.
-    segments.sort_by_key(|segment| segment.generation);
-    for pair in segments.windows(2) {
-        if pair[0].generation == pair[1].generation {
-            let what = format!("segments {} and {} share a generation", pair[0].id.0, pair[1].id.0);
-            return Err(pair[1].corrupt(0, what));
-        }
-    }
-    Ok(segments)
-}
-
-fn scan_all(
-    found: &mut Found,
-    entries: &[Entry],
-    report: &mut RecoveryReport,
-) -> Result<(), OpenError> {
-    let segment_bytes = found.meta.segment_bytes;
-    let hashers: HashMap<NamespaceId, KeyHasher> = entries
-        .iter()
-        .map(|entry| (entry.namespace, found.meta.secret.hasher(entry.namespace)))
-        .collect();
-    let mut scanner = Scanner::new(segment_bytes);
-    let mut records = Records::new(&found.segments, segment_bytes);
-    let (winners, epoch, at) = (&mut found.winners, &mut found.epoch, &mut found.at);
-    for segment in &found.segments {
-        let scan = scanner.scan(segment, |record, offset, loaded| {
-            let Some(hasher) = hashers.get(&record.namespace) else {
-                let what = format!("it names namespace {}, which is not known", record.namespace.0);
-                return Err(segment.corrupt(offset, what));
-            };
-            if hasher.hash(record.key) != record.key_hash {
-                return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
-            }
-            *epoch = (*epoch).max(record.token.epoch());
-            *at = (*at).max(record.at);
-            let location = Location::new(segment.id, offset, segment_bytes);
-            winners.offer(record, location, &mut records, (segment.id, loaded))
-        })?;
-        let scanned = judge_end(&found.vouched, segment, &scan, report)?;
-        report.records += scan.records;
-        report.records_skipped += scan.skipped;
-        report.bytes += u64::from(scan.end - DATA_START);
-        report.segments += usize::from(scan.end > DATA_START);
-        found.scanned.push(scanned);
-    }
-    let known: HashSet<_> = found.segments.iter().map(|it| (it.id, it.generation)).collect();
-    check_vouched(found, &known)
-}
-
-/// Tells a torn tail from damage.
-fn judge_end(
-    vouched: &Vouched,
-    segment: &Sealed,
-    scan: &Scan,
-    report: &mut RecoveryReport,
-) -> Result<Scanned, OpenError> {
-    let tail = vouched.tails.get(&(segment.id, segment.generation));
-    let (durable, attempted) = tail.copied().unwrap_or_default();
-    let is_stable = segment.generation < vouched.stable;
-    if scan.end < durable {
-        let what = format!("a record is damaged: the log was durable up to {durable}");
-        return Err(segment.corrupt(scan.end, what));
-    }
-    match segment.trailer {
-        Some(trailer) if is_stable && scan.end != trailer.data_end => {
-            let end = trailer.data_end;
-            let what = format!("a record is damaged: the sealed segment ends at {end}");
-            return Err(segment.corrupt(scan.end, what));
-        }
-        Some(trailer) if is_stable && !trailer.covers(scan.max_expires) => {
-            return Err(segment.corrupt(scan.end, "records outlive what the trailer says"));
-        }
-        None if is_stable => {
-            let at = trailer_offset(segment.file.header().segment_bytes);
-            return Err(segment.corrupt(at, "the trailer of a sealed segment is damaged"));
-        }
-        _ => {}
-    }
-    let sealed_at = segment.trailer.map_or(0, |trailer| trailer.data_end);
-    let written = sealed_at.max(attempted);
-    let missing = u64::from(written.saturating_sub(scan.end)).max(scan.beyond_bytes);
-    if missing > 0 && !is_stable && scan.end != sealed_at {
-        report.torn_tails.push(TornTail {
-            path: segment.file.path().to_owned(),
-            offset: segment.file.segment_offset(segment.id) + u64::from(scan.end),
-            bytes: missing,
-            records: scan.beyond_records,
-            last_round_incomplete: attempted > scan.end,
-        });
-    }
-    let proven = if is_stable { scan.end } else { durable.max(DATA_START) };
-    Ok(Scanned { end: scan.end, max_expires: scan.max_expires, proven, is_stable })
-}
-
-/// A mark that vouches for bytes of a segment needs that segment to be there, in that generation
-/// or in a newer one (R9).
-fn check_vouched(found: &Found, known: &HashSet<(SegmentId, Generation)>) -> Result<(), OpenError> {
-    for ((id, generation), (durable, _)) in &found.vouched.tails {
-        if *durable == 0 || known.contains(&(*id, *generation)) {
-            continue;
-        }
-        match found.segments.iter().find(|segment| segment.id == *id) {
-            Some(segment) if segment.generation > *generation => {}
-            Some(segment) => {
-                let (was, is) = (generation.0, segment.generation.0);
-                let what = format!("the segment is of generation {is}, and was durable in {was}");
-                return Err(segment.corrupt(0, what));
-            }
-            None => {
-                let path = found.files.last().map(|file| file.path().to_owned());
-                let what = format!("segment {} was durable and is gone", id.0);
-                return Err(OpenError::Corrupt { path: path.unwrap_or_default(), offset: 0, what });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The counters in the meta file are ahead of everything they were used for, or the meta file is
-/// an older one than the data files.
-fn check_counters(fs: &dyn FileSystem, found: &Found) -> Result<(), OpenError> {
-    let newest = found.segments.last().map_or(Generation(0), |segment| segment.generation);
-    let epoch = found.epoch.max(found.vouched.epoch);
-    let is_behind = epoch > found.meta.epoch || newest >= found.meta.generation_ceiling;
-    if is_behind && !found.is_fallback {
-        let what = format!(
-            "it is older than the data: epoch {} against {}, generation ceiling {} against {}",
-            found.meta.epoch.0, epoch.0, found.meta.generation_ceiling.0, newest.0
-        );
-        return Err(OpenError::Corrupt { path: fs.describe(META_NAME), offset: 0, what });
-    }
-    Ok(())
-}
-
 /// The epoch of this open: never one that any token may bear.
 fn next_epoch(found: &Found) -> Result<Epoch, OpenError> {
     let seen = found.meta.epoch.max(found.epoch).max(found.vouched.epoch);
@@ -639,149 +301,4 @@ fn settle(
     report.completed = completed;
     report.expired += expired;
     Ok(settled)
-}
-
-fn remove_unlisted(fs: &dyn FileSystem, found: &Found) -> Result<(), OpenError> {
-    for name in &found.unlisted {
-        fs.remove(name).map_err(|error| OpenError::io("remove", fs.describe(name), error))?;
-    }
-    if !found.unlisted.is_empty() {
-        let failed = |error| OpenError::io("sync the directory of", fs.describe(META_NAME), error);
-        fs.sync_dir().map_err(failed)?;
-    }
-    Ok(())
-}
-
-impl Found {
-    fn both(&self) -> impl Iterator<Item = (&Sealed, &Scanned)> {
-        self.segments.iter().zip(&self.scanned)
-    }
-
-    /// Segments without a record.
-    fn empty(&self) -> impl Iterator<Item = &Sealed> {
-        self.both().filter(|(_, scanned)| scanned.end == DATA_START).map(|(segment, _)| segment)
-    }
-
-    /// Whether what recovery read may be in the page cache and not on disk, behind a failed sync
-    /// that marked it clean.
-    fn distrusts_cache(&self) -> bool {
-        let promised = match self.meta.mode {
-            StoredMode::Sync | StoredMode::Interval => true,
-            StoredMode::Buffered | StoredMode::Memory => self.meta.poisoned || self.is_fallback,
-        };
-        promised && !self.meta.clean
-    }
-}
-
-/// Seals what was not sealed, so that the next open finds what this one found, and writes again
-/// what the page cache cannot be trusted with. Gives the bytes written again.
-fn make_good(found: &Found) -> Result<u64, OpenError> {
-    let mut rewritten = 0;
-    for (segment, scanned) in found.both() {
-        if scanned.is_stable || scanned.end == DATA_START {
-            continue;
-        }
-        let start = segment.file.segment_offset(segment.id);
-        if found.distrusts_cache() {
-            let mut at = scanned.proven;
-            while at < scanned.end {
-                let piece = (scanned.end - at).min(REWRITE_BYTES);
-                let mut bytes = vec![0; piece as usize];
-                let offset = start + u64::from(at);
-                segment.file.read_at(&mut bytes, offset).map_err(|error| {
-                    OpenError::io("read", segment.file.path().to_owned(), error)
-                })?;
-                write(&segment.file, &bytes, offset)?;
-                rewritten += u64::from(piece);
-                at += piece;
-            }
-        }
-        let trailer = Trailer {
-            data_end: scanned.end,
-            max_expires: scanned.max_expires,
-            generation: segment.generation,
-        };
-        let at = trailer_offset(found.meta.segment_bytes);
-        write(&segment.file, &trailer.encode(segment.place), start + u64::from(at))?;
-    }
-    Ok(rewritten)
-}
-
-fn write(file: &DataFile, bytes: &[u8], offset: u64) -> Result<(), OpenError> {
-    file.write_at(&[IoSlice::new(bytes)], offset).map_err(OpenError::Io)
-}
-
-/// Gives every empty segment a generation of its own, unless the store was closed in order: a
-/// record behind a hole must not become valid again when the hole is filled (R8). Gives the new
-/// generations.
-fn renew_empty(
-    found: &Found,
-    first: Generation,
-    now: Timestamp,
-) -> Result<HashMap<SegmentId, Generation>, OpenError> {
-    let mut generations = HashMap::new();
-    if found.meta.clean {
-        return Ok(generations);
-    }
-    for (segment, generation) in found.empty().zip(first.0..) {
-        let generation = Generation(generation);
-        let header = segment::Header { segment: segment.id, generation, created: now };
-        let bytes = header.encode(&found.meta.store_id);
-        write(&segment.file, &bytes, segment.file.segment_offset(segment.id))?;
-        generations.insert(segment.id, generation);
-    }
-    Ok(generations)
-}
-
-/// The segments as the WAL knows them, and those that are ready to be filled, by generation.
-fn take_over(
-    found: &Found,
-    generations: &HashMap<SegmentId, Generation>,
-) -> (Segments, Vec<(Generation, SegmentId)>) {
-    let segments = Segments::new(found.meta.segment_bytes);
-    let mut prepared = Vec::new();
-    for (segment, scanned) in found.both() {
-        let generation = generations.get(&segment.id).copied().unwrap_or(segment.generation);
-        if scanned.end == DATA_START {
-            prepared.push((generation, segment.id));
-        }
-        let file = Arc::clone(&segment.file);
-        let store_id = &found.meta.store_id;
-        segments.add(Segment::new(store_id, file, segment.id, generation, scanned.end));
-    }
-    prepared.sort_unstable();
-    (segments, prepared)
-}
-
-/// Writes a park record for every orphan whose rule says so, durably, before anybody is served: a
-/// claim that nobody finishes must not be forgotten by the clock.
-fn park_orphans(engine: &Engine, to_park: &[(KeyHash, Location)]) -> Result<(), OpenError> {
-    for (hash, location) in to_park {
-        loop {
-            let growths = engine.wal.growths();
-            let mut shard = engine.lock_shard(*hash)?;
-            let claim = engine.wal.segments.record(*location)?;
-            let at = engine.timeline.now();
-            let (record, change) = park_record(&claim, ParkedBy::Orphaned, at);
-            if let Some(parked) = engine.append(&Draft::new(&record), change)? {
-                let is_it =
-                    |slot: crate::table::Slot| Ok::<_, OpenError>(slot.location() == *location);
-                if let Some((position, _)) = shard.table.find(*hash, is_it)? {
-                    shard.table.replace(position, parked, false);
-                }
-                break;
-            }
-            drop(shard);
-            if let Some(cause) = engine.make_room(growths)? {
-                return Err(OpenError::Full { cause });
-            }
-            if engine.wal.growths() == growths {
-                return Err(OpenError::Full { cause: no_room() });
-            }
-        }
-    }
-    if !to_park.is_empty() {
-        engine.wal.sync_round(engine.timeline.now()).map_err(OpenError::Io)?;
-    }
-    Ok(())
 }

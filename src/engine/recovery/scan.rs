@@ -1,6 +1,6 @@
 //! Reading segments at open: record by record, by positioned reads.
 //!
-//! An I/O error is an error, never the end of the log; and no page is touched through a mapping, so
+//! An I/O error is an error, never the end of the WAL; and no page is touched through a mapping, so
 //! a bad disk answers with a code, not with a signal.
 
 use std::collections::HashMap;
@@ -107,7 +107,7 @@ impl Scanner {
                 break;
             }
             self.load(segment, at + HEADER_BYTES)?;
-            let Ok(sizes) = Extents::peek(&self.buffer[at..at + HEADER_BYTES], room) else { break };
+            let Ok(sizes) = Extents::read(&self.buffer[at..at + HEADER_BYTES], room) else { break };
             self.load(segment, at + sizes.len)?;
             let bytes = &self.buffer[at..at + sizes.len];
             let len = padded(sizes.len) as u32;
@@ -203,7 +203,7 @@ impl<'a> Records<'a> {
         self.scratch.resize(HEADER_BYTES, 0);
         read(&segment.file, &mut self.scratch, start)?;
         let room = self.segment_bytes - offset;
-        let sizes = Extents::peek(&self.scratch, room as usize).map_err(gone)?;
+        let sizes = Extents::read(&self.scratch, room as usize).map_err(gone)?;
         self.scratch.resize(sizes.len, 0);
         let rest = start + HEADER_BYTES as u64;
         read(&segment.file, &mut self.scratch[HEADER_BYTES..], rest)?;

@@ -6,11 +6,12 @@
 use super::exits::{CompleteRequest, release_record};
 use super::namespaces::NamespaceState;
 use super::state::{self, Standing, held_bytes, is_orphan};
-use super::{Ack, Answered, Engine, Found, Settle};
+use super::{Answered, CallDurability, Engine, Found, Settle};
 use crate::answer::{Completion, EndCause, KeyState, Orphan};
 use crate::checksum::crc32;
 use crate::error::{ForgetError, ResolveError, StoreError};
-use crate::format::record::{Draft, Ext, Kind, Record};
+use crate::format::ext::Ext;
+use crate::format::record::{Draft, Kind, Record};
 use crate::table::Slot;
 use crate::types::{FencingToken, NamespaceId, Timestamp};
 use crate::wal::lane::RoomChange;
@@ -24,7 +25,7 @@ pub(crate) enum ResolveRequest<'a> {
     /// The work was done, with this outcome.
     Completed(CompleteRequest<'a>),
     /// The work was not done: the key is free.
-    NotDone(Option<Ack>),
+    NotDone(Option<CallDurability>),
 }
 
 /// What can be resolved, or why not.
@@ -95,10 +96,10 @@ impl Engine {
                         &mut no_room,
                     );
                     if let Some(completion) = stored? {
-                        return Ok(self.changed(Some(completion), request.ack));
+                        return Ok(self.changed(Some(completion), request.durability));
                     }
                 }
-                (ResolveRequest::NotDone(ack), _) => {
+                (ResolveRequest::NotDone(durability), _) => {
                     let (record, change) = release_record(old, now.lower);
                     let ext = Ext { first_token, ..record.ext };
                     let draft = Draft::new(&Record { token: new_token, ext, ..record });
@@ -107,7 +108,7 @@ impl Engine {
                     if location.is_some() {
                         shard.table.remove(found.position);
                         drop(shard);
-                        return Ok(self.changed(None, *ack));
+                        return Ok(self.changed(None, *durability));
                     }
                     drop(shard);
                     if let Some(cause) = no_room.take() {
@@ -150,11 +151,11 @@ impl Engine {
         key: &[u8],
         reason: &str,
         actor: &str,
-        ack: Option<Ack>,
+        durability: Option<CallDurability>,
     ) -> Answered<Option<KeyState>, ForgetError> {
         match self.try_forget(namespace, key, reason, actor) {
             Ok(None) => Ok(None).into(),
-            Ok(state) => self.changed(state, ack),
+            Ok(state) => self.changed(state, durability),
             Err(error) => Err(error).into(),
         }
     }

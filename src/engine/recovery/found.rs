@@ -1,0 +1,376 @@
+//! Reading and validating a store at open: nothing is written here, whatever is found.
+//!
+//! What separates a torn tail from damage is the highest point that anything on disk vouches for:
+//! marks, trailers of segments below the stable generation. Valid records must reach it; behind it
+//! they may end anywhere.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::OpenRequest;
+use super::scan::{Records, Scan, Scanner, Sealed, corrupt};
+use super::winners::Winners;
+use crate::error::OpenError;
+use crate::format::file::id_of_name;
+use crate::format::meta::{Meta, Mode as StoredMode};
+use crate::format::names::Entry;
+use crate::format::segment::{DATA_START, trailer_offset};
+use crate::format::{META_NAME, NAMES_NAME};
+use crate::hash::KeyHasher;
+use crate::report::{RecoveryReport, TornTail};
+use crate::sys::FileSystem;
+use crate::types::{Epoch, FileId, Generation, Location, NamespaceId, SegmentId, Timestamp};
+use crate::wal::data_file::DataFile;
+use crate::wal::meta::{LoadedMeta, MetaFile};
+use crate::wal::names::NamesFile;
+
+/// A guess at the WAL bytes behind one entry, to size the tables; they grow if it is wrong.
+const ENTRY_BYTES_GUESS: u64 = 320;
+
+/// What the marks vouch for.
+#[derive(Debug, Default)]
+pub(super) struct Vouched {
+    /// Per segment and generation: durable, attempted.
+    pub(super) tails: HashMap<(SegmentId, Generation), (u32, u32)>,
+    pub(super) stable: Generation,
+    pub(super) clock: Timestamp,
+    pub(super) epoch: Epoch,
+}
+
+/// A segment after its scan.
+#[derive(Debug)]
+pub(super) struct Scanned {
+    pub(super) end: u32,
+    pub(super) max_expires: Timestamp,
+    /// Up to here it is proven durable; what lies behind may be in the page cache only.
+    pub(super) proven: u32,
+    pub(super) is_stable: bool,
+}
+
+/// Everything that was read and validated, before anything is written.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) meta: Meta,
+    pub(super) is_fallback: bool,
+    pub(super) is_copy: bool,
+    pub(super) files: Vec<Arc<DataFile>>,
+    /// Files of the directory that look like data files and are not listed.
+    pub(super) unlisted: Vec<String>,
+    pub(super) names_end: u64,
+    pub(super) segments: Vec<Sealed>,
+    pub(super) scanned: Vec<Scanned>,
+    pub(super) vouched: Vouched,
+    pub(super) winners: Winners,
+    /// The highest epoch in any token.
+    pub(super) epoch: Epoch,
+    /// The latest time in any record.
+    pub(super) at: Timestamp,
+}
+
+impl Found {
+    pub(super) fn both(&self) -> impl Iterator<Item = (&Sealed, &Scanned)> {
+        self.segments.iter().zip(&self.scanned)
+    }
+
+    /// Segments without a record.
+    pub(super) fn empty(&self) -> impl Iterator<Item = &Sealed> {
+        self.both().filter(|(_, scanned)| scanned.end == DATA_START).map(|(segment, _)| segment)
+    }
+
+    /// Whether what recovery read may be in the page cache and not on disk, behind a failed sync
+    /// that marked it clean.
+    pub(super) fn distrusts_cache(&self) -> bool {
+        let promised = match self.meta.mode {
+            StoredMode::Sync | StoredMode::Interval => true,
+            StoredMode::Buffered | StoredMode::Memory => self.meta.poisoned || self.is_fallback,
+        };
+        promised && !self.meta.clean
+    }
+}
+
+/// Reads and validates everything. Nothing is written.
+pub(super) fn read(
+    request: &OpenRequest,
+    loaded: LoadedMeta,
+    report: &mut RecoveryReport,
+) -> Result<(NamesFile, Vec<Entry>, Found, MetaFile), OpenError> {
+    let fs = &*request.fs;
+    let LoadedMeta { file: meta_file, mut meta, is_fallback } = loaded;
+    if is_fallback {
+        // R15: the state may be one write old.
+        meta.clean = false;
+        meta.stable_generation = Generation(0);
+    }
+    if let Some(asked) = request.segment_bytes.filter(|asked| *asked != meta.segment_bytes) {
+        return Err(OpenError::SegmentBytes { stored: meta.segment_bytes, asked });
+    }
+    let identity = meta_file.identity();
+    let inode =
+        identity.map_err(|error| OpenError::io("examine", fs.describe(META_NAME), error))?;
+    let is_copy = inode != meta.inode;
+    let (mut names, mut entries) = NamesFile::load(fs, meta.store_id, meta.names_bytes)?;
+    if is_fallback {
+        // The state that was lost may have counted more.
+        entries.extend(names.load_rest(fs)?);
+    }
+    let highest = entries.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
+    if highest != meta.namespaces && !is_fallback {
+        let what = format!("it ends at namespace {highest}, not {}", meta.namespaces);
+        let path = fs.describe(NAMES_NAME);
+        return Err(OpenError::Corrupt { path, offset: meta.names_bytes, what });
+    }
+
+    let (files, unlisted) = open_files(fs, &meta, is_fallback)?;
+    let vouched = read_marks(&meta, &files)?;
+    let segments = read_segments(&meta, &files)?;
+    let boot = fs.boot_id().map(|boot_id| boot_id == meta.boot_id);
+    report.clean = meta.clean && !is_copy;
+    report.copied = is_copy;
+    report.meta_fallback = is_fallback;
+    report.same_boot = boot.filter(|_| !report.created);
+    report.was_poisoned = meta.poisoned;
+    report.files = files.len();
+
+    let sealed_bytes = segments.iter().filter_map(|segment| segment.trailer);
+    let sealed_bytes: u64 = sealed_bytes.map(|trailer| u64::from(trailer.data_end)).sum();
+    let guess = usize::try_from(sealed_bytes / ENTRY_BYTES_GUESS).unwrap_or(usize::MAX);
+    let wall = Timestamp::from_ms(request.clock.wall_ns() / 1_000_000);
+    let now = wall.max(meta.clock).max(vouched.clock);
+    let winners = Winners::new(request.shards, guess, now);
+    let names_end = names.end();
+    let mut found = Found {
+        meta,
+        is_fallback,
+        is_copy,
+        files,
+        unlisted,
+        names_end,
+        segments,
+        scanned: Vec::new(),
+        vouched,
+        winners,
+        epoch: Epoch(0),
+        at: Timestamp::default(),
+    };
+    scan_all(&mut found, &entries, report)?;
+    check_counters(fs, &found)?;
+    Ok((names, entries, found, meta_file))
+}
+
+/// Opens the listed data files. Unlisted ones are left over from growth that did not finish, or,
+/// when the meta file may be one write old, perhaps from growth that did: those that are whole are
+/// taken in.
+fn open_files(
+    fs: &dyn FileSystem,
+    meta: &Meta,
+    is_fallback: bool,
+) -> Result<(Vec<Arc<DataFile>>, Vec<String>), OpenError> {
+    let open = |id| DataFile::open(fs, &meta.store_id, id, meta.segment_bytes);
+    let mut files = Vec::new();
+    for id in meta.files.iter() {
+        files.push(Arc::new(open(id)?));
+    }
+    let names = fs.list();
+    let names = names
+        .map_err(|error| OpenError::io("list the directory of", fs.describe(META_NAME), error))?;
+    let mut unlisted = Vec::new();
+    for name in names {
+        let Some(id) = id_of_name(&name).filter(|id: &FileId| !meta.files.contains(*id)) else {
+            continue;
+        };
+        match open(id) {
+            Ok(file) if is_fallback => files.push(Arc::new(file)),
+            Ok(file) => {
+                check_unused(fs, meta, Arc::new(file))?;
+                unlisted.push(name);
+            }
+            Err(OpenError::Corrupt { .. }) => unlisted.push(name),
+            // A file that cannot even be looked at is not ours to remove.
+            Err(error) => return Err(error),
+        }
+    }
+    files.sort_by_key(|file| file.header().first);
+    for pair in files.windows(2) {
+        let end = pair[0].header().first.0.saturating_add(pair[0].header().segments);
+        if end > pair[1].header().first.0 {
+            let what = format!("its segments overlap those of {}", pair[0].path().display());
+            return Err(corrupt(&pair[1], 0, what));
+        }
+    }
+    Ok((files, unlisted))
+}
+
+/// A whole file that is not listed holds no record, or the meta file is an older one than the data
+/// and must not decide what is removed.
+fn check_unused(fs: &dyn FileSystem, meta: &Meta, file: Arc<DataFile>) -> Result<(), OpenError> {
+    let path = file.path().to_owned();
+    let mut scanner = Scanner::new(meta.segment_bytes);
+    for segment in read_segments(meta, &[file])? {
+        if scanner.scan(&segment, |_, _, _| Ok(()))?.records > 0 {
+            let what = format!("it does not list {}, which holds records", path.display());
+            return Err(OpenError::Corrupt { path: fs.describe(META_NAME), offset: 0, what });
+        }
+    }
+    Ok(())
+}
+
+fn read_marks(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vouched, OpenError> {
+    let mut vouched = Vouched { stable: meta.stable_generation, ..Vouched::default() };
+    for file in files {
+        let marks = file.read_marks(&meta.store_id);
+        let marks = marks.map_err(|error| OpenError::io("read", file.path().to_owned(), error))?;
+        for mark in marks {
+            vouched.stable = vouched.stable.max(mark.stable);
+            vouched.clock = vouched.clock.max(mark.clock);
+            vouched.epoch = vouched.epoch.max(mark.epoch);
+            for entry in mark.entries {
+                let tail = vouched.tails.entry((entry.segment, entry.generation)).or_default();
+                tail.0 = tail.0.max(entry.durable);
+                tail.1 = tail.1.max(entry.attempted);
+            }
+        }
+    }
+    Ok(vouched)
+}
+
+fn read_segments(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vec<Sealed>, OpenError> {
+    let mut segments = Vec::new();
+    for file in files {
+        let first = file.header().first.0;
+        for id in first..first + file.header().segments {
+            segments.push(Sealed::read(&meta.store_id, file, SegmentId(id))?);
+        }
+    }
+    // In the order in which they were filled, so that a key's records are close together.
+    segments.sort_by_key(|segment| segment.generation);
+    for pair in segments.windows(2) {
+        if pair[0].generation == pair[1].generation {
+            let what = format!("segments {} and {} share a generation", pair[0].id.0, pair[1].id.0);
+            return Err(pair[1].corrupt(0, what));
+        }
+    }
+    Ok(segments)
+}
+
+fn scan_all(
+    found: &mut Found,
+    entries: &[Entry],
+    report: &mut RecoveryReport,
+) -> Result<(), OpenError> {
+    let segment_bytes = found.meta.segment_bytes;
+    let hashers: HashMap<NamespaceId, KeyHasher> = entries
+        .iter()
+        .map(|entry| (entry.namespace, found.meta.secret.hasher(entry.namespace)))
+        .collect();
+    let mut scanner = Scanner::new(segment_bytes);
+    let mut records = Records::new(&found.segments, segment_bytes);
+    let (winners, epoch, at) = (&mut found.winners, &mut found.epoch, &mut found.at);
+    for segment in &found.segments {
+        let scan = scanner.scan(segment, |record, offset, loaded| {
+            let Some(hasher) = hashers.get(&record.namespace) else {
+                let what = format!("it names namespace {}, which is not known", record.namespace.0);
+                return Err(segment.corrupt(offset, what));
+            };
+            if hasher.hash(record.key) != record.key_hash {
+                return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
+            }
+            *epoch = (*epoch).max(record.token.epoch());
+            *at = (*at).max(record.at);
+            let location = Location::new(segment.id, offset, segment_bytes);
+            winners.offer(record, location, &mut records, (segment.id, loaded))
+        })?;
+        let scanned = judge_end(&found.vouched, segment, &scan, report)?;
+        report.records += scan.records;
+        report.records_skipped += scan.skipped;
+        report.bytes += u64::from(scan.end - DATA_START);
+        report.segments += usize::from(scan.end > DATA_START);
+        found.scanned.push(scanned);
+    }
+    let known: HashSet<_> = found.segments.iter().map(|it| (it.id, it.generation)).collect();
+    check_vouched(found, &known)
+}
+
+/// Tells a torn tail from damage.
+fn judge_end(
+    vouched: &Vouched,
+    segment: &Sealed,
+    scan: &Scan,
+    report: &mut RecoveryReport,
+) -> Result<Scanned, OpenError> {
+    let tail = vouched.tails.get(&(segment.id, segment.generation));
+    let (durable, attempted) = tail.copied().unwrap_or_default();
+    let is_stable = segment.generation < vouched.stable;
+    if scan.end < durable {
+        let what = format!("a record is damaged: the WAL was durable up to {durable}");
+        return Err(segment.corrupt(scan.end, what));
+    }
+    match segment.trailer {
+        Some(trailer) if is_stable && scan.end != trailer.data_end => {
+            let end = trailer.data_end;
+            let what = format!("a record is damaged: the sealed segment ends at {end}");
+            return Err(segment.corrupt(scan.end, what));
+        }
+        Some(trailer) if is_stable && !trailer.covers(scan.max_expires) => {
+            return Err(segment.corrupt(scan.end, "records outlive what the trailer says"));
+        }
+        None if is_stable => {
+            let at = trailer_offset(segment.file.header().segment_bytes);
+            return Err(segment.corrupt(at, "the trailer of a sealed segment is damaged"));
+        }
+        _ => {}
+    }
+    let sealed_at = segment.trailer.map_or(0, |trailer| trailer.data_end);
+    let written = sealed_at.max(attempted);
+    let missing = u64::from(written.saturating_sub(scan.end)).max(scan.beyond_bytes);
+    if missing > 0 && !is_stable && scan.end != sealed_at {
+        report.torn_tails.push(TornTail {
+            path: segment.file.path().to_owned(),
+            offset: segment.file.segment_offset(segment.id) + u64::from(scan.end),
+            bytes: missing,
+            records: scan.beyond_records,
+            last_round_incomplete: attempted > scan.end,
+        });
+    }
+    let proven = if is_stable { scan.end } else { durable.max(DATA_START) };
+    Ok(Scanned { end: scan.end, max_expires: scan.max_expires, proven, is_stable })
+}
+
+/// A mark that vouches for bytes of a segment needs that segment to be there, in that generation
+/// or in a newer one (R9).
+fn check_vouched(found: &Found, known: &HashSet<(SegmentId, Generation)>) -> Result<(), OpenError> {
+    for ((id, generation), (durable, _)) in &found.vouched.tails {
+        if *durable == 0 || known.contains(&(*id, *generation)) {
+            continue;
+        }
+        match found.segments.iter().find(|segment| segment.id == *id) {
+            Some(segment) if segment.generation > *generation => {}
+            Some(segment) => {
+                let (was, is) = (generation.0, segment.generation.0);
+                let what = format!("the segment is of generation {is}, and was durable in {was}");
+                return Err(segment.corrupt(0, what));
+            }
+            None => {
+                let path = found.files.last().map(|file| file.path().to_owned());
+                let what = format!("segment {} was durable and is gone", id.0);
+                return Err(OpenError::Corrupt { path: path.unwrap_or_default(), offset: 0, what });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The counters in the meta file are ahead of everything they were used for, or the meta file is
+/// an older one than the data files.
+fn check_counters(fs: &dyn FileSystem, found: &Found) -> Result<(), OpenError> {
+    let newest = found.segments.last().map_or(Generation(0), |segment| segment.generation);
+    let epoch = found.epoch.max(found.vouched.epoch);
+    let is_behind = epoch > found.meta.epoch || newest >= found.meta.generation_ceiling;
+    if is_behind && !found.is_fallback {
+        let what = format!(
+            "it is older than the data: epoch {} against {}, generation ceiling {} against {}",
+            found.meta.epoch.0, epoch.0, found.meta.generation_ceiling.0, newest.0
+        );
+        return Err(OpenError::Corrupt { path: fs.describe(META_NAME), offset: 0, what });
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! What a claim, and its end, are asked with.
+
+use std::time::Duration;
+
+use crate::engine::CallDurability;
+use crate::engine::claims::ClaimRequest;
+use crate::engine::exits::CompleteRequest;
+use crate::engine::operator::ResolveRequest;
+use crate::types::{Fingerprint, Reference};
+
+/// What a claim, or `once`, asks for beyond the key. What is left out follows the namespace's
+/// policy and the store's durability.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use = "options do nothing until they are given to a call"]
+pub struct ClaimOptions {
+    fingerprint: Option<Fingerprint>,
+    reference: Option<Reference>,
+    lease: Option<Duration>,
+    dedupe_ttl: Option<Duration>,
+    durability: Option<CallDurability>,
+}
+
+impl ClaimOptions {
+    /// Everything as the policy has it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As the policy has it, with this fingerprint if there is one.
+    pub(crate) fn of(fingerprint: Option<Fingerprint>) -> Self {
+        Self { fingerprint, ..Self::default() }
+    }
+
+    /// The digest of the request's payload. It binds from the first claim until the key is
+    /// released or forgotten.
+    pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// Sixteen bytes that come with every later answer about the key.
+    pub fn reference(mut self, reference: Reference) -> Self {
+        self.reference = Some(reference);
+        self
+    }
+
+    /// The lease, from 100 ms to the dedupe window. `once` takes none.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// How long `once` remembers the key, up to thirty years. A claim's window counts from its
+    /// completion, see [`CompleteOptions::dedupe_ttl`].
+    pub fn dedupe_ttl(mut self, ttl: Duration) -> Self {
+        self.dedupe_ttl = Some(ttl);
+        self
+    }
+
+    /// Acknowledges when the change survives the end of the process.
+    pub fn buffered(mut self) -> Self {
+        self.durability = Some(CallDurability::Buffered);
+        self
+    }
+
+    /// Acknowledges when the change survives power loss.
+    pub fn sync(mut self) -> Self {
+        self.durability = Some(CallDurability::Sync);
+        self
+    }
+
+    pub(crate) fn to_request(self) -> ClaimRequest {
+        let Self { fingerprint, reference, lease, dedupe_ttl, durability } = self;
+        ClaimRequest { fingerprint, reference, lease, dedupe_ttl, durability }
+    }
+}
+
+/// What a completion stores. Body, code and reference are opaque to the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use = "options do nothing until they are given to a call"]
+pub struct CompleteOptions<'a> {
+    body: Option<&'a [u8]>,
+    code: u16,
+    reference: Option<Reference>,
+    replay_ttl: Option<Duration>,
+    dedupe_ttl: Option<Duration>,
+    durability: Option<CallDurability>,
+}
+
+impl<'a> CompleteOptions<'a> {
+    /// An outcome without a body.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An outcome with a body, kept up to half a segment and at most 16 MiB. A longer one, or one
+    /// for which the disk has no room, is left out, and the receipt says so.
+    pub fn body(body: &'a [u8]) -> Self {
+        Self { body: Some(body), ..Self::default() }
+    }
+
+    /// A number of your own: a status code, say. Default 0.
+    pub fn code(mut self, code: u16) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Sixteen bytes that come with every later answer, in place of the claim's.
+    pub fn reference(mut self, reference: Reference) -> Self {
+        self.reference = Some(reference);
+        self
+    }
+
+    /// How long the body is kept, at most the dedupe window.
+    pub fn replay_ttl(mut self, ttl: Duration) -> Self {
+        self.replay_ttl = Some(ttl);
+        self
+    }
+
+    /// How long the key is remembered, up to thirty years.
+    pub fn dedupe_ttl(mut self, ttl: Duration) -> Self {
+        self.dedupe_ttl = Some(ttl);
+        self
+    }
+
+    /// Acknowledges when the change survives the end of the process.
+    pub fn buffered(mut self) -> Self {
+        self.durability = Some(CallDurability::Buffered);
+        self
+    }
+
+    /// Acknowledges when the change survives power loss.
+    pub fn sync(mut self) -> Self {
+        self.durability = Some(CallDurability::Sync);
+        self
+    }
+
+    pub(crate) fn to_request(self) -> CompleteRequest<'a> {
+        let Self { body, code, reference, replay_ttl, dedupe_ttl, durability } = self;
+        CompleteRequest { body, code, reference, replay_ttl, dedupe_ttl, durability }
+    }
+}
+
+/// How a claim that nobody holds ended after all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Resolution<'a> {
+    /// The work was done, with this outcome.
+    Completed(CompleteOptions<'a>),
+    /// The work was not done: the next claim is a first attempt.
+    NotDone,
+}
+
+impl<'a> Resolution<'a> {
+    pub(crate) fn to_request(self) -> ResolveRequest<'a> {
+        match self {
+            Self::Completed(options) => ResolveRequest::Completed(options.to_request()),
+            Self::NotDone => ResolveRequest::NotDone(None),
+        }
+    }
+}
