@@ -42,6 +42,7 @@ pub enum Durability {
 enum Place {
     Directory(PathBuf),
     Memory,
+    #[cfg(feature = "test-util")]
     Given(Arc<dyn FileSystem>),
 }
 
@@ -170,6 +171,7 @@ impl Options {
         }
         let fs: Arc<dyn FileSystem> = match &self.place {
             Place::Memory => Arc::new(HeapFs::new()),
+            #[cfg(feature = "test-util")]
             Place::Given(fs) => Arc::clone(fs),
             Place::Directory(path) => Arc::new(
                 RealFs::new(path).map_err(|error| OpenError::io("open", path.clone(), error))?,

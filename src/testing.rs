@@ -1,10 +1,45 @@
 //! What this project's own tests and fuzz targets reach beyond the public calls. Not part of the
 //! crate's promises but for [`SimClock`].
 
-pub use crate::sys::clock::SimClock;
+use crate::checksum::{Place, crc32};
+use crate::format::record::{Draft, Extents, HEADER_BYTES, Record, WORD_BYTES};
+use crate::format::segment::DATA_START;
+use crate::types::{Generation, SegmentId};
+
 #[doc(hidden)]
 pub use crate::sys::heap::HeapFs;
 #[doc(hidden)]
 pub use crate::sys::real::RealFs;
+pub use crate::sys::sim_clock::SimClock;
 #[doc(hidden)]
 pub use crate::sys::{Clock, DirectoryLock, File, FileSystem, Region};
+
+/// Reads the bytes as a record, as they are and under a checksum that is right for them; what
+/// decodes must be writable and decode to the same again. For fuzzing.
+#[doc(hidden)]
+pub fn exercise_record(bytes: &[u8]) {
+    let place = Place::segment(&[7; 16], SegmentId(1), Generation(1));
+    let offset = DATA_START;
+    // Almost never right, and never a panic.
+    if let Ok(record) = Record::decode(bytes, place, offset) {
+        record.check_body().unwrap_or_default();
+    }
+    if bytes.len() < HEADER_BYTES {
+        return;
+    }
+    let mut sealed = bytes.to_vec();
+    // The length is what there is, and the word fits the rest.
+    sealed[..4].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    let Ok(sizes) = Extents::read(&sealed, sealed.len()) else { return };
+    let body_crc = crc32(&sealed[sizes.head_len..]);
+    sealed[36..40].copy_from_slice(&body_crc.to_le_bytes());
+    let crc = crc32(&sealed[WORD_BYTES..sizes.head_len]) ^ place.mask(offset, sizes.len as u32);
+    sealed[4..8].copy_from_slice(&crc.to_le_bytes());
+    let Ok(record) = Record::decode(&sealed, place, offset) else { return };
+    assert_eq!(record.check_body(), Ok(()));
+    let draft = Draft::new(&record);
+    let mut again = draft.word(place, offset).to_vec();
+    again.extend_from_slice(draft.head_after_word());
+    again.extend_from_slice(draft.body());
+    assert_eq!(Record::decode(&again, place, offset), Ok(record));
+}

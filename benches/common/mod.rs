@@ -74,10 +74,12 @@ impl ShardedMap {
     }
 
     pub fn complete(&self, key: &[u8], token: u64, body: &[u8]) {
-        if let Some(state) = self.shard(key).lock().get_mut(key) {
-            if matches!(state, State::InProgress { token: held, .. } if *held == token) {
+        let mut shard = self.shard(key).lock();
+        match shard.get_mut(key) {
+            Some(state @ State::InProgress { .. }) => {
                 *state = State::Done { token, body: body.into() };
             }
+            _ => panic!("completed without a claim"),
         }
     }
 }

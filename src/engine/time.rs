@@ -138,7 +138,8 @@ mod tests {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use super::*;
-    use crate::sys::clock::{SimClock, SystemClock};
+    use crate::sys::clock::SystemClock;
+    use crate::sys::sim_clock::SimClock;
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -67,6 +67,23 @@ impl HeapFs {
         Self::default()
     }
 
+    fn create(&self, name: &str) -> io::Result<Arc<HeapFile>> {
+        let mut files = self.shared.files.lock();
+        if files.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = Arc::new(HeapFile {
+            content: Mutex::new(Content::Bytes(Vec::new())),
+            identity: self.shared.next_identity.fetch_add(1, Ordering::SeqCst),
+            room: Arc::clone(&self.shared.room),
+        });
+        files.insert(name.to_owned(), Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+#[cfg(any(test, feature = "test-util"))]
+impl HeapFs {
     /// Lets zero-fills take `bytes` more before they answer `StorageFull`.
     pub fn set_room(&self, bytes: u64) {
         self.shared.room.left.store(bytes, Ordering::SeqCst);
@@ -92,20 +109,6 @@ impl HeapFs {
             *to.content.lock() = file.content.lock().duplicate()?;
         }
         Ok(copy)
-    }
-
-    fn create(&self, name: &str) -> io::Result<Arc<HeapFile>> {
-        let mut files = self.shared.files.lock();
-        if files.contains_key(name) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        let file = Arc::new(HeapFile {
-            content: Mutex::new(Content::Bytes(Vec::new())),
-            identity: self.shared.next_identity.fetch_add(1, Ordering::SeqCst),
-            room: Arc::clone(&self.shared.room),
-        });
-        files.insert(name.to_owned(), Arc::clone(&file));
-        Ok(file)
     }
 }
 
@@ -192,6 +195,7 @@ enum Content {
     Region(Arc<HeapRegion>),
 }
 
+#[cfg(any(test, feature = "test-util"))]
 impl Content {
     fn duplicate(&self) -> io::Result<Self> {
         match self {

@@ -15,6 +15,8 @@ pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod real;
 pub(crate) mod region;
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) mod sim_clock;
 pub(crate) mod sync;
 
 use std::fmt::Debug;
@@ -56,7 +58,7 @@ pub trait FileSystem: Send + Sync + Debug {
 }
 
 /// One open file.
-#[expect(clippy::len_without_is_empty, reason = "a length that takes a system call")]
+#[allow(clippy::len_without_is_empty, reason = "a length that takes a system call")]
 pub trait File: Send + Sync + Debug {
     /// Fills `buffer` from `offset` on. A file that ends earlier is `UnexpectedEof`.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;

@@ -17,17 +17,13 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 ///
 /// From creation until drop, `base()` and `len()` never change, and the `len()` bytes from `base()`
 /// on may be read and written through raw pointers. `base()` is aligned to at least 64 bytes.
+#[allow(clippy::len_without_is_empty, reason = "nobody maps nothing")]
 pub unsafe trait Region: Send + Sync + Debug {
     /// Address of the first byte.
     fn base(&self) -> NonNull<u8>;
 
     /// Length in bytes.
     fn len(&self) -> usize;
-
-    /// Whether there are no bytes at all.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// A file mapped shared, readable and writable.

@@ -134,6 +134,7 @@ impl Bucket {
         self.head.store(raised(head) & !SPLITTING, Ordering::Release);
     }
 
+    #[cfg(any(test, feature = "test-util"))]
     pub(super) fn is_splitting(&self) -> bool {
         self.head.load(Ordering::Acquire) & SPLITTING != 0
     }

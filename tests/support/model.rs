@@ -284,8 +284,10 @@ impl Model {
                 self.entries.remove(&key);
                 continue;
             }
-            if let Some(Entry::Claimed(it)) = self.entries.get(&key) {
-                if it.open < self.open && it.on_orphan == OnOrphan::Park {
+            match self.entries.get(&key) {
+                Some(Entry::Claimed(it))
+                    if it.open < self.open && it.on_orphan == OnOrphan::Park =>
+                {
                     let parked = Parked {
                         token: it.token,
                         first: it.first,
@@ -297,6 +299,7 @@ impl Model {
                     };
                     self.entries.insert(key, Entry::Parked(parked));
                 }
+                _ => {}
             }
         }
     }
