@@ -91,7 +91,7 @@ impl Store {
     }
 
     /// Does what the maintenance thread does, once: leads rounds for futures, makes those that are
-    /// due, grows ahead. For stores opened with [`Options::manual_maintenance`]; harmless on others.
+    /// due, grows ahead. For stores opened with [`crate::Options::manual_maintenance`]; harmless on others.
     pub fn maintain(&self) {
         self.handle.maintain();
     }

@@ -163,7 +163,8 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     ("row", "entry", &["docs/STATES.md", "src/format/mod.rs"]),
     // Once, to say what the letters stand for; and the logarithm.
     ("log", "WAL", &["src/wal/mod.rs", "src/chunked.rs"]),
-    ("journal", "WAL", &[]),
+    // The file system's.
+    ("journal", "WAL", &["docs/decisions/0004-zero-fill.md"]),
     // Of an array.
     ("chunk", "segment or data file", &["src/chunked.rs", "src/table/linear.rs", "src/hash.rs"]),
     ("queue", "lane", &[]),

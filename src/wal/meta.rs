@@ -179,6 +179,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "no memory of its own, and slow there")]
     fn every_update_spares_the_state_before_it() {
         let fs = HeapFs::new();
         assert!(MetaFile::load(&fs).unwrap().is_none());
@@ -202,6 +203,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "no memory of its own, and slow there")]
     fn two_bad_slots_or_a_wrong_length_refuse() {
         let fs = HeapFs::new();
         MetaFile::create(&fs, meta()).unwrap();

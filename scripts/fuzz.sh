@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs every fuzz target for so many seconds each: scripts/fuzz.sh 60
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seconds=${1:-60}
+if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
+    echo "SKIPPED: cargo-fuzz is not installed (scripts/install-tools.sh)" >&2
+    exit 3
+fi
+for target in record; do
+    echo "== $target, $seconds s"
+    # New inputs go to a scratch corpus; those that are kept are chosen by hand.
+    scratch=$(mktemp -d)
+    cargo +nightly fuzz run "$target" "$scratch" "fuzz/corpus/$target" -- \
+        -max_total_time="$seconds" -dict="fuzz/$target.dict" -max_len=6000 -print_final_stats=1 2>&1 |
+        grep -E "^stat::|SUMMARY|panicked|Done" || true
+    status=${PIPESTATUS[0]}
+    rm -rf "$scratch"
+    [ "$status" -eq 0 ] || exit "$status"
+done
