@@ -6,9 +6,9 @@ use std::time::Duration;
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     BODY_BYTES_MAX, Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteError,
-    CompleteOptions, EndCause, FencingToken, Fingerprint, KEY_BYTES_MAX, KeyState, LeaseError,
-    Lookup, Namespace, OnLeaseEnd, Once, Options, Policy, PolicyProblem, Reference, Resolution,
-    Store, StoreError,
+    CompleteOptions, EndCause, FencingToken, Fingerprint, FingerprintRule, KEY_BYTES_MAX, KeyState,
+    LeaseError, Lookup, Namespace, OnLeaseEnd, Once, Options, Policy, PolicyProblem, Reference,
+    Resolution, Store, StoreError,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -329,4 +329,23 @@ fn debug_prints_no_keys_and_no_outcomes() {
     printed += &format!("{commit:?} {:?}", orders.lookup("secret-key").unwrap());
     assert!(commit.wait().is_ok());
     assert!(!printed.contains("secret"), "{printed}");
+}
+
+#[test]
+fn a_claim_that_has_to_wait_for_room_counts_its_fingerprint_once() {
+    let clock = SimClock::new();
+    // Nobody grows ahead, so that some claims find no room and are tried again.
+    let options = Options::in_memory().segment_bytes(256 << 10).clock(clock.clone());
+    let store = options.manual_maintenance(true).open().unwrap();
+    let policy = Policy::default().lease(SECOND).fingerprint(FingerprintRule::Count);
+    let orders = store.define("orders", &policy).unwrap();
+    let before = store.stats().wal_bytes;
+    let _ = orders.claim("order-1", Fingerprint::of(b"first")).unwrap();
+    for differing in 1..=20_000 {
+        clock.advance(2 * SECOND);
+        let lease = orders.claim("order-1", Fingerprint::of(b"other")).unwrap().acquired();
+        assert!(lease.unwrap().attempt() > 1);
+        assert_eq!(orders.fingerprint_mismatches(), differing);
+    }
+    assert!(store.stats().wal_bytes > before, "the store grew on the way");
 }

@@ -54,6 +54,17 @@ pub(crate) struct Grant {
     pub(crate) expires: Timestamp,
 }
 
+/// What is asked about a key, as often as the call has to ask it again.
+struct Question<'a> {
+    namespace: &'a NamespaceState,
+    policy: &'a Policy,
+    key: &'a [u8],
+    hash: KeyHash,
+    fingerprint: Option<Fingerprint>,
+    /// A call counts a differing fingerprint once.
+    is_counted: bool,
+}
+
 /// The key's current record, judged.
 enum Judged<'a> {
     /// The key is free. `entry` is what stands in the table for it, `takeover` the unfinished
@@ -92,13 +103,13 @@ impl Engine {
             return Err(ClaimError::FingerprintRequired);
         }
         let hash = namespace.hasher.hash(key);
+        let mut question = Question::new(namespace, &policy, key, hash, request.fingerprint);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let fingerprint = request.fingerprint;
-            let judged = self.judge(&shard, namespace, &policy, key, hash, fingerprint, now)?;
+            let judged = self.judge(&shard, &mut question, now)?;
             let (entry, takeover) = match judged {
                 Judged::Free { entry, takeover } => (entry, takeover),
                 other => {
@@ -165,13 +176,13 @@ impl Engine {
             return Err(ClaimError::FingerprintRequired);
         }
         let hash = namespace.hasher.hash(key);
+        let mut question = Question::new(namespace, &policy, key, hash, request.fingerprint);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let fingerprint = request.fingerprint;
-            let judged = self.judge(&shard, namespace, &policy, key, hash, fingerprint, now)?;
+            let judged = self.judge(&shard, &mut question, now)?;
             let (entry, takeover) = match judged {
                 Judged::Free { entry, takeover } => (entry, takeover),
                 other => {
@@ -245,17 +256,13 @@ impl Engine {
         Ok(Ok(lookup).into())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the whole question, asked in two places")]
     fn judge(
         &self,
         shard: &ShardGuard<'_>,
-        namespace: &NamespaceState,
-        policy: &Policy,
-        key: &[u8],
-        hash: KeyHash,
-        fingerprint: Option<Fingerprint>,
+        question: &mut Question<'_>,
         now: Now,
     ) -> Result<Judged<'_>, StoreError> {
+        let Question { namespace, policy, key, hash, fingerprint, .. } = *question;
         let Some(found) = self.find(shard, namespace.id, key, hash)? else {
             return Ok(Judged::Free { entry: None, takeover: None });
         };
@@ -270,7 +277,9 @@ impl Engine {
             (Some(asked), Some(bound)) if asked != bound
         );
         if differs && policy.fingerprint != FingerprintRule::Ignore {
-            namespace.mismatches.fetch_add(1, Ordering::Relaxed);
+            if !std::mem::replace(&mut question.is_counted, true) {
+                namespace.mismatches.fetch_add(1, Ordering::Relaxed);
+            }
             if policy.fingerprint == FingerprintRule::Enforce {
                 let mismatch = state::mismatch(record, standing);
                 return Ok(Judged::Mismatch(mismatch, found, standing));
@@ -344,6 +353,18 @@ impl Engine {
             shard.add_lease();
         }
         Ok(true)
+    }
+}
+
+impl<'a> Question<'a> {
+    fn new(
+        namespace: &'a NamespaceState,
+        policy: &'a Policy,
+        key: &'a [u8],
+        hash: KeyHash,
+        fingerprint: Option<Fingerprint>,
+    ) -> Self {
+        Self { namespace, policy, key, hash, fingerprint, is_counted: false }
     }
 }
 
