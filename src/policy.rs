@@ -73,17 +73,29 @@ pub enum FingerprintRule {
 /// let payments = store.define("payments", &money)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// The fields are there to be read; each has a method of the same name to change it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a policy does nothing until it is given to `Store::define` or `Store::alter`"]
+#[non_exhaustive]
 pub struct Policy {
-    pub(crate) lease: Duration,
-    pub(crate) replay_ttl: Duration,
-    pub(crate) dedupe_ttl: Duration,
-    pub(crate) late_grace: Option<Duration>,
-    pub(crate) on_lease_end: OnLeaseEnd,
-    pub(crate) on_orphan: OnOrphan,
-    pub(crate) fingerprint: FingerprintRule,
-    pub(crate) fingerprint_required: bool,
+    /// How long a claim is its owner's alone.
+    pub lease: Duration,
+    /// How long the body of an outcome is kept, from completion.
+    pub replay_ttl: Duration,
+    /// How long a completed key is remembered, from completion.
+    pub dedupe_ttl: Duration,
+    /// How long after its lease an unfinished claim is remembered; `None` is the longer of the
+    /// lease and 60 s.
+    pub late_grace: Option<Duration>,
+    /// What happens when a lease runs out.
+    pub on_lease_end: OnLeaseEnd,
+    /// What happens to a claim whose process died.
+    pub on_orphan: OnOrphan,
+    /// What a differing fingerprint means.
+    pub fingerprint: FingerprintRule,
+    /// Whether a claim without a fingerprint is refused.
+    pub fingerprint_required: bool,
 }
 
 impl Default for Policy {
@@ -105,20 +117,20 @@ impl Default for Policy {
 impl Policy {
     /// How long a claim is its owner's alone. Default 30 s.
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = whole_ms(lease);
+        self.lease = lease;
         self
     }
 
     /// How long the body of an outcome is kept, from completion. Default 24 h. Zero keeps no
     /// bodies.
     pub fn replay_ttl(mut self, ttl: Duration) -> Self {
-        self.replay_ttl = whole_ms(ttl);
+        self.replay_ttl = ttl;
         self
     }
 
     /// How long a completed key is remembered, from completion. Default 24 h.
     pub fn dedupe_ttl(mut self, ttl: Duration) -> Self {
-        self.dedupe_ttl = whole_ms(ttl);
+        self.dedupe_ttl = ttl;
         self
     }
 
@@ -126,7 +138,7 @@ impl Policy {
     /// the attempt count. Default: the longer of the lease and 60 s. Under [`OnLeaseEnd::Park`] an
     /// unfinished claim is never forgotten.
     pub fn late_grace(mut self, grace: Duration) -> Self {
-        self.late_grace = Some(whole_ms(grace));
+        self.late_grace = Some(grace);
         self
     }
 
@@ -152,6 +164,17 @@ impl Policy {
     pub fn fingerprint_required(mut self, required: bool) -> Self {
         self.fingerprint_required = required;
         self
+    }
+
+    /// The policy in the unit times are stored in.
+    pub(crate) fn in_whole_ms(self) -> Self {
+        Self {
+            lease: whole_ms(self.lease),
+            replay_ttl: whole_ms(self.replay_ttl),
+            dedupe_ttl: whole_ms(self.dedupe_ttl),
+            late_grace: self.late_grace.map(whole_ms),
+            ..self
+        }
     }
 
     /// The grace of a claim with this lease.

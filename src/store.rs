@@ -43,7 +43,7 @@ impl Store {
     /// [`NamespaceError::PolicyConflict`] when it was defined with another policy;
     /// [`NamespaceError::Policy`] when the policy cannot be.
     pub fn define(&self, name: &str, policy: &Policy) -> Result<Namespace, NamespaceError> {
-        self.ensure(name, Wanted::Defined(policy))
+        self.ensure(name, Wanted::Defined(&policy.in_whole_ms()))
     }
 
     /// Changes the policy of a namespace that exists. What is in the store keeps its deadlines and
@@ -53,7 +53,7 @@ impl Store {
     ///
     /// [`NamespaceError::UnknownName`]; [`NamespaceError::Policy`] when the policy cannot be.
     pub fn alter(&self, name: &str, policy: &Policy) -> Result<Namespace, NamespaceError> {
-        self.ensure(name, Wanted::Altered(policy))
+        self.ensure(name, Wanted::Altered(&policy.in_whole_ms()))
     }
 
     fn ensure(&self, name: &str, wanted: Wanted<'_>) -> Result<Namespace, NamespaceError> {

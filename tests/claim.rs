@@ -340,7 +340,7 @@ fn a_claim_that_has_to_wait_for_room_counts_its_fingerprint_once() {
     let policy = Policy::default().lease(SECOND).fingerprint(FingerprintRule::Count);
     let orders = store.define("orders", &policy).unwrap();
     let before = store.stats().wal_bytes;
-    let _ = orders.claim("order-1", Fingerprint::of(b"first")).unwrap();
+    drop(orders.claim("order-1", Fingerprint::of(b"first")).unwrap());
     for differing in 1..=20_000 {
         clock.advance(2 * SECOND);
         let lease = orders.claim("order-1", Fingerprint::of(b"other")).unwrap().acquired();

@@ -159,3 +159,16 @@ fn a_full_disk_refuses_a_namespace_and_a_failed_sync_poisons() {
         }
     }
 }
+
+#[test]
+fn times_are_kept_in_whole_milliseconds_however_they_were_set() {
+    let store = Store::in_memory().unwrap();
+    let mut policy = Policy::default().lease(SECOND + Duration::from_nanos(1));
+    policy.late_grace = Some(Duration::from_micros(1500));
+    let orders = store.define("orders", &policy).unwrap();
+    assert_eq!(orders.policy().lease, Duration::from_millis(1001));
+    assert_eq!(orders.policy().late_grace, Some(Duration::from_millis(2)));
+    // The same policy again is no other policy.
+    store.define("orders", &policy).unwrap();
+    store.define("orders", &orders.policy()).unwrap();
+}

@@ -106,12 +106,14 @@ impl Engine {
         let background = &self.background;
         loop {
             let mut signal = background.signal.lock();
+            let is_idle = !background.is_active.load(Ordering::Acquire);
+            if is_idle && !signal.stops && !signal.is_wanted {
+                background.changed.wait(&mut signal);
+            }
+            // The first change after a quiet time is not looked after at once: if it were, each one
+            // that comes after the look would wake the thread again.
             if !signal.stops && !signal.is_wanted {
-                if background.is_active.load(Ordering::Acquire) {
-                    background.changed.wait_for(&mut signal, TICK);
-                } else {
-                    background.changed.wait(&mut signal);
-                }
+                background.changed.wait_for(&mut signal, TICK);
             }
             if signal.stops {
                 return;

@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod model;
+pub mod traces;
 pub mod world;
 
 /// The seed of a random test: from `REFRAIN_SEED` if it is set, and printed either way.

@@ -1,0 +1,46 @@
+//! The maintenance thread keeps out of the way. Alone in its process, to tell its thread apart.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+use std::fs;
+use std::time::Instant;
+
+use refrain::{Once, Store};
+
+/// How often the store's thread went to sleep so far.
+fn sleeps() -> u64 {
+    loop {
+        if let Some(sleeps) = try_sleeps() {
+            return sleeps;
+        }
+        // It has begun, and has no name yet.
+        std::thread::yield_now();
+    }
+}
+
+fn try_sleeps() -> Option<u64> {
+    for thread in fs::read_dir("/proc/self/task").unwrap() {
+        let path = thread.unwrap().path();
+        if fs::read_to_string(path.join("comm")).unwrap().trim() == "refrain" {
+            let status = fs::read_to_string(path.join("status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+            return Some(line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap());
+        }
+    }
+    None
+}
+
+#[test]
+fn changes_do_not_wake_the_thread_one_by_one() {
+    let store = Store::in_memory().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let before = sleeps();
+    let start = Instant::now();
+    for key in 0_u32..300_000 {
+        assert!(matches!(orders.once(key.to_le_bytes(), None).unwrap(), Once::First(_)));
+    }
+    // It looks around every 5 ms, and sleeps once more when there is nothing to do; its locks may
+    // be held by others a few times.
+    let ticks = start.elapsed().as_millis() as u64 / 5 + 1;
+    let slept = sleeps() - before;
+    assert!(slept <= 3 * ticks + 100, "{slept} times in {ticks} ticks");
+}
