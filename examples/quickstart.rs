@@ -1,26 +1,41 @@
-//! A real ledger through claim and complete, checked against a plain set.
+//! A real ledger through claim and complete, checked against a plain set; then a process that is
+//! killed in the middle of it.
 //!
 //! Replays 72,000 invoice lines (`examples/data/`): the first sight of each line claims it and
 //! completes it with a receipt, each repeat must get the first receipt back, byte for byte. Once
 //! buffered, over the whole ledger; once synced, over the first lines, because each change then
 //! waits for the disk.
+//!
+//! Then it runs itself as a child that says of each line when it is acknowledged, kills the child
+//! with SIGKILL, opens the store, and asks for every line that was acknowledged.
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
-use refrain::{Body, Claim, Durability, Fingerprint, Options, Store};
+use refrain::{Body, Claim, Durability, Fingerprint, Lookup, Namespace, Options, Store};
 
 const LEDGER: &[u8] = include_bytes!("data/online-retail-72k.csv.gz");
 /// Lines that are replayed when every change waits for the disk.
 const SYNCED_LINES: usize = 4000;
+/// Acknowledged lines after which the child is killed.
+const KILLED_AFTER: usize = 30_000;
+/// The first argument of the child; the second is its directory.
+const CHILD: &str = "--child";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut ledger = String::new();
     GzDecoder::new(LEDGER).read_to_string(&mut ledger)?;
     let lines: Vec<&str> = ledger.lines().skip(1).collect();
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().is_some_and(|argument| argument == CHILD) {
+        let directory = arguments.next().ok_or("the child needs a directory")?;
+        return work_until_killed(Path::new(&directory), &lines);
+    }
 
     println!("Online retail ledger: {} invoice lines, one key a line\n", lines.len());
     let buffered = replay(Durability::Buffered, &lines)?;
@@ -30,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         "\nBuffered survives the end of the process, sync survives power loss too. Wrong answers\n\
          are counted against a plain map of what was seen; replays are compared byte for byte."
     );
-    if buffered.wrong + synced.wrong > 0 {
+    let lost = kill_and_reopen(&lines)?;
+    if buffered.wrong + synced.wrong + lost > 0 {
         return Err("the store gave wrong answers".into());
     }
     Ok(())
@@ -95,6 +111,75 @@ fn replay(durability: Durability, lines: &[&str]) -> Result<Replay, Box<dyn Erro
         table_bytes,
         record_bytes,
     })
+}
+
+fn open_buffered(directory: &Path) -> Result<(Store, Namespace), Box<dyn Error>> {
+    let store = Options::new(directory).durability(Durability::Buffered).open()?;
+    let ledger = store.namespace("ledger")?;
+    Ok((store, ledger))
+}
+
+/// The receipt of a line; the same in both processes.
+fn receipt(line: &str) -> String {
+    format!("receipt for {line}")
+}
+
+/// The child: claims and completes line after line, and says each number once the store has
+/// acknowledged it.
+fn work_until_killed(directory: &Path, lines: &[&str]) -> Result<(), Box<dyn Error>> {
+    let (_store, ledger) = open_buffered(directory)?;
+    let mut told = std::io::stdout().lock();
+    for (number, line) in lines.iter().enumerate() {
+        if let Claim::Acquired(lease) = ledger.claim(line, Fingerprint::of(line.as_bytes()))? {
+            lease.complete(receipt(line))?;
+        }
+        writeln!(told, "{number}")?;
+    }
+    Ok(())
+}
+
+/// Kills a child at work, opens its store, and counts the acknowledged lines that are not there
+/// with their receipt.
+fn kill_and_reopen(lines: &[&str]) -> Result<usize, Box<dyn Error>> {
+    let directory = tempfile::tempdir()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg(CHILD)
+        .arg(directory.path())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut told = BufReader::new(child.stdout.take().ok_or("the child has no output")?);
+    let (mut acknowledged, mut text) = (0, String::new());
+    // What the child has said before it died is read to the end.
+    while told.read_line(&mut text)? > 0 {
+        if text.trim_end().parse() == Ok(acknowledged) && text.ends_with('\n') {
+            acknowledged += 1;
+        }
+        text.clear();
+        if acknowledged == KILLED_AFTER {
+            child.kill()?;
+        }
+    }
+    let status = child.wait()?;
+
+    let (store, ledger) = open_buffered(directory.path())?;
+    let mut lost = 0;
+    for line in &lines[..acknowledged] {
+        let is_known = matches!(ledger.lookup(line)?, Lookup::Completed(outcome)
+            if outcome.body() == Body::Bytes(receipt(line).as_bytes()));
+        lost += usize::from(!is_known);
+    }
+    let report = store.report();
+    println!("\nA process at work on the same ledger, killed with SIGKILL ({status}):\n");
+    let print = |name: &str, value: String| println!("{name:<28}{value:>28}");
+    print("acknowledged lines", acknowledged.to_string());
+    print("of these lost", lost.to_string());
+    print("recovery", format!("{:.1} ms", report.duration.as_secs_f64() * 1e3));
+    print("records read", report.records.to_string());
+    print("bytes of records", report.bytes.to_string());
+    print("completed keys", report.completed.to_string());
+    print("claims without an owner", report.orphaned.to_string());
+    print("torn tails", report.torn_tails.len().to_string());
+    Ok(lost)
 }
 
 fn print_table(replays: &[(&str, &Replay)]) {

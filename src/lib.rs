@@ -63,7 +63,8 @@
 //!
 //! # Features
 //!
-//! None by default. `test-util` adds a clock that tests move by hand (`testing::SimClock`).
+//! None by default. `cli` builds the command `refrain`, and changes nothing in the library.
+//! `test-util` adds a clock that tests move by hand (`testing::SimClock`).
 //!
 //! The state table, the format, clocks and decisions are in the repository under `docs/`.
 
