@@ -16,21 +16,11 @@ use crate::types::{KeyHash, NamespaceId};
 
 pub(crate) const SECRET_BYTES: usize = 192;
 
-/// Why the operating system's random source could not fill a secret or an id.
-pub(crate) type RandomError = getrandom::Error;
-
 /// The secret a store is keyed with.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(pub [u8; SECRET_BYTES]);
 
 impl Secret {
-    /// Draws a secret from the operating system.
-    pub(crate) fn random() -> Result<Self, RandomError> {
-        let mut bytes = [0; SECRET_BYTES];
-        getrandom::fill(&mut bytes)?;
-        Ok(Self(bytes))
-    }
-
     /// The hasher of one namespace.
     pub(crate) fn hasher(&self, namespace: NamespaceId) -> KeyHasher {
         let mut derived = self.0;
@@ -70,13 +60,6 @@ impl std::fmt::Debug for KeyHasher {
 /// The XXH3 128-bit digest of `bytes`, little-endian, keyed by nothing.
 pub(crate) fn digest_128(bytes: &[u8]) -> [u8; 16] {
     xxh3_128(bytes).to_le_bytes()
-}
-
-/// Draws `N` random bytes from the operating system.
-pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], RandomError> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.

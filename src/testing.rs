@@ -10,6 +10,8 @@ use crate::types::{Generation, SegmentId};
 pub use crate::sys::heap::HeapFs;
 #[doc(hidden)]
 pub use crate::sys::real::RealFs;
+#[doc(hidden)]
+pub use crate::sys::sim::{Crash, Fault, SimDisk, SimFs};
 pub use crate::sys::sim_clock::SimClock;
 #[doc(hidden)]
 pub use crate::sys::{Clock, DirectoryLock, File, FileSystem, Region};

@@ -34,6 +34,9 @@ pub(crate) struct Extent {
     /// Set while an [`ExtentWriter`] exists.
     has_writer: AtomicBool,
     region: Arc<dyn Region>,
+    /// Where in the region it starts.
+    #[cfg(any(test, feature = "test-util"))]
+    start: usize,
 }
 
 // SAFETY: `base` points into `region`, which the extent keeps alive and which is itself `Send` and
@@ -51,7 +54,15 @@ impl Extent {
         // SAFETY: the assert keeps `start` within the region.
         let base = unsafe { region.base().add(start) };
         let (filled, has_writer) = (AtomicU32::new(filled), AtomicBool::new(false));
-        Self { base, len, filled, has_writer, region }
+        Self {
+            base,
+            len,
+            filled,
+            has_writer,
+            region,
+            #[cfg(any(test, feature = "test-util"))]
+            start,
+        }
     }
 
     /// How many bytes are final.
@@ -115,6 +126,7 @@ impl ExtentWriter {
         // SAFETY: the range is unfilled (`check`), so no reader has it (E2) and `&mut self` is the
         // only writer; `bytes` is a borrow, hence not of unfilled memory.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+        self.stored(offset, bytes.len());
     }
 
     /// Stores eight bytes at once, after everything that was put before: a process killed in
@@ -130,6 +142,16 @@ impl ExtentWriter {
         let word_at = unsafe { AtomicU64::from_ptr(to.as_ptr().cast()) };
         // `to_le` makes the bytes in memory those of `word` on any machine.
         word_at.store(u64::from_le_bytes(word).to_le(), Ordering::Release);
+        self.stored(offset, 8);
+    }
+
+    /// Tells the region, where that can matter.
+    #[inline]
+    fn stored(&self, offset: u32, len: usize) {
+        #[cfg(any(test, feature = "test-util"))]
+        self.extent.region.stored(self.extent.start + offset as usize, len);
+        #[cfg(not(any(test, feature = "test-util")))]
+        let _ = (offset, len);
     }
 
     /// Declares everything below `filled` final, whether it was put here or written by the kernel.

@@ -164,6 +164,10 @@ impl FileSystem for HeapFs {
         None
     }
 
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        getrandom::fill(bytes).map_err(io::Error::other)
+    }
+
     fn describe(&self, name: &str) -> PathBuf {
         PathBuf::from("memory").join(name)
     }

@@ -16,6 +16,8 @@ pub(crate) mod heap;
 pub(crate) mod real;
 pub(crate) mod region;
 #[cfg(any(test, feature = "test-util"))]
+pub(crate) mod sim;
+#[cfg(any(test, feature = "test-util"))]
 pub(crate) mod sim_clock;
 pub(crate) mod sync;
 
@@ -52,6 +54,9 @@ pub trait FileSystem: Send + Sync + Debug {
 
     /// An id that changes with each start of the operating system, when there is one.
     fn boot_id(&self) -> Option<[u8; 16]>;
+
+    /// Fills `bytes` with random ones that nobody can foresee.
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
 
     /// Where `name` lies, for messages.
     fn describe(&self, name: &str) -> std::path::PathBuf;

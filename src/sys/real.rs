@@ -94,6 +94,10 @@ impl FileSystem for RealFs {
         u128::from_str_radix(&digits, 16).ok().map(u128::to_le_bytes)
     }
 
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        getrandom::fill(bytes).map_err(io::Error::other)
+    }
+
     fn describe(&self, name: &str) -> PathBuf {
         self.path(name)
     }

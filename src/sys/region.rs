@@ -24,6 +24,10 @@ pub unsafe trait Region: Send + Sync + Debug {
 
     /// Length in bytes.
     fn len(&self) -> usize;
+
+    /// Bytes were just stored through the memory. For a fake that has to know; called only when
+    /// there can be one.
+    fn stored(&self, _offset: usize, _len: usize) {}
 }
 
 /// A file mapped shared, readable and writable.

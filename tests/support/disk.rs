@@ -77,6 +77,10 @@ impl FileSystem for HookFs {
         self.inner.boot_id()
     }
 
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        self.inner.random(bytes)
+    }
+
     fn describe(&self, name: &str) -> PathBuf {
         self.inner.describe(name)
     }

@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
+pub mod calls;
 pub mod disk;
 pub mod model;
+pub mod simulation;
 pub mod traces;
 pub mod world;
 

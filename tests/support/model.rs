@@ -193,15 +193,21 @@ pub struct Bring {
     pub reference: Option<Reference>,
     pub replay_ttl: Option<u64>,
     pub dedupe_ttl: Option<u64>,
+    /// The disk has no room for the body.
+    pub no_room: bool,
 }
 
 /// How a claim or a mark must be answered.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Verdict {
-    Granted { attempt: u16, previous: Option<(Token, u64, EndCause)> },
+    Granted {
+        attempt: u16,
+        previous: Option<(Token, u64, EndCause)>,
+    },
     Done(Done),
     Held(Claimed),
-    Parked(Token, u16, EndCause, u64),
+    /// Overdue or parked.
+    Parked(State),
     Mismatch(State),
     FingerprintRequired,
 }
@@ -272,35 +278,54 @@ impl Model {
         }
     }
 
+    /// What stands for the key, whatever the time.
+    pub fn entry(&self, key: &Key) -> Option<Entry> {
+        self.entries.get(key).cloned()
+    }
+
+    pub fn set_entry(&mut self, key: &Key, entry: Option<Entry>) {
+        match entry {
+            Some(entry) => drop(self.entries.insert(key.clone(), entry)),
+            None => drop(self.entries.remove(key)),
+        }
+    }
+
+    /// Whether the token was ever given out.
+    pub fn knows(&self, token: Token) -> bool {
+        self.tokens.contains(&token)
+    }
+
     /// The store is opened again at `now`: claims of earlier opens are orphans.
     pub fn reopen(&mut self, now: u64) {
         self.now = now;
         self.open += 1;
         self.mismatches.clear();
-        let keys = self.keys();
-        for key in keys {
-            // What the clock has forgotten stays forgotten.
-            if self.state(&key) == State::Absent {
-                self.entries.remove(&key);
-                continue;
+        for key in self.keys() {
+            self.reopen_entry(&key);
+        }
+    }
+
+    /// What opening makes of one entry.
+    pub fn reopen_entry(&mut self, key: &Key) {
+        // What the clock has forgotten stays forgotten.
+        if self.state(key) == State::Absent {
+            self.entries.remove(key);
+            return;
+        }
+        match self.entries.get(key) {
+            Some(Entry::Claimed(it)) if it.open < self.open && it.on_orphan == OnOrphan::Park => {
+                let parked = Parked {
+                    token: it.token,
+                    first: it.first,
+                    attempt: it.attempt,
+                    at: self.now,
+                    cause: EndCause::Orphaned,
+                    fingerprint: it.fingerprint,
+                    reference: it.reference,
+                };
+                self.entries.insert(key.clone(), Entry::Parked(parked));
             }
-            match self.entries.get(&key) {
-                Some(Entry::Claimed(it))
-                    if it.open < self.open && it.on_orphan == OnOrphan::Park =>
-                {
-                    let parked = Parked {
-                        token: it.token,
-                        first: it.first,
-                        attempt: it.attempt,
-                        at: now,
-                        cause: EndCause::Orphaned,
-                        fingerprint: it.fingerprint,
-                        reference: it.reference,
-                    };
-                    self.entries.insert(key, Entry::Parked(parked));
-                }
-                _ => {}
-            }
+            _ => {}
         }
     }
 
@@ -337,10 +362,7 @@ impl Model {
                 previous: Some((old.token, old.at, cause)),
             },
             State::Held(it) => Verdict::Held(it),
-            State::Overdue(it) => {
-                Verdict::Parked(it.token, it.attempt, EndCause::LeaseEnded, it.deadline)
-            }
-            State::Parked(it) => Verdict::Parked(it.token, it.attempt, it.cause, it.at),
+            state @ (State::Overdue(_) | State::Parked(_)) => Verdict::Parked(state),
             State::Done(it) => Verdict::Done(it),
         }
     }
@@ -471,6 +493,7 @@ impl Model {
             Some(body) if body.len() > self.body_max => {
                 (Stored::TooLarge(body), BodyKept::TooLarge)
             }
+            Some(body) if bring.no_room && replay > 0 => (Stored::TooLarge(body), BodyKept::NoRoom),
             Some(body) if replay == 0 => (Stored::NoReplay(body), BodyKept::NoReplay),
             Some(body) => (Stored::Kept(body), BodyKept::Kept),
         };

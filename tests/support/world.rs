@@ -9,6 +9,7 @@ use refrain::{
     Options, Outcome, Reference, Resolution, ResolveError, Store,
 };
 
+use super::calls::Face;
 use super::model::{Ask, Bring, Done, Exit, Key, Model, Rules, State, Stored, Token, Verdict};
 
 pub const SEGMENT_BYTES: u64 = 256 << 10;
@@ -90,11 +91,11 @@ pub struct World {
     pub seen: std::collections::BTreeMap<&'static str, u64>,
 }
 
-fn ms_of(time: SystemTime) -> u64 {
+pub fn ms_of(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-fn name(namespace: usize) -> String {
+pub fn name(namespace: usize) -> String {
     format!("namespace-{namespace}")
 }
 
@@ -199,7 +200,8 @@ impl World {
             _ => (None, Some(1500)),
         };
         let reference = self.reference(reference);
-        Bring { body, code: u16::from(code % 3), reference, replay_ttl, dedupe_ttl }
+        let code = u16::from(code % 3);
+        Bring { body, code, reference, replay_ttl, dedupe_ttl, no_room: false }
     }
 
     /// Does one step on both, and compares.
@@ -312,11 +314,10 @@ impl World {
                 self.see("claim in progress");
                 self.compare_held(&held, &it);
             }
-            (Verdict::Parked(token, attempt, cause, at), Ok(Claim::Parked(it))) => {
+            (Verdict::Parked(state), Ok(Claim::Parked(it))) => {
                 self.see("claim parked");
-                let got = (it.token().get(), it.attempt(), it.cause(), ms_of(it.since().unwrap()));
-                assert_eq!(got, (token, attempt, cause, at));
-                assert_eq!(it.guaranteed_until(), None);
+                let expected = Face::of_state(&state, self.model.now);
+                assert_eq!(Face::of_lookup(&Lookup::Parked(it)), expected);
             }
             (Verdict::Mismatch(state), Ok(Claim::Mismatch(it))) => {
                 self.see("claim mismatch");
@@ -399,9 +400,9 @@ impl World {
                 self.see("once in progress");
                 self.compare_held(&held, &it);
             }
-            (Verdict::Parked(token, ..), Ok(Once::Parked(it))) => {
+            (Verdict::Parked(state), Ok(Once::Parked(it))) => {
                 self.see("once parked");
-                assert_eq!(it.token().get(), token);
+                assert_eq!(Some(it.token().get()), state.token());
             }
             (Verdict::Mismatch(state), Ok(Once::Mismatch(it))) => {
                 self.see("once mismatch");
@@ -716,7 +717,7 @@ impl World {
     }
 }
 
-fn complete_options(bring: &Bring) -> CompleteOptions<'_> {
+pub fn complete_options(bring: &Bring) -> CompleteOptions<'_> {
     let mut options = match &bring.body {
         Some(body) => CompleteOptions::body(body),
         None => CompleteOptions::new(),

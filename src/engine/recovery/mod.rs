@@ -28,7 +28,7 @@ use crate::format::file::id_of_name;
 use crate::format::meta::{FileSet, Meta, Mode as StoredMode};
 use crate::format::record::Kind;
 use crate::format::{LOCK_NAME, META_NAME, NAMES_NAME, SEGMENT_BYTES_DEFAULT};
-use crate::hash::{RandomError, Secret, random_bytes};
+use crate::hash::{SECRET_BYTES, Secret};
 use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::sync::Mutex;
@@ -208,9 +208,10 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         let path = fs.describe(name);
         move |error| OpenError::io(operation, path, error)
     };
-    let random = |error: RandomError| {
-        OpenError::io("make", fs.describe(META_NAME), std::io::Error::other(error))
-    };
+    let (mut store_id, mut secret) = ([0; 16], [0; SECRET_BYTES]);
+    fs.random(&mut store_id)
+        .and_then(|()| fs.random(&mut secret))
+        .map_err(failed("make", META_NAME))?;
     let names = fs.list().map_err(failed("list the directory of", META_NAME))?;
     let was_store = names.iter().any(|name| id_of_name(name).is_some());
     let has_names = names.iter().any(|name| name == NAMES_NAME);
@@ -225,7 +226,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
     }
     let meta = Meta {
         sequence: 0,
-        store_id: random_bytes().map_err(random)?,
+        store_id,
         segment_bytes: request.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT),
         mode: stored_mode(request.mode),
         clean: true,
@@ -238,7 +239,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         clock: Timestamp::default(),
         boot_id: [0; 16],
         inode: 0,
-        secret: Secret::random().map_err(random)?,
+        secret: Secret(secret),
         files: FileSet::empty(),
     };
     MetaFile::create(fs, meta).map_err(failed("create", META_NAME))
