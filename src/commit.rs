@@ -41,10 +41,17 @@ impl<T, E: From<StoreError>> Commit<T, E> {
     /// When the commit was awaited to its end before.
     pub fn wait(mut self) -> Result<T, E> {
         if let Some((settle, mut wait)) = self.wait.take() {
-            wait.cancel(&self.handle.wal.rounds);
+            self.cancel(&mut wait);
             self.handle.settle(settle)?;
         }
         self.take()
+    }
+
+    fn cancel(&self, wait: &mut RoundWait) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if !self.handle.is_child() {
+            wait.cancel(&self.handle.wal.rounds);
+        }
     }
 
     fn take(&mut self) -> Result<T, E> {
@@ -80,7 +87,9 @@ impl<T, E: From<StoreError>> Future for Commit<T, E> {
 
 impl<T, E> Drop for Commit<T, E> {
     fn drop(&mut self) {
-        if let Some((_, mut wait)) = self.wait.take() {
+        if let Some((_, mut wait)) = self.wait.take()
+            && !self.handle.is_child()
+        {
             wait.cancel(&self.handle.wal.rounds);
         }
     }

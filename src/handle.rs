@@ -48,12 +48,15 @@ impl Handle {
 
     /// Ends the thread, and waits for it.
     pub(crate) fn stop_thread(&self) {
+        // In a forked child there is no thread, and its locks may be held for ever.
+        if self.engine.is_child() {
+            return;
+        }
         self.engine.background.stop();
         let Some(thread) = self.thread.lock().take() else { return };
-        // A waker may drop the last handle on the thread itself, which ends by itself then. In a
-        // forked child there is no thread.
+        // A waker may drop the last handle on the thread itself, which ends by itself then.
         let is_self = thread.thread().id() == thread::current().id();
-        if !is_self && !self.engine.is_child() {
+        if !is_self {
             // A panic of the thread has poisoned the store or changed nothing.
             thread.join().unwrap_or_default();
         }

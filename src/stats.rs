@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 
 /// Sizes and counts of a store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreStats {
     /// Keys in the table. Those whose time is over are still counted.
@@ -24,6 +24,10 @@ pub struct StoreStats {
 
 impl StoreStats {
     pub(crate) fn of(engine: &Engine) -> Self {
+        // A forked child has no store, and no say in its locks.
+        if engine.is_child() {
+            return Self::default();
+        }
         let (entries, table_bytes) = engine.table_sizes();
         let (disk_bytes, wal_bytes) = engine.wal.sizes();
         Self {

@@ -67,7 +67,6 @@ const MUST_BE_SEEN: &[&str] = &[
     "disk: unwritten page dropped",
     "disk: write failed",
     "error: full",
-    "error: io",
     "error: poisoned",
     "error: unknown",
     "flush",
@@ -153,7 +152,7 @@ fn whatever_goes_wrong_nothing_acknowledged_is_lost() {
                     if std::panic::catch_unwind(run).is_err() {
                         has_failed.store(true, Ordering::Relaxed);
                         for line in &simulation.trace {
-                            println!("  {line}");
+                            println!("| {line}");
                         }
                         println!("seed {seed} failed: REFRAIN_SEED={seed} REFRAIN_SEEDS=1 REFRAIN_STEPS={steps}");
                     }

@@ -148,10 +148,8 @@ impl Engine {
         durability: Option<CallDurability>,
         kind: Kind,
     ) -> Answered<(), LeaseError> {
-        match self.try_leave(namespace, key, token, kind) {
-            Ok(()) => self.changed((), durability),
-            Err(error) => Err(error).into(),
-        }
+        self.try_leave(namespace, key, token, durability, kind)
+            .unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_leave(
@@ -159,8 +157,9 @@ impl Engine {
         namespace: &NamespaceState,
         key: &[u8],
         token: FencingToken,
+        durability: Option<CallDurability>,
         kind: Kind,
-    ) -> Result<(), LeaseError> {
+    ) -> Result<Answered<(), LeaseError>, LeaseError> {
         self.check_change(key)?;
         let hash = namespace.hasher.hash(key);
         let mut no_room = None;
@@ -168,9 +167,15 @@ impl Engine {
             let growths = self.wal.growths();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let (found, _) = self
-                .own_claim(&shard, namespace, key, hash, token, now)?
-                .map_err(|refusal| refusal.into_lease_error(token))?;
+            let found = match self.own_claim(&shard, namespace, key, hash, token, now)? {
+                Ok((found, _)) => found,
+                Err(Refusal::Completed(found, _)) => {
+                    drop(shard);
+                    // That it is completed is told when it is as durable as it was asked to be.
+                    return Ok(self.shown(Err(LeaseError::Completed), &found));
+                }
+                Err(refusal) => return Err(refusal.into_lease_error(token)),
+            };
             let (record, change) = match kind {
                 Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
                 _ => release_record(&found.record, now.lower),
@@ -181,7 +186,8 @@ impl Engine {
                 } else {
                     shard.table.remove(found.position);
                 }
-                return Ok(());
+                drop(shard);
+                return Ok(self.changed((), durability));
             }
             // Only after several crashes on a full disk, see `wal::lane`.
             drop(shard);

@@ -25,6 +25,8 @@ const BUFFERED_SYNC_BYTES: u64 = 256 << 20;
 const CLOCK_MARK: Duration = Duration::from_secs(5);
 /// Bytes of a new data file that are filled at a time.
 const GROW_BYTES: u64 = 4 << 20;
+/// An interval that filling so much at a time would stretch.
+const SHORT_INTERVAL: Duration = Duration::from_millis(50);
 /// After a failed attempt to grow ahead, the next one waits.
 const GROW_RETRY: Duration = Duration::from_secs(1);
 
@@ -113,7 +115,7 @@ impl Engine {
             // The first change after a quiet time is not looked after at once: if it were, each one
             // that comes after the look would wake the thread again.
             if !signal.stops && !signal.is_wanted {
-                background.changed.wait_for(&mut signal, TICK);
+                background.changed.wait_for(&mut signal, self.tick());
             }
             if signal.stops {
                 return;
@@ -128,15 +130,38 @@ impl Engine {
         }
     }
 
+    /// How long the thread sleeps between two looks.
+    fn tick(&self) -> Duration {
+        match self.mode {
+            Mode::Interval(interval) => TICK.min(interval),
+            Mode::Memory | Mode::Buffered | Mode::Sync => TICK,
+        }
+    }
+
+    /// Bytes of a data file that are filled between two looks: a short interval allows of few.
+    fn growth_step(&self) -> u64 {
+        match self.mode {
+            Mode::Interval(interval) if interval < SHORT_INTERVAL => GROW_BYTES / 16,
+            _ => GROW_BYTES,
+        }
+    }
+
     /// Looks around once, and does what is due. Whether more will be due without another change.
     ///
     /// Failures poison the store or are tried again later; there is nobody to tell.
     pub(crate) fn maintain(&self) -> bool {
-        if self.is_child() || self.wal.poison.cause().is_some() {
+        if self.is_child() {
+            return false;
+        }
+        // A store that is closed writes nothing (W5).
+        let Ok(_passage) = self.wal.pass() else { return false };
+        if self.wal.poison.cause().is_some() {
+            self.wal.rounds.wake_futures();
             return false;
         }
         self.lead_for_futures();
-        let mut last = self.background.last.lock();
+        // Somebody else is looking around, or this is a waker that somebody calls who does.
+        let Some(mut last) = self.background.last.try_lock() else { return true };
         let now = self.timeline.monotonic();
         let supply = self.wal.supply();
         if supply.appended_bytes != last.appended_bytes {
@@ -210,7 +235,7 @@ impl Engine {
         if last.growth_failed_at.is_some_and(|at| now.saturating_sub(at) < GROW_RETRY) {
             return true;
         }
-        match self.wal.grow_ahead(GROW_BYTES, self.timeline.now()) {
+        match self.wal.grow_ahead(self.growth_step(), self.timeline.now()) {
             Ok(()) => {
                 last.growth_failed_at = None;
                 if self.wal.is_growing() {
@@ -252,7 +277,7 @@ impl Engine {
         {
             // All shards at once: no lease can come to be between the count and the end.
             let mut shards: Vec<_> =
-                self.shards.iter().map(|shard| shard.lock(&self.wal.poison)).collect();
+                self.shards.iter().map(|shard| shard.lock(&self.wal)).collect();
             if self.leases() > 0 {
                 return Err(CloseError::LeasesHeld(self.leases()));
             }
@@ -261,8 +286,12 @@ impl Engine {
             }
             shards.iter_mut().for_each(|shard| shard.is_closed = true);
         }
+        // Whoever makes files or namespaces, or looks around, comes to an end first.
+        self.wal.shut_gate();
         let ended = self.end();
-        // The lock goes whatever happened: nothing is written to the directory from now on.
+        // And whoever waits for a round, or leads one: everything is durable, or poisoned.
+        self.wal.rounds.end_all();
+        // The lock goes whatever happened: nothing is written to the directory from now on (W5).
         drop(self.directory_lock.lock().take());
         ended.map_err(CloseError::Store)
     }
@@ -271,8 +300,9 @@ impl Engine {
     #[cfg(feature = "test-util")]
     pub(crate) fn abandon(&self) {
         for shard in &self.shards {
-            shard.lock(&self.wal.poison).is_closed = true;
+            shard.lock(&self.wal).is_closed = true;
         }
+        self.wal.shut_gate();
         drop(self.directory_lock.lock().take());
     }
 
@@ -283,7 +313,7 @@ impl Engine {
             std::mem::forget(self.directory_lock.lock().take());
             return;
         }
-        let is_open = self.shards.iter().all(|shard| !shard.lock(&self.wal.poison).is_closed);
+        let is_open = self.shards.iter().all(|shard| !shard.lock(&self.wal).is_closed);
         if is_open {
             // Nobody is left to tell; the next open recovers whatever this leaves.
             self.end().unwrap_or_default();

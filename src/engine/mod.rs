@@ -6,10 +6,12 @@
 //! 1. `namespaces.changing`, `names`: who defines namespaces. Held across syncs.
 //! 2. a shard: the state machine of its keys. Nothing that waits for a disk happens under it; in
 //!    `Sync` mode an append writes to the page cache.
-//! 3. `wal.growth`: who makes data files. Held across syncs, never taken under a shard.
-//! 4. the lane: who appends.
-//! 5. `wal.meta`: who changes the meta file. Held across its sync.
-//! 6. rounds, background, and what a waker's owner does: alone.
+//! 3. the gate of the WAL: who writes to files. Held across syncs, never taken under a shard.
+//! 4. `wal.growth`: who makes data files. Held across syncs, never taken under a shard.
+//! 5. the lane: who appends.
+//! 6. `wal.meta`: who changes the meta file. Held across its sync.
+//! 7. rounds, background, and what a waker's owner does: alone. (A failed append notifies the
+//!    threads that wait for rounds under its shard; nobody takes a shard under rounds.)
 //!
 //! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `recovery` (open), `maintenance` (what happens in between and at the
@@ -126,7 +128,7 @@ impl Engine {
     /// For calls that concern no key.
     pub(crate) fn check_open(&self) -> Result<(), StoreError> {
         self.check_process()?;
-        let is_closed = self.shards.iter().any(|shard| shard.lock(&self.wal.poison).is_closed);
+        let is_closed = self.shards.iter().any(|shard| shard.lock(&self.wal).is_closed);
         if is_closed { Err(StoreError::Closed) } else { Ok(()) }
     }
 
@@ -146,7 +148,7 @@ impl Engine {
 
     /// Locks the shard of a key, unless the store is closed.
     fn lock_shard(&self, hash: KeyHash) -> Result<ShardGuard<'_>, StoreError> {
-        let guard = self.shards[self.shard_of(hash)].lock(&self.wal.poison);
+        let guard = self.shards[self.shard_of(hash)].lock(&self.wal);
         if guard.is_closed { Err(StoreError::Closed) } else { Ok(guard) }
     }
 
@@ -252,6 +254,7 @@ impl Engine {
 
     /// Waits for a round, leading it if need be.
     pub(crate) fn settle(&self, settle: Settle) -> Result<(), StoreError> {
+        self.check_process()?;
         let ended = self.wal.rounds.wait(settle.ticket, &self.wal.poison, &self.leader());
         ended.map_err(|cause| settle.refusal(cause))
     }
@@ -262,6 +265,7 @@ impl Engine {
         wait: &mut RoundWait,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), StoreError>> {
+        self.check_process()?;
         let polled = wait.poll(&self.wal.rounds, &self.wal.poison, &self.leader(), context);
         polled.map_err(|cause| settle.refusal(cause))
     }
@@ -291,7 +295,7 @@ impl Engine {
     /// Entries, and bytes of the tables.
     pub(crate) fn table_sizes(&self) -> (usize, usize) {
         let sizes = self.shards.iter().map(|shard| {
-            let state = shard.lock(&self.wal.poison);
+            let state = shard.lock(&self.wal);
             (state.table.len(), state.table.memory_bytes())
         });
         sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
@@ -303,7 +307,7 @@ impl Engine {
         use std::collections::HashSet;
         let mut keys = HashSet::new();
         for (index, shard) in self.shards.iter().enumerate() {
-            let state = shard.lock(&self.wal.poison);
+            let state = shard.lock(&self.wal);
             state.table.check_invariants(|slot| {
                 self.wal.segments.record(slot.location()).ok().map(|record| record.key_hash)
             });

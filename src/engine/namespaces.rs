@@ -164,6 +164,7 @@ impl Namespaces {
         name: &str,
         wanted: Wanted<'_>,
     ) -> Result<Arc<NamespaceState>, NamespaceError> {
+        let _passage = wal.pass()?;
         wal.poison.check_before()?;
         let highest = wal.meta.read(|meta| meta.namespaces);
         let namespace = match self.by_name(name) {

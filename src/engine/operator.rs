@@ -228,7 +228,7 @@ impl Engine {
         self.check_process()?;
         let mut orphans = Vec::new();
         for index in 0..self.shards.len() {
-            let shard = self.shards[index].lock(&self.wal.poison);
+            let shard = self.shards[index].lock(&self.wal);
             if shard.is_closed {
                 return Err(StoreError::Closed);
             }

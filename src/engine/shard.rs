@@ -10,7 +10,7 @@ use crate::error::Failure;
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::table::Table;
 use crate::types::{Epoch, FencingToken};
-use crate::wal::poison::Poison;
+use crate::wal::Wal;
 
 /// A shard and its lock. On a cache line of its own.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ impl Shard {
         Self { inner: CachePadded::new(Inner { state, leases: AtomicUsize::new(0) }) }
     }
 
-    pub(crate) fn lock<'a>(&'a self, poison: &'a Poison) -> ShardGuard<'a> {
-        ShardGuard { state: self.inner.state.lock(), leases: &self.inner.leases, poison }
+    pub(crate) fn lock<'a>(&'a self, wal: &'a Wal) -> ShardGuard<'a> {
+        ShardGuard { state: self.inner.state.lock(), leases: &self.inner.leases, wal }
     }
 
     pub(crate) fn leases(&self) -> usize {
@@ -58,7 +58,7 @@ impl Shard {
 pub(crate) struct ShardGuard<'a> {
     state: MutexGuard<'a, ShardState>,
     leases: &'a AtomicUsize,
-    poison: &'a Poison,
+    wal: &'a Wal,
 }
 
 impl ShardGuard<'_> {
@@ -86,7 +86,8 @@ impl Drop for ShardGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let panicked = std::io::Error::other("a thread panicked while it changed a shard");
-            self.poison.set(Failure::new("finish a change of", PathBuf::from("a shard"), panicked));
+            let cause = Failure::new("finish a change of", PathBuf::from("a shard"), panicked);
+            drop(self.wal.fail(cause));
         }
     }
 }

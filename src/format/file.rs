@@ -40,7 +40,7 @@ pub(crate) fn name(file: FileId) -> String {
 /// Which data file bears this name, if any does.
 pub(crate) fn id_of_name(text: &str) -> Option<FileId> {
     let id = FileId(text.strip_prefix(NAME_PREFIX)?.parse().ok()?);
-    (name(id) == text).then_some(id)
+    (id.0 < FILES_MAX && name(id) == text).then_some(id)
 }
 
 /// Where mark slot `slot` starts in its file.
@@ -72,6 +72,16 @@ impl Header {
     /// Length of the whole file.
     pub(crate) fn file_bytes(&self) -> u64 {
         SEGMENTS_START + u64::from(self.segments) * u64::from(self.segment_bytes)
+    }
+
+    /// One past its last segment.
+    pub(crate) fn end(&self) -> SegmentId {
+        SegmentId(self.first.0 + self.segments)
+    }
+
+    /// Its segments.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = SegmentId> {
+        (self.first.0..self.end().0).map(SegmentId)
     }
 
     pub(crate) fn encode(&self, store_id: &[u8; 16]) -> [u8; HEADER_BYTES] {
@@ -119,7 +129,8 @@ impl Header {
         if file != expected {
             return Err(Flaw::Misnamed(file.0));
         }
-        if !(1..=SEGMENTS_MAX).contains(&segments) {
+        let end = first.0.checked_add(segments);
+        if !(1..=SEGMENTS_MAX).contains(&segments) || end.is_none() {
             return Err(Flaw::Damaged);
         }
         Ok(Self { file, first, segments, segment_bytes })
@@ -149,7 +160,7 @@ mod tests {
     fn names_and_ids_belong_together() {
         assert_eq!(name(FileId(7)), "data-00007");
         assert_eq!(id_of_name("data-00007"), Some(FileId(7)));
-        for other in ["data-7", "data-0000x", "META", "data-", "data-+0007"] {
+        for other in ["data-7", "data-0000x", "META", "data-", "data-+0007", "data-16384"] {
             assert_eq!(id_of_name(other), None, "{other}");
         }
     }

@@ -287,6 +287,10 @@ impl File for HeapFile {
         Ok(())
     }
 
+    fn fill_holes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.room.syncs.fetch_add(1, Ordering::SeqCst);
         Ok(())

@@ -76,6 +76,11 @@ pub trait File: Send + Sync + Debug {
     /// not merely reserved, and in pieces of 4 KiB (docs/decisions/0004-zero-fill.md).
     fn zero_fill(&self, from: u64, to: u64) -> io::Result<()>;
 
+    /// Writes zeros where the file has no blocks: a copy may have holes where the original had
+    /// zeros, and a store through a mapping to a hole kills the process when the disk is full. Gives
+    /// the bytes written.
+    fn fill_holes(&self) -> io::Result<u64>;
+
     /// Makes the data survive power loss, and the length with it (fdatasync).
     fn sync_data(&self) -> io::Result<()>;
 

@@ -8,7 +8,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::io::{pwritev, retry_on_intr};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::{Errno, pwritev, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
 use super::region::MappedRegion;
@@ -27,10 +28,14 @@ impl RealFs {
     ///
     /// What the operating system says.
     pub fn new(path: &Path) -> io::Result<Self> {
-        if !path.is_dir() {
-            fs::create_dir_all(path)?;
-            // The new directory's own entry must survive, too.
-            if let Some(parent) = path.canonicalize()?.parent() {
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && !path.is_dir())
+            .collect();
+        fs::create_dir_all(path)?;
+        // The entry of each new directory must survive, too.
+        for created in missing {
+            if let Some(parent) = created.canonicalize()?.parent() {
                 fs::File::open(parent)?.sync_all()?;
             }
         }
@@ -45,13 +50,16 @@ impl RealFs {
 impl FileSystem for RealFs {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
-        Ok(Arc::new(RealFile { file }))
+        let file = RealFile::new(file);
+        // Writes behind the limit would be refused one by one, or worse.
+        file.check_limit(file.len()?)?;
+        Ok(Arc::new(file))
     }
 
     fn create_new(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).open(self.path(name))?;
-        Ok(Arc::new(RealFile { file }))
+        Ok(Arc::new(RealFile::new(file)))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -121,12 +129,38 @@ impl Drop for RealLock {
 #[derive(Debug)]
 struct RealFile {
     file: fs::File,
+    /// Length that the process may write up to.
+    limit: Option<u64>,
 }
 
 impl RealFile {
     /// Pieces of the zero-fill: one page, so that the page cache holds no large folios, under which
     /// a small sync would write a megabyte.
     const FILL_BYTES: usize = 4096;
+
+    fn new(file: fs::File) -> Self {
+        Self { file, limit: getrlimit(Resource::Fsize).current }
+    }
+
+    /// Beyond the limit the kernel would kill the process with SIGXFSZ.
+    fn check_limit(&self, end: u64) -> io::Result<()> {
+        if self.limit.is_some_and(|limit| end > limit) {
+            let text = format!("{end} bytes exceed the file size limit of the process");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let zeros = [0; Self::FILL_BYTES];
+        let mut offset = from;
+        while offset < to {
+            let piece = (to - offset).min(zeros.len() as u64);
+            self.file.write_all_at(&zeros[..piece as usize], offset)?;
+            offset += piece;
+        }
+        Ok(())
+    }
 }
 
 impl File for RealFile {
@@ -136,6 +170,7 @@ impl File for RealFile {
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let wanted: usize = parts.iter().map(|part| part.len()).sum();
+        self.check_limit(offset + wanted as u64)?;
         // Interrupted means that nothing was written.
         let written = retry_on_intr(|| pwritev(&self.file, parts, offset))?;
         if written == wanted {
@@ -147,19 +182,26 @@ impl File for RealFile {
     }
 
     fn zero_fill(&self, from: u64, to: u64) -> io::Result<()> {
-        // Beyond the limit the kernel would kill the process with SIGXFSZ.
-        if getrlimit(Resource::Fsize).current.is_some_and(|limit| to > limit) {
-            let text = format!("{to} bytes exceed the file size limit of the process");
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        self.check_limit(to)?;
+        self.write_zeros(from, to)
+    }
+
+    fn fill_holes(&self) -> io::Result<u64> {
+        let len = self.len()?;
+        let (mut at, mut filled) = (0, 0);
+        while at < len {
+            // A file system that knows of no holes says that the first one is at the end.
+            let hole = seek(&self.file, SeekFrom::Hole(at))?.min(len);
+            let end = match seek(&self.file, SeekFrom::Data(hole)) {
+                Ok(data) => data.min(len),
+                Err(Errno::NXIO) => len,
+                Err(error) => return Err(error.into()),
+            };
+            self.write_zeros(hole, end)?;
+            filled += end - hole;
+            at = end;
         }
-        let zeros = [0; Self::FILL_BYTES];
-        let mut offset = from;
-        while offset < to {
-            let piece = usize::try_from(to - offset).map_or(zeros.len(), |n| n.min(zeros.len()));
-            self.file.write_all_at(&zeros[..piece], offset)?;
-            offset += piece as u64;
-        }
-        Ok(())
+        Ok(filled)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -216,6 +216,15 @@ impl DataFile {
         }
     }
 
+    /// Gives every page of the file a block, see [`File::fill_holes`].
+    pub(crate) fn fill_holes(&self) -> Result<(), Arc<Failure>> {
+        let failed = |error| Failure::new("fill the holes of", self.path.clone(), error);
+        if self.file.fill_holes().map_err(failed)? > 0 {
+            self.set_dirty();
+        }
+        Ok(())
+    }
+
     /// Whether the file was dirty. From now on it is not: what is written from now on is the next
     /// round's (R16).
     pub(crate) fn take_dirty(&self) -> bool {

@@ -1,8 +1,9 @@
 //! The meta file, written one slot after the other (R15).
 //!
 //! One mutex orders all writers: a slot is written only after the write before it was synced, so no
-//! crash can tear both. The mutex is held across the sync; it is the only lock that is, and nothing
-//! on the path of a claim takes it.
+//! crash can tear both. A process may die between the two, and the next one finds in the page cache
+//! what is not on the disk: so the first thing an open writes is the newest slot once more. The
+//! mutex is held across the sync, and nothing on the path of a claim takes it.
 
 use std::io::{IoSlice, Result as IoResult};
 use std::path::PathBuf;
@@ -109,6 +110,16 @@ impl MetaFile {
     /// A number that a copy of the store does not share.
     pub(crate) fn identity(&self) -> IoResult<u64> {
         self.file.identity()
+    }
+
+    /// Writes the newest slot again, as it is, and syncs it, so that the other one may be written. A
+    /// sync alone would not do: after one that failed the page is clean and not on the disk.
+    pub(crate) fn make_good(&self) -> Result<(), Arc<Failure>> {
+        let state = self.state.lock();
+        let failed = |operation| move |error| Failure::new(operation, self.path.clone(), error);
+        let at = offset(slot_of(state.meta.sequence));
+        self.file.write_at(&[IoSlice::new(&state.meta.encode())], at).map_err(failed("write"))?;
+        self.file.sync_data().map_err(failed("sync"))
     }
 
     /// Changes the state on disk, durably. After an error nobody may rely on either state, and

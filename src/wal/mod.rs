@@ -4,9 +4,15 @@
 //! rounds that make them durable, the meta and names files beside them, and the poison that ends
 //! it all. It knows records as bytes with a length and an expiry; what they mean is the engine's.
 //!
-//! Locks, in the order in which they may be held together: growth, then meta or lane. Rounds is
-//! held alone. None but growth and meta is held across a file operation that can wait for the
-//! disk; an append in `Positioned` mode writes to the page cache under the lane's lock.
+//! Locks, in the order in which they may be held together: the gate, growth, then meta or lane.
+//! Rounds is held alone. None but the gate, growth and meta is held across a file operation that
+//! can wait for the disk; an append in `Positioned` mode writes to the page cache under the lane's
+//! lock.
+//!
+//! Invariants
+//! - W5  Whatever writes to a file, but for an append and the round it waits for, passes the gate
+//!   first and holds it open to its end. Closing shuts the gate before the directory is given up, so
+//!   nothing is written to files that another process may have opened.
 
 pub(crate) mod data_file;
 pub(crate) mod lane;
@@ -26,7 +32,7 @@ use crate::format::mark::Mark;
 use crate::format::record::Draft;
 use crate::format::segment::DATA_START;
 use crate::sys::FileSystem;
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::types::{Epoch, FileId, Generation, Location, SegmentId, Timestamp};
 
 use data_file::{DataFile, Filling};
@@ -57,6 +63,21 @@ pub(crate) struct Wal {
     epoch: AtomicU32,
     /// Numbers the marks of this open. Used by the leader of a round only.
     mark_round: AtomicU64,
+    /// W5.
+    gate: RwLock<Gate>,
+}
+
+/// Whether files may still be written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Gate {
+    Open,
+    Shut,
+}
+
+/// Keeps the gate open.
+#[derive(Debug)]
+pub(crate) struct Passage<'a> {
+    _gate: RwLockReadGuard<'a, Gate>,
 }
 
 /// The data files there are, and what is needed to make the next one.
@@ -81,8 +102,7 @@ impl Growth {
     }
 
     fn next_segment(&self) -> SegmentId {
-        let ends = self.files.iter().map(|file| file.header().first.0 + file.header().segments);
-        SegmentId(ends.max().unwrap_or(0))
+        self.files.iter().map(|file| file.header().end()).max().unwrap_or(SegmentId(0))
     }
 
     /// Segments of the next file, made in time: as many as there are, so that the store doubles.
@@ -120,12 +140,31 @@ impl Wal {
             growths: AtomicU64::new(0),
             epoch: AtomicU32::new(epoch.0),
             mark_round: AtomicU64::new(1),
+            gate: RwLock::new(Gate::Open),
         }
     }
 
-    /// Poisons the store for `cause`; the call that met it may have had its effect.
+    /// Poisons the store for `cause`; the call that met it may have had its effect. Threads that
+    /// wait for a round wake; futures are woken by maintenance, because wakers are foreign code and
+    /// the caller may hold locks.
     pub(crate) fn fail(&self, cause: Arc<Failure>) -> StoreError {
-        StoreError::Unknown { cause: self.poison.set(cause) }
+        let cause = self.poison.set(cause);
+        self.rounds.wake_threads();
+        StoreError::Unknown { cause }
+    }
+
+    /// Asks to write to files (W5). Not twice on one thread.
+    pub(crate) fn pass(&self) -> Result<Passage<'_>, StoreError> {
+        let gate = self.gate.read();
+        match *gate {
+            Gate::Open => Ok(Passage { _gate: gate }),
+            Gate::Shut => Err(StoreError::Closed),
+        }
+    }
+
+    /// Waits until nobody is past the gate, and lets nobody pass any more.
+    pub(crate) fn shut_gate(&self) {
+        *self.gate.write() = Gate::Shut;
     }
 
     /// Appends a record, see [`Lane::append`]. `Ok(None)`: there is no room, the store must grow.
@@ -165,6 +204,7 @@ impl Wal {
     /// Makes a small data file at once, unless the store has grown since `seen` was read. For
     /// callers who found no room; called with no lock held. On an error nothing has changed.
     pub(crate) fn grow_now(&self, seen: u64, now: Timestamp) -> Result<(), StoreError> {
+        let _passage = self.pass()?;
         let mut growth = self.growth.lock();
         if self.growths() != seen {
             return Ok(());
@@ -284,13 +324,11 @@ impl Wal {
         listed.map_err(|cause| self.fail(cause))?;
         growth.last_try_failed = false;
         growth.files.push(Arc::clone(&file));
-        let ids = first.0..first.0 + file.header().segments;
-        for (id, generation) in ids.clone().zip(first_generation.0..) {
-            let (id, generation) = (SegmentId(id), Generation(generation));
-            let file = Arc::clone(&file);
+        for (id, generation) in file.header().ids().zip(first_generation.0..) {
+            let (generation, file) = (Generation(generation), Arc::clone(&file));
             self.segments.add(Segment::new(&self.store_id, file, id, generation, DATA_START));
         }
-        self.lane.add_prepared(ids.map(SegmentId));
+        self.lane.add_prepared(file.header().ids());
         self.growths.fetch_add(1, Ordering::Release);
         Ok(Ok(()))
     }
@@ -344,6 +382,7 @@ impl Wal {
 
     /// Raises the open epoch in place, durably, and gives the new one.
     pub(crate) fn raise_epoch(&self) -> Result<Epoch, StoreError> {
+        let _passage = self.pass()?;
         self.poison.check_before()?;
         let mut raised = None;
         let updated = self.meta.update(|meta| {

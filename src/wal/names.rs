@@ -99,6 +99,33 @@ impl NamesFile {
         Ok(entries)
     }
 
+    /// Writes what was counted beyond `counted` again, and zeros over what does not count, durably:
+    /// an entry that was never acknowledged must not come back when a later open trusts the file
+    /// more than the meta file.
+    pub(crate) fn make_good(&self, counted: u64) -> Result<(), Arc<Failure>> {
+        let failed = |operation| {
+            let path = self.path.clone();
+            move |error| Failure::new(operation, path, error)
+        };
+        let len = self.file.len().map_err(failed("measure"))?;
+        let mut is_written = false;
+        let mut at = counted;
+        while at < len {
+            let mut piece = [0; 4096];
+            let piece = &mut piece[..(len - at).min(4096) as usize];
+            self.file.read_at(piece, at).map_err(failed("read"))?;
+            // Below `end` as it is, above it zeros.
+            let kept = self.end.saturating_sub(at).min(piece.len() as u64) as usize;
+            if kept > 0 || piece.iter().any(|byte| *byte != 0) {
+                piece[kept..].fill(0);
+                self.file.write_at(&[IoSlice::new(piece)], at).map_err(failed("write"))?;
+                is_written = true;
+            }
+            at += piece.len() as u64;
+        }
+        if is_written { self.file.sync_data().map_err(failed("sync")) } else { Ok(()) }
+    }
+
     /// How much of the file counts.
     pub(crate) fn end(&self) -> u64 {
         self.end

@@ -38,6 +38,8 @@ struct State {
     /// The last round that ended.
     completed: u64,
     is_led: bool,
+    /// No round begins any more; what there was to sync is synced, or the store is poisoned.
+    is_over: bool,
     /// Threads that wait for the rounds of even and of odd number.
     threads: [usize; 2],
     futures: Vec<Sleeper>,
@@ -80,7 +82,7 @@ impl Rounds {
             if let Some(cause) = poison.cause() {
                 return Err(Arc::clone(cause));
             }
-            if state.completed >= ticket.0 {
+            if state.completed >= ticket.0 || state.is_over {
                 return Ok(());
             }
             if state.is_led {
@@ -95,6 +97,37 @@ impl Rounds {
                 state = self.state.lock();
             }
         }
+    }
+
+    /// Wakes all threads that wait, to meet the poison (G3).
+    pub(crate) fn wake_threads(&self) {
+        // Whoever is about to wait has looked for the poison under this lock.
+        let _state = self.state.lock();
+        for ended in &self.ended {
+            ended.notify_all();
+        }
+    }
+
+    /// Wakes all futures. For a store that is poisoned or over; called with no lock held.
+    pub(crate) fn wake_futures(&self) {
+        let sleepers = std::mem::take(&mut self.state.lock().futures);
+        for sleeper in sleepers {
+            sleeper.waker.wake();
+        }
+    }
+
+    /// Waits for the round under way, and lets none begin any more: everything is durable, or the
+    /// store is poisoned, and the files are about to be given up.
+    pub(crate) fn end_all(&self) {
+        let mut state = self.state.lock();
+        state.is_over = true;
+        while state.is_led {
+            let parity = (state.started % 2) as usize;
+            self.ended[parity].wait(&mut state);
+        }
+        drop(state);
+        self.wake_threads();
+        self.wake_futures();
     }
 
     /// Leads the round that was just begun, to its end, good or bad.
@@ -184,25 +217,29 @@ impl RoundWait {
         leader: &impl Leader,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Arc<Failure>>> {
+        // Foreign code: called with no lock held.
+        let waker = context.waker().clone();
         let mut state = rounds.state.lock();
         if let Some(cause) = poison.cause() {
             return Poll::Ready(Err(Arc::clone(cause)));
         }
-        if state.completed >= self.ticket.0 {
+        if state.completed >= self.ticket.0 || state.is_over {
             return Poll::Ready(Ok(()));
         }
         let known = self.sleeper.and_then(|id| state.futures.iter_mut().find(|it| it.id == id));
-        if let Some(sleeper) = known {
-            sleeper.waker.clone_from(context.waker());
+        let replaced = if let Some(sleeper) = known {
+            Some(std::mem::replace(&mut sleeper.waker, waker))
         } else {
             let id = state.next_sleeper;
             state.next_sleeper += 1;
-            let (ticket, waker) = (self.ticket, context.waker().clone());
-            state.futures.push(Sleeper { ticket, id, waker });
+            state.futures.push(Sleeper { ticket: self.ticket, id, waker });
             self.sleeper = Some(id);
-        }
+            None
+        };
         let is_led = state.is_led;
         drop(state);
+        // The last waker of a task drops the task, and with it perhaps another wait.
+        drop(replaced);
         if !is_led {
             leader.wanted();
         }

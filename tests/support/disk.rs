@@ -114,6 +114,10 @@ impl File for HookFile {
         self.inner.zero_fill(from, to)
     }
 
+    fn fill_holes(&self) -> io::Result<u64> {
+        self.inner.fill_holes()
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         (self.hook)("sync", &self.name)?;
         self.inner.sync_data()

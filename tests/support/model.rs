@@ -297,23 +297,32 @@ impl Model {
 
     /// The store is opened again at `now`: claims of earlier opens are orphans.
     pub fn reopen(&mut self, now: u64) {
-        self.now = now;
+        let stopped = std::mem::replace(&mut self.now, now);
         self.open += 1;
         self.mismatches.clear();
         for key in self.keys() {
-            self.reopen_entry(&key);
+            self.reopen_entry(&key, stopped);
         }
     }
 
-    /// What opening makes of one entry.
-    pub fn reopen_entry(&mut self, key: &Key) {
+    /// What opening makes of one entry, in a store that has stopped, or was last seen to live, at
+    /// `stopped`. A claim that is parked when it has lost its owner lost it then; the others are
+    /// judged by the time of the opening.
+    pub fn reopen_entry(&mut self, key: &Key, stopped: u64) {
+        let parks = |it: &Claimed| it.open < self.open && it.on_orphan == OnOrphan::Park;
+        let is_forgotten = match self.entries.get(key) {
+            Some(Entry::Claimed(it)) if parks(it) => {
+                it.forgotten_at.is_some_and(|at| stopped >= at)
+            }
+            _ => self.state(key) == State::Absent,
+        };
         // What the clock has forgotten stays forgotten.
-        if self.state(key) == State::Absent {
+        if is_forgotten {
             self.entries.remove(key);
             return;
         }
         match self.entries.get(key) {
-            Some(Entry::Claimed(it)) if it.open < self.open && it.on_orphan == OnOrphan::Park => {
+            Some(Entry::Claimed(it)) if parks(it) => {
                 let parked = Parked {
                     token: it.token,
                     first: it.first,

@@ -12,8 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use refrain::testing::{Crash, Fault, SimClock, SimDisk};
 use refrain::{
-    BodyKept, Durability, Fingerprint, NamespaceError, OpenError, Options, Reference, Store,
-    StoreError,
+    BodyKept, Durability, Fingerprint, KeyState, NamespaceError, OpenError, Options, Reference,
+    Store, StoreError,
 };
 
 use super::Random;
@@ -34,7 +34,8 @@ struct Version {
 /// A call whose effect nobody knows.
 #[derive(Clone, Debug)]
 enum InFlight {
-    Call(Call),
+    /// With the model as it was then.
+    Call(Call, Box<Model>),
     /// A namespace and the rules it may have now.
     Rules(usize, Rules),
 }
@@ -156,6 +157,7 @@ impl Simulation {
                 self.clock.advance(Duration::from_millis(ms));
                 self.model.now += ms;
                 self.see("time passes");
+                self.note(format!("{ms} ms pass"));
             }
             800..=899 => self.maintain(),
             900..=919 => self.flush(),
@@ -180,7 +182,8 @@ impl Simulation {
             }
             _ => {
                 let crash = self.any_crash();
-                let after = self.random.below([3, 10, 40][self.random.below(3) as usize]);
+                let most = [3, 10, 40][self.random.below(3) as usize];
+                let after = self.random.below(most);
                 self.disk.crash_after(after, crash);
                 self.note(format!("{crash:?} is due after {after} steps"));
             }
@@ -245,7 +248,7 @@ impl Simulation {
             _ => (None, Some(1500)),
         };
         let code = self.random.below(1000) as u16;
-        let reference = self.random.chance(30).then(|| Reference([code as u8; 16]));
+        let reference = self.random.chance(30).then_some(Reference([code as u8; 16]));
         Bring { body, code, reference, replay_ttl, dedupe_ttl, no_room: false }
     }
 
@@ -338,7 +341,7 @@ impl Simulation {
         self.note(format!("{call:?} -> {got:?}").chars().take(300).collect());
         if self.disk.crashed().is_some() {
             self.see(format!("crash in {}", call.name()));
-            self.in_flight = Some(InFlight::Call(call));
+            self.in_flight = Some(InFlight::Call(call, Box::new(self.model.clone())));
             return;
         }
         match got {
@@ -351,7 +354,7 @@ impl Simulation {
         let key = call.key().clone();
         if was_poisoned {
             assert!(matches!(call, Call::Lookup(_)), "a poisoned store took {call:?}");
-            if matches!(&self.in_flight, Some(InFlight::Call(it)) if *it.key() == key) {
+            if matches!(&self.in_flight, Some(InFlight::Call(it, _)) if *it.key() == key) {
                 return;
             }
         }
@@ -378,7 +381,7 @@ impl Simulation {
             self.raise_all();
         }
         // An outcome that was shown is as good as acknowledged.
-        if let Reply::Face(Face::Done { .. }) | Reply::Mismatch(_) = reply
+        if let Reply::Face(Face::Done { .. }) | Reply::Mismatch(Some(KeyState::Completed)) = reply
             && self.history[&key].last().unwrap().is_gated
         {
             let versions = self.history.get_mut(&key).unwrap();
@@ -409,7 +412,7 @@ impl Simulation {
             Failed::Store(StoreError::Unknown { .. }) => {
                 assert!(self.is_poisoned() && !was_poisoned && self.is_troubled, "{call:?}");
                 self.is_cache_doubtful = true;
-                self.in_flight = Some(InFlight::Call(call));
+                self.in_flight = Some(InFlight::Call(call, Box::new(self.model.clone())));
             }
             Failed::Store(StoreError::Poisoned { .. }) => {
                 assert!(self.is_poisoned(), "{call:?}");
@@ -730,7 +733,7 @@ impl Simulation {
         // Time does not go back, or what has expired would come back.
         assert!(is_lossy || now >= self.model.now, "{now} is before {}", self.model.now);
         let in_flight = match self.in_flight.take() {
-            Some(InFlight::Call(call)) => Some(call),
+            Some(InFlight::Call(call, model)) => Some((call, model)),
             _ => None,
         };
         let mut old = self.model.clone();
@@ -744,10 +747,11 @@ impl Simulation {
             let seen = Face::of_lookup(&lookup.unwrap_or_else(|error| panic!("{error}")));
             let versions = self.history[&key].clone();
             let mut candidates: Vec<(Option<Entry>, Option<Token>)> = vec![];
-            if let Some(call) = in_flight.as_ref().filter(|call| *call.key() == key) {
+            let own = in_flight.as_ref().filter(|(call, _)| *call.key() == key);
+            if let Some((call, before)) = own {
                 let token = seen.token().filter(|token| !old.knows(*token));
                 for no_room in [false, true] {
-                    let mut after = old.clone();
+                    let mut after = before.clone();
                     // Nobody was told the token, so it is not given out yet.
                     call.apply(&mut after, token, no_room);
                     candidates.push((after.entry(&key), token));
@@ -758,9 +762,14 @@ impl Simulation {
             candidates.extend(versions[floor..].iter().rev().map(|it| (it.entry.clone(), None)));
             let count = candidates.len();
             let mut chosen = None;
-            for (number, (entry, token)) in candidates.into_iter().enumerate() {
+            // The store may have been seen to live until now, or not for a long time.
+            let with_time = candidates.into_iter().enumerate();
+            let with_time = with_time.flat_map(|(number, it)| {
+                [old.now, 0].map(|stopped| (number, it.0.clone(), it.1, stopped))
+            });
+            for (number, entry, token, stopped) in with_time {
                 self.model.set_entry(&key, entry);
-                self.model.reopen_entry(&key);
+                self.model.reopen_entry(&key, stopped);
                 if Face::of_state(&self.model.state(&key), now) == seen {
                     chosen = Some((number, token));
                     break;

@@ -10,7 +10,9 @@ use refrain::{
 };
 
 use super::calls::Face;
-use super::model::{Ask, Bring, Done, Exit, Key, Model, Rules, State, Stored, Token, Verdict};
+use super::model::{
+    Ask, Bring, Done, Entry, Exit, Key, Model, Rules, State, Stored, Token, Verdict,
+};
 
 pub const SEGMENT_BYTES: u64 = 256 << 10;
 
@@ -697,7 +699,20 @@ impl World {
     }
 
     fn reopened(&mut self, now: u64) {
+        let before = self.model.clone();
         self.model.reopen(now);
+        for key in self.keys.clone() {
+            // A claim that is parked when its owner is lost, and that the clock forgot shortly before
+            // the store was killed: if nothing on disk bears witness to that time, it is parked.
+            let Some(Entry::Claimed(it)) = before.entry(&key) else { continue };
+            let is_doubtful = it.on_orphan == OnOrphan::Park && self.model.entry(&key).is_none();
+            let lookup = self.namespace(key.0).lookup(&key.1).unwrap();
+            if is_doubtful && matches!(lookup, Lookup::Parked(_)) {
+                self.model.set_entry(&key, before.entry(&key));
+                self.model.reopen_entry(&key, 0);
+                self.see("parked late");
+            }
+        }
         let report = self.store().report().clone();
         let (completed, parked) = self.model.counts();
         assert_eq!((report.completed, report.parked), (completed, parked), "{report:?}");

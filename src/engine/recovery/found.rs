@@ -11,8 +11,9 @@ use super::OpenRequest;
 use super::scan::{Records, Scan, Scanner, Sealed, corrupt};
 use super::winners::Winners;
 use crate::error::OpenError;
+use crate::format::file;
 use crate::format::file::id_of_name;
-use crate::format::meta::{Meta, Mode as StoredMode};
+use crate::format::meta::Meta;
 use crate::format::names::Entry;
 use crate::format::segment::{DATA_START, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
@@ -78,13 +79,10 @@ impl Found {
     }
 
     /// Whether what recovery read may be in the page cache and not on disk, behind a failed sync
-    /// that marked it clean.
+    /// that marked it clean. After any stop but a clean one: nobody may have lived to tell of the
+    /// failure, whatever the mode was.
     pub(super) fn distrusts_cache(&self) -> bool {
-        let promised = match self.meta.mode {
-            StoredMode::Sync | StoredMode::Interval => true,
-            StoredMode::Buffered | StoredMode::Memory => self.meta.poisoned || self.is_fallback,
-        };
-        promised && !self.meta.clean
+        !self.meta.clean
     }
 }
 
@@ -179,39 +177,74 @@ fn open_files(
             continue;
         };
         match open(id) {
-            Ok(file) if is_fallback => files.push(Arc::new(file)),
             Ok(file) => {
-                check_unused(fs, meta, Arc::new(file))?;
+                let file = Arc::new(file);
+                let (is_whole, records) = look_into(meta, &file)?;
+                if is_fallback && is_whole {
+                    files.push(file);
+                } else if records > 0 {
+                    // The meta file is an older one than the data, and must not decide what is
+                    // removed; or, in fallback, what it listed is damaged.
+                    let path = file.path().display();
+                    let what = format!("it does not list {path}, which holds {records} records");
+                    let path = fs.describe(META_NAME);
+                    return Err(OpenError::Corrupt { path, offset: 0, what });
+                } else {
+                    unlisted.push(name);
+                }
+            }
+            // Never begun, or given up: the header was not written. A header that was and is bad
+            // may be that of a file which the lost slot has listed.
+            Err(OpenError::Corrupt { .. }) if !is_fallback || has_no_header(fs, &name)? => {
                 unlisted.push(name);
             }
-            Err(OpenError::Corrupt { .. }) => unlisted.push(name),
             // A file that cannot even be looked at is not ours to remove.
             Err(error) => return Err(error),
         }
     }
     files.sort_by_key(|file| file.header().first);
     for pair in files.windows(2) {
-        let end = pair[0].header().first.0.saturating_add(pair[0].header().segments);
-        if end > pair[1].header().first.0 {
+        if pair[0].header().end() > pair[1].header().first {
             let what = format!("its segments overlap those of {}", pair[0].path().display());
             return Err(corrupt(&pair[1], 0, what));
         }
     }
+    // What is kept for each segment is kept for those before it, too.
+    let count: u64 = files.iter().map(|file| u64::from(file.header().segments)).sum();
+    if let Some(last) =
+        files.last().filter(|last| u64::from(last.header().end().0) > 4096 + 64 * count)
+    {
+        let what =
+            format!("its segments are far from those of the other {} files", files.len() - 1);
+        return Err(corrupt(last, 0, what));
+    }
     Ok((files, unlisted))
 }
 
-/// A whole file that is not listed holds no record, or the meta file is an older one than the data
-/// and must not decide what is removed.
-fn check_unused(fs: &dyn FileSystem, meta: &Meta, file: Arc<DataFile>) -> Result<(), OpenError> {
-    let path = file.path().to_owned();
+/// Whether all segments of a file that is not listed have their headers, and how many records they
+/// hold. A crash while a file is being made leaves some without.
+fn look_into(meta: &Meta, file: &Arc<DataFile>) -> Result<(bool, u64), OpenError> {
     let mut scanner = Scanner::new(meta.segment_bytes);
-    for segment in read_segments(meta, &[file])? {
-        if scanner.scan(&segment, |_, _, _| Ok(()))?.records > 0 {
-            let what = format!("it does not list {}, which holds records", path.display());
-            return Err(OpenError::Corrupt { path: fs.describe(META_NAME), offset: 0, what });
+    let (mut is_whole, mut records) = (true, 0);
+    for id in file.header().ids() {
+        match Sealed::read(&meta.store_id, file, id) {
+            Ok(segment) => records += scanner.scan(&segment, |_, _, _| Ok(()))?.records,
+            Err(OpenError::Corrupt { .. }) => is_whole = false,
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok((is_whole, records))
+}
+
+/// Whether a file is too short for a header, or has zeros in its place.
+fn has_no_header(fs: &dyn FileSystem, name: &str) -> Result<bool, OpenError> {
+    let failed = |error| OpenError::io("read", fs.describe(name), error);
+    let opened = fs.open(name).map_err(failed)?;
+    let mut head = [0; file::HEADER_BYTES];
+    if opened.len().map_err(failed)? >= head.len() as u64 {
+        opened.read_at(&mut head, 0).map_err(failed)?;
+    }
+    Ok(head == [0; file::HEADER_BYTES])
 }
 
 fn read_marks(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vouched, OpenError> {
@@ -236,9 +269,8 @@ fn read_marks(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vouched, OpenError
 fn read_segments(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vec<Sealed>, OpenError> {
     let mut segments = Vec::new();
     for file in files {
-        let first = file.header().first.0;
-        for id in first..first + file.header().segments {
-            segments.push(Sealed::read(&meta.store_id, file, SegmentId(id))?);
+        for id in file.header().ids() {
+            segments.push(Sealed::read(&meta.store_id, file, id)?);
         }
     }
     // In the order in which they were filled, so that a key's records are close together.

@@ -13,6 +13,7 @@ mod mend;
 mod scan;
 mod winners;
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,12 +24,13 @@ use super::state::{Standing, held_bytes, is_orphan};
 use super::time::Timeline;
 use super::{Engine, Mode};
 use crate::answer::EndCause;
-use crate::error::OpenError;
+use crate::error::{Failure, OpenError};
 use crate::format::file::id_of_name;
 use crate::format::meta::{FileSet, Meta, Mode as StoredMode};
 use crate::format::record::Kind;
 use crate::format::{LOCK_NAME, META_NAME, NAMES_NAME, SEGMENT_BYTES_DEFAULT};
 use crate::hash::{SECRET_BYTES, Secret};
+use crate::policy::OnOrphan;
 use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::sync::Mutex;
@@ -97,7 +99,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     }
     let now = timeline.now();
     let epoch = next_epoch(&found)?;
-    let settled = settle(&mut found, epoch, now, &mut report)?;
+    let settled = settle(&mut found, epoch, floor, now, &mut report)?;
 
     // From here on the store is written to.
     let failed = |cause| OpenError::Io(cause);
@@ -107,6 +109,11 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let identity = meta_file.identity();
     let inode =
         identity.map_err(|error| OpenError::io("examine", fs.describe(META_NAME), error))?;
+    for file in &found.files {
+        file.fill_holes().map_err(hole_failure)?;
+    }
+    meta_file.make_good().map_err(failed)?;
+    names.make_good(found.meta.names_bytes).map_err(failed)?;
     let raised = meta_file.update(|meta| {
         meta.epoch = epoch;
         meta.clean = false;
@@ -188,6 +195,14 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     Ok((engine, report))
 }
 
+/// A copy with holes on a full disk.
+fn hole_failure(cause: Arc<Failure>) -> OpenError {
+    match cause.io().kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => OpenError::Full { cause },
+        _ => OpenError::Io(cause),
+    }
+}
+
 fn stored_mode(mode: Mode) -> StoredMode {
     match mode {
         Mode::Memory => StoredMode::Memory,
@@ -223,6 +238,8 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
     }
     if !has_names {
         NamesFile::create(fs).map_err(failed("create", NAMES_NAME))?;
+        // Entries of a directory may reach the disk in any order: this one comes before META's.
+        fs.sync_dir().map_err(failed("sync the directory of", NAMES_NAME))?;
     }
     let meta = Meta {
         sequence: 0,
@@ -275,6 +292,7 @@ struct Settled {
 fn settle(
     found: &mut Found,
     epoch: Epoch,
+    floor: Timestamp,
     now: Timestamp,
     report: &mut RecoveryReport,
 ) -> Result<Settled, OpenError> {
@@ -282,7 +300,10 @@ fn settle(
     let mut records = Records::new(&found.segments, found.meta.segment_bytes);
     let Survivors { completed, expired } =
         found.winners.settle(&mut records, |record, location| {
-            let standing = Standing::of(record, now, epoch);
+            // A claim that is parked for having lost its owner lost it when the store stopped. The
+            // clock has not forgotten it in the time during which nobody could have finished it.
+            let at = if record.flags.on_orphan() == OnOrphan::Park { floor } else { now };
+            let standing = Standing::of(record, at, epoch);
             if standing == Standing::Absent {
                 let was_claim = matches!(record.kind, Kind::Claim | Kind::Renew);
                 report.expired += usize::from(was_claim);

@@ -159,11 +159,17 @@ impl Scanner {
         let last = beyond.iter().rposition(|byte| *byte != 0);
         scan.beyond_bytes = last.map_or(0, |last| last as u64 + 1);
         if last.is_some() {
-            let starts = (end..loaded).step_by(Location::UNIT_BYTES);
-            let is_record = |at: &usize| {
-                Record::decode(&self.buffer[*at..loaded], segment.place, *at as u32).is_ok()
-            };
-            scan.beyond_records = starts.filter(is_record).count() as u64;
+            // What looks like a length decides how much is checksummed: bytes that were made to look
+            // so must not make this long.
+            let mut budget = 4 * (loaded - end);
+            for at in (end..loaded).step_by(Location::UNIT_BYTES) {
+                let bytes = &self.buffer[at..loaded];
+                let Ok(sizes) = Extents::read(bytes, bytes.len()) else { continue };
+                let Some(left) = budget.checked_sub(sizes.len) else { break };
+                budget = left;
+                let is_record = Record::decode(bytes, segment.place, at as u32).is_ok();
+                scan.beyond_records += u64::from(is_record);
+            }
         }
     }
 }

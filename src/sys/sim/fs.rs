@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::super::region::{HeapRegion, copy_in};
 use super::super::{DirectoryLock, File, FileSystem, Region};
 use super::image::{Cache, Inode, PAGE};
-use super::{Crash, NameChange, SimDisk};
+use super::{NameChange, SimDisk};
 
 /// The directory of a [`SimDisk`], as one process has it.
 #[derive(Clone, Debug)]
@@ -146,19 +146,14 @@ impl SimFile {
         call(state.inode(self.inode)?)
     }
 
-    /// The part of a write that is done when the process is killed in the midst of it, or when the
-    /// call fails: all, some or none of it.
-    fn write_some(&self, bytes: &[u8], offset: u64, end: Crash) {
+    /// The part of a write that is done when the process ends in the midst of it, or when the call
+    /// fails: whole pages from the front, because the kernel looks around between pages. (What of
+    /// them reaches the disk, sector by sector, is the power cut's to say.)
+    fn write_some(&self, bytes: &[u8], offset: u64) {
         let mut state = self.disk.state.lock();
-        let done = match end {
-            // The kernel looks for signals between pages.
-            Crash::Kill => {
-                let first = (PAGE as u64 - offset % PAGE as u64).min(bytes.len() as u64);
-                let pages = state.random.below((bytes.len() as u64 - first) / PAGE as u64 + 2);
-                if pages == 0 { 0 } else { first + (pages - 1) * PAGE as u64 }
-            }
-            Crash::PowerCut => state.random.below(bytes.len() as u64 + 1),
-        };
+        let first = (PAGE as u64 - offset % PAGE as u64).min(bytes.len() as u64);
+        let pages = state.random.below((bytes.len() as u64 - first).div_ceil(PAGE as u64) + 2);
+        let done = if pages == 0 { 0 } else { first + (pages - 1) * PAGE as u64 };
         if let Ok(inode) = state.inode(self.inode) {
             inode.write(&bytes[..done.min(bytes.len() as u64) as usize], offset);
         }
@@ -184,8 +179,8 @@ impl File for SimFile {
             let is_current = state.mounts == self.mount && state.crashed.is_none();
             let crash = state.crash_at.filter(|(at, _)| *at <= state.steps + 1);
             drop(state);
-            if let (true, Some((_, crash))) = (is_current, crash) {
-                self.write_some(&bytes, offset, crash);
+            if is_current && crash.is_some() {
+                self.write_some(&bytes, offset);
             }
         }
         let mut state = self.disk.state.lock();
@@ -193,7 +188,7 @@ impl File for SimFile {
             let is_current = state.mounts == self.mount && state.crashed.is_none();
             drop(state);
             if is_current {
-                self.write_some(&bytes, offset, Crash::PowerCut);
+                self.write_some(&bytes, offset);
             }
             return Err(error);
         }
@@ -229,6 +224,10 @@ impl File for SimFile {
         inode.len = from + taken;
         result?;
         if taken < wanted { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn fill_holes(&self) -> io::Result<u64> {
+        Ok(0)
     }
 
     fn sync_data(&self) -> io::Result<()> {
