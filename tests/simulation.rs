@@ -151,9 +151,15 @@ fn whatever_goes_wrong_nothing_acknowledged_is_lost() {
                     let run = AssertUnwindSafe(|| simulation.run(steps));
                     if std::panic::catch_unwind(run).is_err() {
                         has_failed.store(true, Ordering::Relaxed);
-                        for line in &simulation.trace {
+                        // The same again, with a trace.
+                        let mut again = Simulation::new(seed);
+                        again.trace = Some(vec![]);
+                        let run = AssertUnwindSafe(|| again.run(steps));
+                        let failed = std::panic::catch_unwind(run).is_err();
+                        for line in again.trace.into_iter().flatten() {
                             println!("| {line}");
                         }
+                        assert!(failed, "seed {seed} failed once, and then did not");
                         println!("seed {seed} failed: REFRAIN_SEED={seed} REFRAIN_SEEDS=1 REFRAIN_STEPS={steps}");
                     }
                     for (what, count) in std::mem::take(&mut simulation.seen) {

@@ -70,7 +70,9 @@ impl FileSystem for HookFs {
 
     fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn DirectoryLock>>> {
         (self.hook)("lock", name)?;
-        self.inner.try_lock(name)
+        let Some(inner) = self.inner.try_lock(name)? else { return Ok(None) };
+        let (hook, name) = (Arc::clone(&self.hook), name.to_owned());
+        Ok(Some(Box::new(HookLock { _inner: inner, hook, name })))
     }
 
     fn boot_id(&self) -> Option<[u8; 16]> {
@@ -83,6 +85,28 @@ impl FileSystem for HookFs {
 
     fn describe(&self, name: &str) -> PathBuf {
         self.inner.describe(name)
+    }
+}
+
+/// Tells the hook when it is given back.
+struct HookLock {
+    _inner: Box<dyn DirectoryLock>,
+    hook: Arc<Hook>,
+    name: String,
+}
+
+impl DirectoryLock for HookLock {}
+
+impl fmt::Debug for HookLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HookLock")
+    }
+}
+
+impl Drop for HookLock {
+    fn drop(&mut self) {
+        // There is no way to refuse.
+        (self.hook)("unlock", &self.name).unwrap_or_default();
     }
 }
 

@@ -70,8 +70,8 @@ pub struct Simulation {
     /// Times a store was opened with little room.
     cramped_opens: u32,
     pub seen: Seen,
-    /// The last things that were done, for whoever has to understand a failure.
-    pub trace: Vec<String>,
+    /// What was done, for whoever has to understand a failure.
+    pub trace: Option<Vec<String>>,
 }
 
 impl Simulation {
@@ -104,7 +104,7 @@ impl Simulation {
             has_little_room: false,
             cramped_opens: 0,
             seen: Seen::new(),
-            trace: vec![],
+            trace: None,
         }
     }
 
@@ -125,11 +125,10 @@ impl Simulation {
         *self.seen.entry(what.into()).or_default() += 1;
     }
 
-    fn note(&mut self, what: String) {
-        if self.trace.len() == 400 {
-            self.trace.remove(0);
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(what().chars().take(400).collect());
         }
-        self.trace.push(what);
     }
 
     fn store(&self) -> &Store {
@@ -157,7 +156,7 @@ impl Simulation {
                 self.clock.advance(Duration::from_millis(ms));
                 self.model.now += ms;
                 self.see("time passes");
-                self.note(format!("{ms} ms pass"));
+                self.note(|| format!("{ms} ms pass"));
             }
             800..=899 => self.maintain(),
             900..=919 => self.flush(),
@@ -185,7 +184,7 @@ impl Simulation {
                 let most = [3, 10, 40][self.random.below(3) as usize];
                 let after = self.random.below(most);
                 self.disk.crash_after(after, crash);
-                self.note(format!("{crash:?} is due after {after} steps"));
+                self.note(|| format!("{crash:?} is due after {after} steps"));
             }
         }
         if self.disk.crashed().is_some() {
@@ -338,7 +337,7 @@ impl Simulation {
         };
         let was_poisoned = self.is_poisoned();
         let got = call.run(&namespace);
-        self.note(format!("{call:?} -> {got:?}").chars().take(300).collect());
+        self.note(|| format!("{call:?} -> {got:?}"));
         if self.disk.crashed().is_some() {
             self.see(format!("crash in {}", call.name()));
             self.in_flight = Some(InFlight::Call(call, Box::new(self.model.clone())));
@@ -446,12 +445,12 @@ impl Simulation {
             assert!(self.is_troubled);
             self.is_cache_doubtful = true;
         }
-        self.note("maintain".to_owned());
+        self.note(|| "maintain".to_owned());
     }
 
     fn flush(&mut self) {
         let flushed = self.store().flush();
-        self.note(format!("flush: {flushed:?}"));
+        self.note(|| format!("flush: {flushed:?}"));
         if self.disk.crashed().is_some() {
             self.see("crash in flush");
             return;
@@ -476,7 +475,7 @@ impl Simulation {
         let rules = policies[self.random.below(policies.len() as u64) as usize];
         let was_poisoned = self.is_poisoned();
         let altered = self.store().alter(&name(namespace), &rules.to_policy());
-        self.note(format!("alter {namespace} to {rules:?}: {:?}", altered.as_ref().err()));
+        self.note(|| format!("alter {namespace} to {rules:?}: {:?}", altered.as_ref().err()));
         if self.disk.crashed().is_some() {
             self.see("crash in alter");
             self.in_flight = Some(InFlight::Rules(namespace, rules));
@@ -502,7 +501,7 @@ impl Simulation {
     fn trouble(&mut self) {
         if self.is_troubled && self.random.chance(50) {
             self.disk.heal();
-            self.note("healed".to_owned());
+            self.note(|| "healed".to_owned());
             return;
         }
         let operations = ["sync", "write", "fill", "create", "sync_dir", "map", ""];
@@ -512,7 +511,7 @@ impl Simulation {
             times: [1, 1, 3, u64::MAX][self.random.below(4) as usize],
             error: self.any_error(),
         };
-        self.note(format!("{fault:?}"));
+        self.note(|| format!("{fault:?}"));
         self.disk.fail(fault);
         self.is_troubled = true;
     }
@@ -533,13 +532,14 @@ impl Simulation {
             self.has_little_room = true;
             self.see("disk is small");
         }
-        self.note(format!("little room: {}", self.has_little_room));
+        let is_small = self.has_little_room;
+        self.note(|| format!("little room: {is_small}"));
     }
 
     fn close(&mut self) {
         let store = self.store.take().unwrap();
         let closed = store.close();
-        self.note(format!("close: {closed:?}"));
+        self.note(|| format!("close: {closed:?}"));
         if self.disk.crashed().is_some() {
             self.see("crash in close");
         } else if closed.is_ok() {
@@ -582,7 +582,7 @@ impl Simulation {
 
     fn crash_now(&mut self, crash: Crash) {
         self.disk.crash(crash);
-        self.note(format!("{crash:?} now"));
+        self.note(|| format!("{crash:?} now"));
         self.restart();
     }
 
@@ -615,7 +615,7 @@ impl Simulation {
             }
         }
         let report = self.store().report().clone();
-        self.note(format!("{report:?}"));
+        self.note(|| format!("{report:?}"));
         assert!(!is_clean || !is_first || report.clean, "{report:?}");
         if !report.torn_tails.is_empty() {
             self.see("torn tail");
@@ -659,7 +659,8 @@ impl Simulation {
             .manual_maintenance(true)
             .open();
         let error = opened.as_ref().err().map(ToString::to_string);
-        self.note(format!("open as {:?} with {shards} shards: {error:?}", self.mode));
+        let mode = self.mode;
+        self.note(|| format!("open as {mode:?} with {shards} shards: {error:?}"));
         match opened {
             Ok(store) => self.store = Some(store),
             Err(error) => {
@@ -693,6 +694,9 @@ impl Simulation {
             }
         } else if is_first {
             // Nothing was promised yet.
+            if let Some((crash, during)) = self.disk.crashed() {
+                self.see(format!("{crash:?} during {during} of open"));
+            }
             if let Some(store) = self.store.take() {
                 store.abandon();
             }

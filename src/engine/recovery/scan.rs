@@ -156,7 +156,7 @@ impl Scanner {
         let loaded = self.loaded.min(limit);
         let end = scan.end as usize;
         let Some(beyond) = self.buffer.get(end..loaded) else { return };
-        let last = beyond.iter().rposition(|byte| *byte != 0);
+        let last = last_written(beyond);
         scan.beyond_bytes = last.map_or(0, |last| last as u64 + 1);
         if last.is_some() {
             // What looks like a length decides how much is checksummed: bytes that were made to look
@@ -172,6 +172,21 @@ impl Scanner {
             }
         }
     }
+}
+
+/// Where the last byte is that is not zero. Mostly all are.
+fn last_written(bytes: &[u8]) -> Option<usize> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut end = bytes.len();
+    while end > 0 {
+        let start = end.saturating_sub(ZEROS.len());
+        let piece = &bytes[start..end];
+        if *piece != ZEROS[..piece.len()] {
+            return piece.iter().rposition(|byte| *byte != 0).map(|at| start + at);
+        }
+        end = start;
+    }
+    None
 }
 
 /// Reads single records that were scanned before.
