@@ -15,7 +15,7 @@ use std::time::Duration;
 use refrain::testing::{Crash, Fault, FileSystem, HeapFs, SimClock, SimDisk};
 use refrain::{
     Claim, ClaimError, ClaimOptions, Commit, CompleteOptions, Durability, Lookup, Namespace,
-    OnOrphan, OpenError, Options, Policy, Store, StoreError,
+    NamespaceError, OnOrphan, OpenError, Options, Policy, Store, StoreError,
 };
 use support::disk::{HookFs, find_last, poke, read};
 
@@ -323,6 +323,40 @@ fn an_orphan_is_parked_however_long_the_machine_was_down() {
     assert!(matches!(claim, Claim::Parked(_)), "{claim:?}");
 }
 
+/// The opening that parks orphans was cut short behind the first of its writes that told its time,
+/// and the next opening judged the others by that time: forgotten.
+#[test]
+fn orphans_are_parked_however_often_the_opening_is_cut_short() {
+    let keys = ["a", "b", "c", "d"];
+    for seed in 0..4 {
+        let (disk, clock) = (SimDisk::new(seed), SimClock::new());
+        let open = |fs| options(fs, Durability::Sync).clock(clock.clone()).open();
+        let store = open(disk.mount()).unwrap();
+        let policy = Policy::default().on_orphan(OnOrphan::Park);
+        let orders = store.define("orders", &policy).unwrap();
+        for key in keys {
+            drop(orders.claim(key, None).unwrap().acquired().unwrap());
+        }
+        drop(orders);
+        store.abandon();
+        clock.advance(3600 * SECOND);
+        for step in 0..60 {
+            let disk = disk.copy(Some(seed * 1000 + step));
+            let fs = disk.mount();
+            disk.crash_after(step, Crash::PowerCut);
+            drop(open(fs).map(Store::abandon));
+            let orders = open(disk.mount()).unwrap().namespace("orders").unwrap();
+            for key in keys {
+                let found = orders.lookup(key).unwrap();
+                assert!(
+                    matches!(found, Lookup::Parked(_)),
+                    "step {step} of seed {seed}: {found:?}"
+                );
+            }
+        }
+    }
+}
+
 /// The names file's entry of the directory could be lost while the meta file's was there.
 #[test]
 fn a_creation_cut_short_at_any_step_is_begun_again() {
@@ -366,6 +400,30 @@ fn an_alter_that_failed_does_not_come_back() {
         let store = options(copy, Durability::Sync).open().unwrap();
         assert!(store.report().meta_fallback);
         assert_eq!(found(&store), policy);
+    }
+}
+
+/// The same, when it was the names file that refused, after it had taken all of the entry: the
+/// call said that nothing was done.
+#[test]
+fn an_alter_that_the_names_file_refused_does_not_come_back() {
+    for seed in 0..400 {
+        let disk = SimDisk::new(seed);
+        let store = options(disk.mount(), Durability::Sync).open().unwrap();
+        let policy = Policy::default().lease(SECOND);
+        store.define("orders", &policy).unwrap();
+        let error = io::ErrorKind::Other;
+        disk.fail(Fault { operation: "write", after: 0, times: 1, error });
+        let other = Policy::default().lease(7 * SECOND);
+        let refused = store.alter("orders", &other).unwrap_err();
+        assert!(matches!(refused, NamespaceError::Store(StoreError::Io(_))), "{refused}");
+        // A later write of the meta file is torn.
+        disk.crash_after(seed % 8, Crash::PowerCut);
+        drop(store.close());
+        store.abandon();
+        disk.crash(Crash::PowerCut);
+        let store = options(disk.mount(), Durability::Sync).open().unwrap();
+        assert_eq!(store.namespace("orders").unwrap().policy(), policy, "seed {seed}");
     }
 }
 

@@ -145,7 +145,11 @@ impl NamesFile {
         // `has_room` keeps the offset within 32 bits.
         let bytes = entry.encode(&self.store_id, self.end as u32);
         let written = self.file.write_at(&[IoSlice::new(&bytes)], self.end);
-        written.map_err(failed("write")).map_err(AppendFailure::Write)?;
+        if let Err(error) = written {
+            // Some of it may be there, all of it even. What is refused must not come back (I11).
+            self.make_good(self.end).map_err(AppendFailure::Sync)?;
+            return Err(AppendFailure::Write(failed("write")(error)));
+        }
         self.file.sync_data().map_err(failed("sync")).map_err(AppendFailure::Sync)?;
         Ok(self.end + bytes.len() as u64)
     }

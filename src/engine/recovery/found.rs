@@ -13,8 +13,10 @@ use super::winners::Winners;
 use crate::error::OpenError;
 use crate::format::file;
 use crate::format::file::id_of_name;
+use crate::format::flags::ParkedBy;
 use crate::format::meta::Meta;
 use crate::format::names::Entry;
+use crate::format::record::Kind;
 use crate::format::segment::{DATA_START, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
 use crate::hash::KeyHasher;
@@ -307,7 +309,13 @@ fn scan_all(
                 return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
             }
             *epoch = (*epoch).max(record.token.epoch());
-            *at = (*at).max(record.at);
+            // A claim that an open has parked bears witness to that open. Until all are parked, the
+            // others must be judged by when their owner was lost.
+            let is_witness =
+                record.kind != Kind::Park || record.flags.parked_by() != ParkedBy::Orphaned;
+            if is_witness {
+                *at = (*at).max(record.at);
+            }
             let location = Location::new(segment.id, offset, segment_bytes);
             winners.offer(record, location, &mut records, (segment.id, loaded))
         })?;

@@ -121,6 +121,7 @@ pub(super) fn take_over(
 pub(super) fn park_orphans(
     engine: &Engine,
     to_park: &[(KeyHash, Location)],
+    floor: Timestamp,
 ) -> Result<(), OpenError> {
     for (hash, location) in to_park {
         loop {
@@ -145,8 +146,6 @@ pub(super) fn park_orphans(
             }
         }
     }
-    if !to_park.is_empty() {
-        engine.wal.sync_round(engine.timeline.now()).map_err(OpenError::Io)?;
-    }
-    Ok(())
+    // The mark may reach the disk without the records: it does not tell the time of this open.
+    engine.wal.sync_round(floor).map_err(OpenError::Io)
 }

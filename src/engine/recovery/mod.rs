@@ -140,7 +140,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let served = meta_file.update(|meta| {
         meta.boot_id = boot_id;
         meta.stable_generation = stable;
-        meta.clock = now;
+        // Until the orphans are parked, the next open must judge them as this one does.
+        meta.clock = if settled.to_park.is_empty() { now } else { floor };
         meta.mode = stored_mode(request.mode);
         meta.poisoned = false;
     });
@@ -189,7 +190,10 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         // those that were granted still have the spare segments.
         engine.make_room(engine.wal.growths())?;
     }
-    park_orphans(&engine, &settled.to_park)?;
+    if !settled.to_park.is_empty() {
+        park_orphans(&engine, &settled.to_park, floor)?;
+        engine.wal.meta.update(|meta| meta.clock = now).map_err(failed)?;
+    }
     report.epoch = epoch.0;
     report.duration = start.elapsed();
     Ok((engine, report))
