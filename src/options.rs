@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Mode;
-use crate::engine::recovery::OpenRequest;
+use crate::engine::recovery::{self, OpenRequest};
 use crate::error::{OpenError, OptionProblem};
 use crate::format::META_NAME;
 use crate::format::meta::segment_bytes_are_valid;
 use crate::handle::Handle;
+use crate::report::RecoveryReport;
 use crate::store::Store;
 use crate::sys::clock::SystemClock;
 use crate::sys::heap::HeapFs;
@@ -165,6 +166,23 @@ impl Options {
     /// [`OpenError`]: locked by another opener, options that cannot be (all at once), an unknown
     /// format, a missing or damaged file. Nothing is written to a store that is refused.
     pub fn open(self) -> Result<Store, OpenError> {
+        let (has_thread, (request, place)) = (!self.manual_maintenance, self.request()?);
+        Handle::start(request, has_thread, place).map(Store::new)
+    }
+
+    /// Reads and checks everything that opening would read, and writes nothing: no epoch is raised,
+    /// no tail is cut. The report says what the next open will find.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], as `open` would answer; [`OpenError::MissingFile`] when there is no store.
+    pub fn verify(self) -> Result<RecoveryReport, OpenError> {
+        let (request, _) = self.request()?;
+        recovery::verify(&request)
+    }
+
+    /// What is asked of the engine, if it can be, and the place for messages.
+    fn request(self) -> Result<(OpenRequest, PathBuf), OpenError> {
         let problems = self.problems();
         if !problems.is_empty() {
             return Err(OpenError::Options(problems));
@@ -187,8 +205,7 @@ impl Options {
             max_clock_jump: self.max_clock_jump,
             first_counter: self.first_counter,
         };
-        let place = fs.describe(META_NAME);
-        Handle::start(request, !self.manual_maintenance, place).map(Store::new)
+        Ok((request, fs.describe(META_NAME)))
     }
 
     fn mode(&self) -> Mode {
@@ -231,6 +248,15 @@ impl Store {
     /// See [`Options::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Options::new(path).open()
+    }
+
+    /// Checks the store in the directory `path` without a write. See [`Options::verify`].
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::verify`].
+    pub fn verify(path: impl AsRef<Path>) -> Result<RecoveryReport, OpenError> {
+        Options::new(path).verify()
     }
 
     /// Opens a store on the heap, which ends with its last handle.

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::Command;
 
 use refrain::{
-    ClaimError, CloseError, CompleteError, Lease, Lookup, Namespace, OpenError, Store, StoreError,
+    ClaimError, ClaimOptions, CloseError, CompleteError, Lease, Lookup, Namespace, OpenError,
+    Store, StoreError,
 };
 
 /// What the child exits its closure with when all is as it should be.
@@ -77,6 +78,30 @@ fn a_forked_child_is_refused_and_leaves_the_store_to_its_parent() {
     let orders = store.namespace("orders").unwrap();
     assert!(matches!(orders.lookup("a").unwrap(), Lookup::Lapsed(_)));
     assert!(matches!(orders.lookup("b").unwrap(), Lookup::Absent));
+}
+
+#[test]
+fn a_child_that_waits_for_a_commit_leads_no_round() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let rounds = store.stats().rounds;
+    let mut commit = Some(orders.claim_async("a", &ClaimOptions::new()));
+    let mut dropped = Some(orders.claim_async("b", &ClaimOptions::new()));
+    let copy = store.clone();
+    let marks =
+        || std::fs::read(directory.path().join("data-00000")).unwrap()[4096..32768].to_vec();
+    let before = marks();
+    let (command, code) = fork(move || {
+        drop(dropped.take());
+        let waited = commit.take().map(refrain::Commit::wait);
+        let is_refused = matches!(waited, Some(Err(ClaimError::Store(StoreError::Forked))));
+        let is_silent = copy.stats() == refrain::StoreStats::default();
+        if is_refused && is_silent { AS_PROMISED } else { 2 }
+    });
+    assert_eq!(code, AS_PROMISED);
+    assert_eq!((marks(), store.stats().rounds), (before, rounds));
+    drop(command);
 }
 
 #[test]

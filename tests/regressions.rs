@@ -373,6 +373,25 @@ fn a_creation_cut_short_at_any_step_is_begun_again() {
     }
 }
 
+/// A process killed behind the renaming of the meta file left an entry that was not synced, and the
+/// next one built on it.
+#[test]
+fn a_creation_killed_and_then_cut_short_is_begun_again() {
+    for killed in 8..16 {
+        for cut in 0..45 {
+            let disk = SimDisk::new(killed * 100 + cut);
+            for (step, crash) in [(killed, Crash::Kill), (cut, Crash::PowerCut)] {
+                let fs = disk.mount();
+                disk.crash_after(step, crash);
+                drop(options(fs, Durability::Sync).open().map(Store::abandon));
+            }
+            let store = options(disk.mount(), Durability::Sync).open();
+            let store = store.unwrap_or_else(|error| panic!("{killed} {cut}: {error}"));
+            complete(&store.namespace("orders").unwrap(), "a", b"outcome");
+        }
+    }
+}
+
 /// An `alter` that had failed lay behind the end of the names, and took effect many openings later,
 /// when one slot of the meta file went bad.
 #[test]
@@ -520,7 +539,7 @@ fn store_beginning_with(first: u32) -> HeapFs {
     options(fs.clone(), Durability::Sync).open().unwrap().close().unwrap();
     let data = read(&fs, "data-00000");
     let id = data[16..32].to_vec();
-    let mut put = |at: usize, field: usize, value: u32, role: u64| {
+    let put = |at: usize, field: usize, value: u32, role: u64| {
         let mut head = data[at..at + 64].to_vec();
         head[field..field + 4].copy_from_slice(&value.to_le_bytes());
         seal::header(&mut head, &id, role);

@@ -75,6 +75,11 @@ impl Found {
         self.segments.iter().zip(&self.scanned)
     }
 
+    /// The latest time that anything bears witness to.
+    pub(super) fn floor(&self) -> Timestamp {
+        self.meta.clock.max(self.vouched.clock).max(self.at)
+    }
+
     /// Segments without a record.
     pub(super) fn empty(&self) -> impl Iterator<Item = &Sealed> {
         self.both().filter(|(_, scanned)| scanned.end == DATA_START).map(|(segment, _)| segment)

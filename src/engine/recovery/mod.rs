@@ -34,7 +34,7 @@ use crate::policy::OnOrphan;
 use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::sync::Mutex;
-use crate::sys::{Clock, FileSystem};
+use crate::sys::{Clock, DirectoryLock, FileSystem};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::lane::Append;
 use crate::wal::meta::MetaFile;
@@ -70,10 +70,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let start = Instant::now();
     let mut report = RecoveryReport::default();
     let fs = Arc::clone(&request.fs);
-    let lock = fs
-        .try_lock(LOCK_NAME)
-        .map_err(|error| OpenError::io("lock", fs.describe(LOCK_NAME), error))?
-        .ok_or_else(|| OpenError::Locked { path: fs.describe(LOCK_NAME) })?;
+    let lock = lock(&*fs)?;
     let fork = ForkGuard::new()
         .map_err(|error| OpenError::io("guard against forks of", fs.describe(LOCK_NAME), error))?;
 
@@ -89,7 +86,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let (names, entries, mut found, meta_file) = read(&request, loaded, &mut report)?;
 
     // The clock starts at the latest time that anything bears witness to.
-    let floor = found.meta.clock.max(found.vouched.clock).max(found.at);
+    let floor = found.floor();
     let (timeline, drift) = Timeline::new(Arc::clone(&request.clock), floor);
     if !report.created {
         (report.clock_behind, report.clock_ahead) = (drift.behind, drift.ahead);
@@ -112,6 +109,9 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     for file in &found.files {
         file.fill_holes().map_err(hole_failure)?;
     }
+    // Another process may have died between an entry of the directory and its sync, too.
+    fs.sync_dir()
+        .map_err(|error| OpenError::io("sync the directory of", fs.describe(META_NAME), error))?;
     meta_file.make_good().map_err(failed)?;
     names.make_good(found.meta.names_bytes).map_err(failed)?;
     let raised = meta_file.update(|meta| {
@@ -205,6 +205,32 @@ fn hole_failure(cause: Arc<Failure>) -> OpenError {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => OpenError::Full { cause },
         _ => OpenError::Io(cause),
     }
+}
+
+/// Reads and checks everything that opening would, and writes nothing.
+pub(crate) fn verify(request: &OpenRequest) -> Result<RecoveryReport, OpenError> {
+    let start = Instant::now();
+    let fs = &*request.fs;
+    let _lock = lock(fs)?;
+    let loaded = MetaFile::load(fs)?;
+    let loaded = loaded.ok_or_else(|| OpenError::MissingFile { path: fs.describe(META_NAME) })?;
+    let mut report = RecoveryReport::default();
+    let (_, _, mut found, _) = read(request, loaded, &mut report)?;
+    let floor = found.floor();
+    let (timeline, drift) = Timeline::new(Arc::clone(&request.clock), floor);
+    (report.clock_behind, report.clock_ahead) = (drift.behind, drift.ahead);
+    // As the next open would judge.
+    let epoch = next_epoch(&found)?;
+    settle(&mut found, epoch, floor, timeline.now(), &mut report)?;
+    report.epoch = found.meta.epoch.0;
+    report.duration = start.elapsed();
+    Ok(report)
+}
+
+fn lock(fs: &dyn FileSystem) -> Result<Box<dyn DirectoryLock>, OpenError> {
+    fs.try_lock(LOCK_NAME)
+        .map_err(|error| OpenError::io("lock", fs.describe(LOCK_NAME), error))?
+        .ok_or_else(|| OpenError::Locked { path: fs.describe(LOCK_NAME) })
 }
 
 fn stored_mode(mode: Mode) -> StoredMode {

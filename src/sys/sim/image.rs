@@ -131,6 +131,19 @@ impl Inode {
         self.len = self.len.max(end);
     }
 
+    /// Ends, or goes on with zeros, at `len`. For a file that is not mapped.
+    pub(super) fn cut_to(&mut self, len: u64) {
+        if let Cache::Pages(pages) = &mut self.cache {
+            pages.retain(|page, _| *page * (PAGE as u64) < len);
+            let within = (len % PAGE as u64) as usize;
+            if let Some(page) = pages.get_mut(&(len / PAGE as u64)) {
+                Arc::make_mut(page)[within..].fill(0);
+            }
+            self.disk = pages.clone();
+        }
+        self.len = len;
+    }
+
     /// Moves what is mapped out of the memory that the process may go on storing to.
     pub(super) fn detach(&mut self) {
         if let Cache::Mapped(_, touched) = &self.cache {

@@ -351,6 +351,55 @@ impl SimDisk {
         self.state.lock().counts.clone()
     }
 
+    /// The names and lengths of all files, as the process sees them.
+    #[must_use]
+    pub fn files(&self) -> BTreeMap<String, u64> {
+        let state = self.state.lock();
+        let len = |inode| state.inodes.get(inode).map_or(0, |it| it.len);
+        state.names.iter().map(|(name, inode)| (name.clone(), len(inode))).collect()
+    }
+
+    /// The bytes of a file of a disk that no process uses; empty when there is none.
+    #[must_use]
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let state = self.state.lock();
+        let inode = state.names.get(name).and_then(|inode| state.inodes.get(inode));
+        let mut bytes = vec![0; inode.map_or(0, |inode| inode.len as usize)];
+        if let Some(inode) = inode {
+            inode.read(&mut bytes, 0).unwrap_or_default();
+        }
+        bytes
+    }
+
+    /// Changes a file behind everybody's back, on a disk that no process uses: makes it if need be,
+    /// writes `bytes` at `offset`, and gives it the length `len` if one is named.
+    pub fn tamper(&self, name: &str, offset: u64, bytes: &[u8], len: Option<u64>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let id = *state.names.entry(name.to_owned()).or_insert_with(|| {
+            state.next_inode += 1;
+            state.next_inode - 1
+        });
+        let inode = state.inodes.entry(id).or_insert_with(Inode::new);
+        inode.write(bytes, offset);
+        if let Some(len) = len {
+            inode.cut_to(len);
+        }
+        inode.sync();
+        state.synced_names = state.names.clone();
+    }
+
+    /// Renames a file, or removes it, on a disk that no process uses.
+    pub fn displace(&self, name: &str, to: Option<&str>) {
+        let mut state = self.state.lock();
+        if let Some(inode) = state.names.remove(name)
+            && let Some(to) = to
+        {
+            state.names.insert(to.to_owned(), inode);
+        }
+        state.synced_names = state.names.clone();
+    }
+
     /// Another disk that holds what this one does, with the same fate before it unless `seed` gives
     /// it another. For a disk that no process uses.
     #[must_use]
