@@ -8,14 +8,16 @@ if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     echo "SKIPPED: cargo-fuzz is not installed (scripts/install-tools.sh)" >&2
     exit 3
 fi
-for target in record; do
+for target in record segment meta file_set; do
     echo "== $target, $seconds s"
     # New inputs go to a scratch corpus; those that are kept are chosen by hand.
     scratch=$(mktemp -d)
+    status=0
     cargo +nightly fuzz run "$target" "$scratch" "fuzz/corpus/$target" -- \
-        -max_total_time="$seconds" -dict="fuzz/$target.dict" -max_len=6000 -print_final_stats=1 2>&1 |
-        grep -E "^stat::|SUMMARY|panicked|Done" || true
-    status=${PIPESTATUS[0]}
-    rm -rf "$scratch"
+        -max_total_time="$seconds" -dict="fuzz/refrain.dict" -max_len=6000 -print_final_stats=1 \
+        >"$scratch.txt" 2>&1 || status=$?
+    grep -E "^stat::|SUMMARY|panicked|Done" -A1 "$scratch.txt" || true
+    [ "$status" -eq 0 ] || tail -40 "$scratch.txt"
+    rm -rf "$scratch" "$scratch.txt"
     [ "$status" -eq 0 ] || exit "$status"
 done

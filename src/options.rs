@@ -1,5 +1,6 @@
 //! How a store is opened.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,7 +167,7 @@ impl Options {
     /// [`OpenError`]: locked by another opener, options that cannot be (all at once), an unknown
     /// format, a missing or damaged file. Nothing is written to a store that is refused.
     pub fn open(self) -> Result<Store, OpenError> {
-        let (has_thread, (request, place)) = (!self.manual_maintenance, self.request()?);
+        let (has_thread, (request, place)) = (!self.manual_maintenance, self.request(RealFs::new)?);
         Handle::start(request, has_thread, place).map(Store::new)
     }
 
@@ -177,12 +178,15 @@ impl Options {
     ///
     /// [`OpenError`], as `open` would answer; [`OpenError::MissingFile`] when there is no store.
     pub fn verify(self) -> Result<RecoveryReport, OpenError> {
-        let (request, _) = self.request()?;
+        let (request, _) = self.request(RealFs::existing)?;
         recovery::verify(&request)
     }
 
     /// What is asked of the engine, if it can be, and the place for messages.
-    fn request(self) -> Result<(OpenRequest, PathBuf), OpenError> {
+    fn request(
+        self,
+        directory: impl FnOnce(&Path) -> io::Result<RealFs>,
+    ) -> Result<(OpenRequest, PathBuf), OpenError> {
         let problems = self.problems();
         if !problems.is_empty() {
             return Err(OpenError::Options(problems));
@@ -192,7 +196,7 @@ impl Options {
             #[cfg(feature = "test-util")]
             Place::Given(fs) => Arc::clone(fs),
             Place::Directory(path) => Arc::new(
-                RealFs::new(path).map_err(|error| OpenError::io("open", path.clone(), error))?,
+                directory(path).map_err(|error| OpenError::io("open", path.clone(), error))?,
             ),
         };
         let request = OpenRequest {

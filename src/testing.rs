@@ -2,8 +2,10 @@
 //! crate's promises but for [`SimClock`].
 
 use crate::checksum::{Place, crc32};
+use crate::format::file::SEGMENTS_START;
+use crate::format::meta::{PREAMBLE_BYTES, SLOT_BYTES};
 use crate::format::record::{Draft, Extents, HEADER_BYTES, Record, WORD_BYTES};
-use crate::format::segment::DATA_START;
+use crate::format::segment::{self, DATA_START};
 use crate::types::{Generation, SegmentId};
 
 #[doc(hidden)]
@@ -15,6 +17,46 @@ pub use crate::sys::sim::{Crash, Fault, SimDisk, SimFs};
 pub use crate::sys::sim_clock::SimClock;
 #[doc(hidden)]
 pub use crate::sys::{Clock, DirectoryLock, File, FileSystem, Region};
+
+/// Gives a slot of the meta file the checksums that its bytes have. For fuzzing.
+#[doc(hidden)]
+pub fn seal_meta(slot: &mut [u8]) {
+    if slot.len() != SLOT_BYTES {
+        return;
+    }
+    let crc = crc32(&slot[..PREAMBLE_BYTES - 4]);
+    slot[PREAMBLE_BYTES - 4..PREAMBLE_BYTES].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32(&slot[PREAMBLE_BYTES..SLOT_BYTES - 4]);
+    slot[SLOT_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Gives the bytes at `at` of the first data file of a store the checksums of a record, as its
+/// header and the header of its segment have them. For fuzzing.
+#[doc(hidden)]
+pub fn seal_record(data: &mut [u8], at: usize) {
+    let (Some(head), Some(segments)) = (data.get(..64), at.checked_sub(SEGMENTS_START as usize))
+    else {
+        return;
+    };
+    let (mut store_id, mut segment_bytes) = ([0; 16], [0; 4]);
+    store_id.copy_from_slice(&head[16..32]);
+    segment_bytes.copy_from_slice(&head[40..44]);
+    let segment_bytes = (u32::from_le_bytes(segment_bytes) as usize).max(1);
+    let id = SegmentId((segments / segment_bytes) as u32);
+    let start = SEGMENTS_START as usize + segments / segment_bytes * segment_bytes;
+    let mut header = [0; segment::HEADER_BYTES];
+    let Some(bytes) = data.get(start..start + header.len()) else { return };
+    header.copy_from_slice(bytes);
+    let Ok(header) = segment::Header::decode(&header, &store_id, id) else { return };
+    let place = Place::segment(&store_id, id, header.generation);
+    let offset = (at - start) as u32;
+    let rest = &mut data[at..];
+    let Ok(sizes) = Extents::read(rest, rest.len()) else { return };
+    let body_crc = crc32(&rest[sizes.head_len..sizes.len]);
+    rest[36..40].copy_from_slice(&body_crc.to_le_bytes());
+    let crc = crc32(&rest[WORD_BYTES..sizes.head_len]) ^ place.mask(offset, sizes.len as u32);
+    rest[4..8].copy_from_slice(&crc.to_le_bytes());
+}
 
 /// Reads the bytes as a record, as they are and under a checksum that is right for them; what
 /// decodes must be writable and decode to the same again. For fuzzing.

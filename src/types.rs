@@ -126,6 +126,11 @@ pub(crate) struct SegmentId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(crate) struct Generation(pub u64);
 
+impl Generation {
+    /// No store comes this far; a larger one on disk is damage, and sums stay in range.
+    pub(crate) const MAX: Self = Self(1 << 62);
+}
+
 /// Number of a data file; its name on disk follows from it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct FileId(pub u32);

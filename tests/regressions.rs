@@ -12,7 +12,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use refrain::testing::{Crash, Fault, FileSystem, HeapFs, SimClock, SimDisk};
+use refrain::testing::{Crash, Fault, FileSystem, HeapFs, SimClock, SimDisk, seal_meta};
 use refrain::{
     Claim, ClaimError, ClaimOptions, Commit, CompleteOptions, Durability, Lookup, Namespace,
     NamespaceError, OnOrphan, OpenError, Options, Policy, Store, StoreError,
@@ -561,6 +561,31 @@ fn segment_numbers_that_cannot_be_are_refused() {
     for first in [u32::MAX, u32::MAX - 1, u32::MAX - 3, 1 << 31, 1 << 22] {
         let refused = opens(first).unwrap_err();
         assert!(matches!(refused, OpenError::Corrupt { .. }), "{first}: {refused}");
+    }
+}
+
+/// Counters near 2^64 under right checksums made sums overflow.
+#[test]
+fn counters_that_no_store_comes_to_are_damage() {
+    let fs = HeapFs::new();
+    options(fs.clone(), Durability::Sync).open().unwrap().close().unwrap();
+    let meta = read(&fs, "META");
+    // Sequence, length of the names, generations.
+    for field in [64, 104, 112, 120] {
+        for both in [false, true] {
+            let copy = fs.copy().unwrap();
+            let mut bytes = meta.clone();
+            for slot in bytes.chunks_exact_mut(4096).skip(usize::from(!both)) {
+                slot[field..field + 8].fill(0xff);
+                seal_meta(slot);
+            }
+            poke(&copy, "META", 0, &bytes);
+            match options(copy, Durability::Sync).open() {
+                Ok(store) => assert!(!both && store.report().meta_fallback, "field {field}"),
+                Err(OpenError::Corrupt { .. }) => assert!(both, "field {field}"),
+                Err(other) => panic!("{other}"),
+            }
+        }
     }
 }
 

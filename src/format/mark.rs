@@ -127,7 +127,8 @@ impl Mark {
             let generation = Generation(fields.u64());
             entries.push(Entry { segment, generation, durable, attempted });
         }
-        rest_is_zero.then_some(Self { epoch, round, clock, stable, entries })
+        let is_possible = stable <= Generation::MAX;
+        (rest_is_zero && is_possible).then_some(Self { epoch, round, clock, stable, entries })
     }
 }
 

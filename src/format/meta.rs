@@ -25,6 +25,8 @@ use crate::types::{Epoch, FileId, Generation, Timestamp};
 
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const SLOT_BYTES: usize = 4096;
+/// The last one that a slot may have: no store comes this far.
+const SEQUENCE_MAX: u64 = 1 << 62;
 pub(crate) const PREAMBLE_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"RFRNmeta";
@@ -196,7 +198,7 @@ impl Meta {
         if !valid {
             return None;
         }
-        Some(Self {
+        let meta = Self {
             sequence,
             store_id,
             segment_bytes,
@@ -213,7 +215,13 @@ impl Meta {
             inode: fields.u64(),
             secret: Secret(fields.array::<SECRET_BYTES>()),
             files: FileSet(Box::new(fields.array())),
-        })
+        };
+        // What no store comes to is damage; sums stay in range.
+        let is_possible = meta.sequence <= SEQUENCE_MAX
+            && meta.names_bytes <= u64::from(u32::MAX)
+            && meta.generation_ceiling <= Generation::MAX
+            && meta.stable_generation <= meta.generation_ceiling;
+        is_possible.then_some(meta)
     }
 }
 

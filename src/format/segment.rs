@@ -108,7 +108,12 @@ impl Header {
         let state_is_zero = fields.zeros(12);
         let crc = crc32(&bytes[..HEADER_BYTES - 4]) ^ place(&owner).mask(0, HEADER_BYTES as u32);
         let known = magic == MAGIC && version == VERSION && usize::from(len) == HEADER_BYTES;
-        if crc != fields.u32() || !known || !stream_is_zero || !state_is_zero {
+        if crc != fields.u32()
+            || !known
+            || !stream_is_zero
+            || !state_is_zero
+            || generation > Generation::MAX
+        {
             return Err(Flaw::Header);
         }
         if owner != *store_id {

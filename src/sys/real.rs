@@ -42,6 +42,15 @@ impl RealFs {
         Ok(Self { directory: path.canonicalize()? })
     }
 
+    /// The directory at `path`, which exists.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn existing(path: &Path) -> io::Result<Self> {
+        Ok(Self { directory: path.canonicalize()? })
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }

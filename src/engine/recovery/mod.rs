@@ -211,6 +211,12 @@ fn hole_failure(cause: Arc<Failure>) -> OpenError {
 pub(crate) fn verify(request: &OpenRequest) -> Result<RecoveryReport, OpenError> {
     let start = Instant::now();
     let fs = &*request.fs;
+    // Nothing is made in a directory without a store, not even a lock.
+    let is_there = fs.list().map(|names| names.iter().any(|name| name == META_NAME));
+    let path = || fs.describe(META_NAME);
+    if !is_there.map_err(|error| OpenError::io("list the directory of", path(), error))? {
+        return Err(OpenError::MissingFile { path: path() });
+    }
     let _lock = lock(fs)?;
     let loaded = MetaFile::load(fs)?;
     let loaded = loaded.ok_or_else(|| OpenError::MissingFile { path: fs.describe(META_NAME) })?;

@@ -1,0 +1,81 @@
+//! A small store on a simulated disk, to be damaged and opened.
+
+use std::cell::OnceCell;
+use std::time::Duration;
+
+use refrain::testing::{SimClock, SimDisk};
+use refrain::{Claim, Durability, Options, Policy};
+
+const KEYS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+fn options(disk: &SimDisk, clock: &SimClock) -> Options {
+    Options::new("unused")
+        .file_system(disk.mount())
+        .clock(clock.clone())
+        .durability(Durability::Sync)
+        .shards(2)
+        .manual_maintenance(true)
+}
+
+fn build(is_closed: bool) -> SimDisk {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new());
+    let store = options(&disk, &clock).segment_bytes(256 << 10).open().expect("a new store");
+    let orders = store.define("orders", &Policy::default()).expect("a namespace");
+    for (number, key) in KEYS.iter().enumerate() {
+        let claim = orders.claim(key, None).expect("a claim");
+        let Claim::Acquired(lease) = claim else { panic!("{key} is new") };
+        match number % 3 {
+            0 => drop(lease),
+            1 => lease.park().expect("parked"),
+            _ => drop(lease.complete(vec![7; 50 * number]).expect("completed")),
+        }
+    }
+    drop(orders);
+    if is_closed {
+        store.close().expect("closed");
+    } else {
+        store.abandon();
+    }
+    drop(disk.mount());
+    disk
+}
+
+/// A copy of the store, closed in order or killed.
+pub fn base(is_closed: bool) -> SimDisk {
+    thread_local! {
+        static BASES: [OnceCell<SimDisk>; 2] = const { [OnceCell::new(), OnceCell::new()] };
+    }
+    let base = |bases: &[OnceCell<SimDisk>; 2]| {
+        bases[usize::from(is_closed)].get_or_init(|| build(is_closed)).copy(Some(1))
+    };
+    BASES.with(base)
+}
+
+/// Checks and opens the store; what is refused, is refused twice alike; what is opened, works.
+pub fn open_and_use(disk: &SimDisk) {
+    let clock = SimClock::new();
+    clock.advance(Duration::from_secs(1));
+    let verified = options(disk, &clock).verify();
+    let opened = options(disk, &clock).open();
+    let store = match (verified, opened) {
+        (Ok(_), Ok(store)) => store,
+        (Err(one), Err(other)) => {
+            assert_eq!(one.to_string(), other.to_string());
+            return;
+        }
+        // Room and counters are asked for when the store is opened only.
+        (Ok(_), Err(refrain::OpenError::Full { .. } | refrain::OpenError::EpochsExhausted)) => return,
+        (verified, opened) => panic!("checking: {verified:?}, opening: {opened:?}"),
+    };
+    store.check_invariants().expect("every slot leads to its record");
+    let Ok(orders) = store.namespace("orders") else { return };
+    for key in KEYS {
+        orders.lookup(key).expect("a lookup");
+    }
+    if let Ok(Claim::Acquired(lease)) = orders.claim("new", None) {
+        lease.complete("outcome").expect("a granted claim can be completed");
+    }
+    drop(orders);
+    store.close().expect("closed");
+    options(disk, &clock).verify().expect("what was closed can be opened");
+}
