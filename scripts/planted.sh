@@ -24,7 +24,7 @@ for name in "${names[@]}"; do
     read -ra command <<<"$(sed -n 's/^test: //p' "$patch")"
     log=target/planted/$name.txt
     code=0
-    (cd "$copy" && timeout 600 cargo test --release "${command[@]}") >"$log" 2>&1 || code=$?
+    (cd "$copy" && timeout 150 cargo test --release "${command[@]}") >"$log" 2>&1 || code=$?
     if grep -q "^error\(\[E\|: could not compile\)" "$log"; then
         echo "$name: does not build" && grep -A5 "^error" "$log" && exit 1
     elif [ "$code" -ne 0 ]; then

@@ -166,13 +166,13 @@ fn a_file_that_has_not_all_its_headers_is_left_over_from_growth() {
 /// killed between write and sync, then another one, then a power cut, and both were torn.
 #[test]
 fn no_chain_of_stops_tears_both_meta_slots() {
-    for seed in 0..6 {
+    for seed in 0..60 {
         let disk = SimDisk::new(seed);
         let store = options(disk.mount(), Durability::Sync).open().unwrap();
         complete(&store.namespace("orders").unwrap(), "a", b"precious");
         store.abandon();
         for step in 0..40 {
-            let disk = disk.copy(Some(seed + step));
+            let disk = disk.copy(Some(1000 * seed + step));
             for _ in 0..2 {
                 let fs = disk.mount();
                 disk.crash_after(step, Crash::Kill);
