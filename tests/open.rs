@@ -10,6 +10,7 @@ use refrain::{
     Body, Claim, ClaimError, CloseError, Durability, EndCause, Lookup, OpenError, OptionProblem,
     Options, Store, StoreError,
 };
+use support::checksum::crc32;
 use support::disk::{find_last, poke, read, replace, snapshot};
 
 const SEGMENT_BYTES: u64 = 256 << 10;
@@ -211,17 +212,6 @@ fn a_newer_format_is_refused_by_name() {
         };
         assert_eq!((major, supported), (9, 1));
     }
-}
-
-/// CRC-32 (IEEE), bit by bit: the test's own.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |mut crc, byte| {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
-        }
-        crc
-    })
 }
 
 #[test]

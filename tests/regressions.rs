@@ -17,6 +17,7 @@ use refrain::{
     Claim, ClaimError, ClaimOptions, Commit, CompleteOptions, Durability, Lookup, Namespace,
     NamespaceError, OnOrphan, OpenError, Options, Policy, Store, StoreError,
 };
+use support::checksum::{crc32, mask, place};
 use support::disk::{HookFs, find_last, poke, read};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -508,29 +509,10 @@ fn a_copy_with_holes_gets_its_blocks_when_it_is_opened() {
     }
 }
 
-/// Checksums as the format has them, to make headers that are right and nonsense.
-mod seal {
-    fn mix(mut x: u64) -> u64 {
-        x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn crc32(bytes: &[u8]) -> u32 {
-        let step = |crc: u32, _| (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
-        !bytes.iter().fold(!0, |crc: u32, byte| (0..8).fold(crc ^ u32::from(*byte), step))
-    }
-
-    /// Gives 64 bytes of header the checksum that goes with their role.
-    pub fn header(head: &mut [u8], store: &[u8], role: u64) {
-        let word = |at: usize| u64::from_le_bytes(store[at..at + 8].try_into().unwrap());
-        let (low, high) = (word(0), word(8));
-        let place = mix(mix(mix(low) ^ high) ^ role).wrapping_add(mix(high));
-        let mask = (mix(place ^ 64) >> 32) as u32;
-        let crc = crc32(&head[..60]) ^ mask;
-        head[60..64].copy_from_slice(&crc.to_le_bytes());
-    }
+/// Gives 64 bytes of header the checksum that goes with their role.
+fn seal_header(head: &mut [u8], store_id: &[u8], role: u64) {
+    let crc = crc32(&head[..60]) ^ mask(place(store_id, role, 0), 0, 64);
+    head[60..64].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// A store whose only data file claims that its segments begin with number `first`.
@@ -542,7 +524,7 @@ fn store_beginning_with(first: u32) -> HeapFs {
     let put = |at: usize, field: usize, value: u32, role: u64| {
         let mut head = data[at..at + 64].to_vec();
         head[field..field + 4].copy_from_slice(&value.to_le_bytes());
-        seal::header(&mut head, &id, role);
+        seal_header(&mut head, &id, role);
         poke(&fs, "data-00000", at as u64, &head);
     };
     put(0, 32, first, 1);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
 pub mod calls;
+pub mod checksum;
 pub mod disk;
 pub mod model;
 pub mod simulation;
