@@ -25,8 +25,9 @@ pub unsafe trait Region: Send + Sync + Debug {
     /// Length in bytes.
     fn len(&self) -> usize;
 
-    /// Bytes were just stored through the memory. For a fake that has to know; called only when
-    /// there can be one.
+    /// Bytes were just stored through the memory. For a fake that has to know, where there can be
+    /// one.
+    #[cfg(any(test, feature = "test-util"))]
     fn stored(&self, _offset: usize, _len: usize) {}
 }
 
