@@ -40,6 +40,7 @@
 //! * [`Namespace::once`] marks a key before the work, at most once; [`Namespace::lookup`] changes
 //!   nothing.
 //! * [`Store::orphans`], [`Namespace::resolve`] and [`Namespace::forget`] are for operators.
+//! * [`Store::verify`] checks a store without a write.
 //! * Each call that waits has an `_async` form, which gives a [`Commit`] for any executor.
 //!
 //! # Consistency
