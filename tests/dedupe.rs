@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -433,6 +433,16 @@ fn an_output_that_is_closed_or_full_is_told() {
     Ran { code: ran.status.code(), out: vec![], err }.failed(5, "standard output: closed");
     // `head` takes the first lines: what it did not take comes again.
     assert!(dedupe(&arguments, &ledger).out == first_sights(&ledger));
+}
+
+#[test]
+fn nobody_has_to_listen_to_the_summary() {
+    let mut child = command(&[]).spawn().unwrap();
+    drop(child.stderr.take());
+    child.stdin.take().unwrap().write_all(b"a\na\n").unwrap();
+    let mut out = vec![];
+    child.stdout.take().unwrap().read_to_end(&mut out).unwrap();
+    assert_eq!((child.wait().unwrap().code(), &out[..]), (Some(0), &b"a\n"[..]));
 }
 
 #[test]

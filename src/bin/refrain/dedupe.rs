@@ -18,7 +18,7 @@ use refrain::{
 use crate::exit::Failure;
 use crate::input::{BATCH_LINES_MAX, Batch, InputRules, Source, read_all};
 use crate::key;
-use crate::output::{FileSink, Sink};
+use crate::output::{FileSink, Sink, tell};
 use crate::summary::{Counts, SummaryForm};
 
 /// Batches that are read ahead.
@@ -87,7 +87,7 @@ pub fn run(job: &Job) -> Result<(), Failure> {
     drop(pass);
     store.close()?;
     read?;
-    eprint!("{}", counts.tell(job.summary, start.elapsed()));
+    tell(&counts.tell(job.summary, start.elapsed()));
     Ok(())
 }
 
@@ -121,11 +121,11 @@ fn namespace(store: &Store, name: &str, ttl: Option<Duration>) -> Result<Namespa
     }
     let Some(ttl) = ttl.filter(|ttl| *ttl != stored.dedupe_ttl) else { return Ok(known) };
     let altered = store.alter(name, &with_window(stored, ttl))?;
-    eprintln!(
-        "refrain: the window of namespace {name:?} changes from {} to {}; what it holds keeps its own",
+    tell(&format!(
+        "refrain: the window of namespace {name:?} changes from {} to {}; what it holds keeps its own\n",
         humantime::format_duration(stored.dedupe_ttl),
         humantime::format_duration(altered.policy().dedupe_ttl),
-    );
+    ));
     Ok(altered)
 }
 

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let code = match arguments.to_job().and_then(|job| dedupe::run(&job)) {
         Ok(()) => 0,
         Err(failure) => {
-            eprintln!("refrain: {failure}");
+            output::tell(&format!("refrain: {failure}\n"));
             failure.code()
         }
     };

@@ -10,6 +10,11 @@ use rustix::fs::OFlags;
 
 use crate::exit::Failure;
 
+/// Tells whoever runs the command. That nobody listens is no reason to fail.
+pub fn tell(text: &str) {
+    io::stderr().write_all(text.as_bytes()).unwrap_or_default();
+}
+
 /// Takes lines, and says when they are where they should be.
 pub trait Sink {
     /// Writes all of `lines`, each of which ends with a newline.
