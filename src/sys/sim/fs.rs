@@ -68,7 +68,7 @@ impl FileSystem for SimFs {
         state.step(self.mount, "rename")?;
         let inode = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.to_owned(), inode);
-        state.renamed.push(NameChange::Rename(from.to_owned(), to.to_owned()));
+        state.renamed.push(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
         Ok(())
     }
 

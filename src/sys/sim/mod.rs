@@ -89,7 +89,8 @@ struct State {
 enum NameChange {
     Create(String, u64),
     Remove(String),
-    Rename(String, String),
+    /// Of this file: what else bore the first name before does not take the second.
+    Rename(String, String, u64),
 }
 
 impl NameChange {
@@ -97,10 +98,11 @@ impl NameChange {
         match self {
             Self::Create(name, id) => drop(names.insert(name, id)),
             Self::Remove(name) => drop(names.remove(&name)),
-            Self::Rename(from, to) => {
-                if let Some(id) = names.remove(&from) {
-                    names.insert(to, id);
+            Self::Rename(from, to, id) => {
+                if names.get(&from) == Some(&id) {
+                    names.remove(&from);
                 }
+                names.insert(to, id);
             }
         }
     }
