@@ -47,17 +47,19 @@ impl<T, E: From<StoreError>> Commit<T, E> {
         self.take()
     }
 
-    fn cancel(&self, wait: &mut RoundWait) {
-        // In a forked child the lock may be held by a thread that is not there.
-        if !self.handle.is_child() {
-            wait.cancel(&self.handle.wal.rounds);
-        }
-    }
-
     fn take(&mut self) -> Result<T, E> {
         match self.result.take() {
             Some(result) => result,
             None => panic!("the commit was awaited to its end before"),
+        }
+    }
+}
+
+impl<T, E> Commit<T, E> {
+    fn cancel(&self, wait: &mut RoundWait) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if !self.handle.is_child() {
+            wait.cancel(&self.handle.wal.rounds);
         }
     }
 }
@@ -87,10 +89,8 @@ impl<T, E: From<StoreError>> Future for Commit<T, E> {
 
 impl<T, E> Drop for Commit<T, E> {
     fn drop(&mut self) {
-        if let Some((_, mut wait)) = self.wait.take()
-            && !self.handle.is_child()
-        {
-            wait.cancel(&self.handle.wal.rounds);
+        if let Some((_, mut wait)) = self.wait.take() {
+            self.cancel(&mut wait);
         }
     }
 }

@@ -115,7 +115,7 @@ impl Engine {
             // The first change after a quiet time is not looked after at once: if it were, each one
             // that comes after the look would wake the thread again.
             if !signal.stops && !signal.is_wanted {
-                background.changed.wait_for(&mut signal, self.tick());
+                background.changed.wait_for(&mut signal, tick(self.mode));
             }
             if signal.stops {
                 return;
@@ -130,22 +130,6 @@ impl Engine {
         }
     }
 
-    /// How long the thread sleeps between two looks.
-    fn tick(&self) -> Duration {
-        match self.mode {
-            Mode::Interval(interval) => TICK.min(interval),
-            Mode::Memory | Mode::Buffered | Mode::Sync => TICK,
-        }
-    }
-
-    /// Bytes of a data file that are filled between two looks: a short interval allows of few.
-    fn growth_step(&self) -> u64 {
-        match self.mode {
-            Mode::Interval(interval) if interval < SHORT_INTERVAL => GROW_BYTES / 16,
-            _ => GROW_BYTES,
-        }
-    }
-
     /// Looks around once, and does what is due. Whether more will be due without another change.
     ///
     /// Failures poison the store or are tried again later; there is nobody to tell.
@@ -153,8 +137,11 @@ impl Engine {
         if self.is_child() {
             return false;
         }
-        // A store that is closed writes nothing (W5).
-        let Ok(_passage) = self.wal.pass() else { return false };
+        // A store that is closed has nothing to look after. The gate is not held here: rounds need
+        // none, and end with wakers, which may do anything.
+        if self.wal.pass().is_err() {
+            return false;
+        }
         if self.wal.poison.cause().is_some() {
             self.wal.rounds.wake_futures();
             return false;
@@ -222,6 +209,7 @@ impl Engine {
         if elapsed < CLOCK_MARK && !(is_idle && elapsed >= IDLE_SYNC) {
             return true;
         }
+        let Ok(_passage) = self.wal.pass() else { return false };
         let time = self.timeline.now();
         match self.wal.meta.update(|meta| meta.clock = meta.clock.max(time)) {
             Ok(()) => last.clock_at = now,
@@ -235,7 +223,7 @@ impl Engine {
         if last.growth_failed_at.is_some_and(|at| now.saturating_sub(at) < GROW_RETRY) {
             return true;
         }
-        match self.wal.grow_ahead(self.growth_step(), self.timeline.now()) {
+        match self.wal.grow_ahead(growth_step(self.mode), self.timeline.now()) {
             Ok(()) => {
                 last.growth_failed_at = None;
                 if self.wal.is_growing() {
@@ -336,5 +324,34 @@ impl Engine {
             meta.clock = meta.clock.max(time);
         });
         closed.map_err(|cause| self.wal.fail(cause))
+    }
+}
+
+/// How long the thread sleeps between two looks.
+fn tick(mode: Mode) -> Duration {
+    match mode {
+        Mode::Interval(interval) => TICK.min(interval),
+        Mode::Memory | Mode::Buffered | Mode::Sync => TICK,
+    }
+}
+
+/// Bytes of a data file that are filled between two looks: a short interval allows of few.
+fn growth_step(mode: Mode) -> u64 {
+    match mode {
+        Mode::Interval(interval) if interval < SHORT_INTERVAL => GROW_BYTES / 16,
+        _ => GROW_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_interval_is_not_stretched_by_the_tick_or_by_growth() {
+        let interval = |ms| Mode::Interval(Duration::from_millis(ms));
+        assert_eq!(tick(interval(1)), Duration::from_millis(1));
+        assert_eq!(tick(interval(1000)), tick(Mode::Sync));
+        assert!(growth_step(interval(1)) < growth_step(interval(1000)));
     }
 }

@@ -13,8 +13,8 @@
 //! Room. A granted claim must be completable on a full disk, so it reserves room for its exits
 //! (`held`). Only whole prepared segments count as room, never what is left of the active one: an
 //! open seals the active segment and would lose it. A record that is not an exit is refused when
-//! the prepared segments left over would hold less than what is reserved, and two more: each crash
-//! between exits costs a segment.
+//! the prepared segments left over would hold less than what is reserved, and two more: each open,
+//! after a crash or not, costs a segment.
 //!
 //! Invariants
 //! - W3  An exit always fits: room in the active segment plus the prepared ones is at least `held`.

@@ -10,9 +10,10 @@
 //! lock.
 //!
 //! Invariants
-//! - W5  Whatever writes to a file, but for an append and the round it waits for, passes the gate
-//!   first and holds it open to its end. Closing shuts the gate before the directory is given up, so
-//!   nothing is written to files that another process may have opened.
+//! - W5  Whatever writes to a file, but for an append and a round, passes the gate first and holds it
+//!   open to its end. Closing ends appends (the shards refuse), shuts the gate and ends all rounds
+//!   before the directory is given up: nothing is written to files that another process may have
+//!   opened.
 
 pub(crate) mod data_file;
 pub(crate) mod lane;
@@ -243,6 +244,7 @@ impl Wal {
     /// Goes on with the file that is being made ahead of need, for about `bytes`; starts one if
     /// need be. For maintenance.
     pub(crate) fn grow_ahead(&self, bytes: u64, now: Timestamp) -> Result<(), StoreError> {
+        let _passage = self.pass()?;
         let mut growth = self.growth.lock();
         self.poison.check_before()?;
         let mut filling = match growth.filling.take() {

@@ -9,7 +9,8 @@
 //! - G1  A ticket is for a round that has not begun, so the round sees what was published before
 //!   the ticket was taken. The mutex orders the two.
 //! - G2  One round at a time. Pending tickets are for the round under way or the next one.
-//! - G3  A round that fails, or whose leader panics, poisons the store and wakes everybody.
+//! - G3  A round that fails, or whose leader panics, poisons the store and wakes everybody. Who
+//!   poisons it elsewhere wakes the threads; maintenance wakes the futures.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -159,19 +159,33 @@ impl Scanner {
         let last = last_written(beyond);
         scan.beyond_bytes = last.map_or(0, |last| last as u64 + 1);
         if last.is_some() {
-            // What looks like a length decides how much is checksummed: bytes that were made to look
-            // so must not make this long.
-            let mut budget = 4 * (loaded - end);
-            for at in (end..loaded).step_by(Location::UNIT_BYTES) {
-                let bytes = &self.buffer[at..loaded];
-                let Ok(sizes) = Extents::read(bytes, bytes.len()) else { continue };
-                let Some(left) = budget.checked_sub(sizes.len) else { break };
-                budget = left;
-                let is_record = Record::decode(bytes, segment.place, at as u32).is_ok();
-                scan.beyond_records += u64::from(is_record);
-            }
+            scan.beyond_records = count_records(beyond, segment.place, scan.end).records;
         }
     }
+}
+
+/// What was counted, and how many bytes were checksummed for it.
+struct Counted {
+    records: u64,
+    checksummed: usize,
+}
+
+/// Counts what looks like records in `bytes`, which lie at `offset` of a segment. What looks like a
+/// length decides how much is checksummed, and bytes that were made to look so must not make this
+/// long: the count stops when it has cost four times the bytes.
+fn count_records(bytes: &[u8], place: Place, offset: u32) -> Counted {
+    let mut counted = Counted { records: 0, checksummed: 0 };
+    for at in (0..bytes.len()).step_by(Location::UNIT_BYTES) {
+        let rest = &bytes[at..];
+        let Ok(sizes) = Extents::read(rest, rest.len()) else { continue };
+        if counted.checksummed + sizes.head_len > 4 * bytes.len() {
+            break;
+        }
+        counted.checksummed += sizes.head_len;
+        let is_record = Record::decode(rest, place, offset + at as u32).is_ok();
+        counted.records += u64::from(is_record);
+    }
+    counted
 }
 
 /// Where the last byte is that is not zero. Mostly all are.
@@ -230,5 +244,38 @@ impl<'a> Records<'a> {
         read(&segment.file, &mut self.scratch[HEADER_BYTES..], rest)?;
         let record = Record::decode(&self.scratch, segment.place, offset);
         record.map(|record| view(&record)).map_err(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE_OF: ([u8; 16], SegmentId, Generation) = ([7; 16], SegmentId(1), Generation(1));
+
+    #[test]
+    fn counting_what_is_no_record_costs_a_few_times_its_bytes() {
+        let (store_id, segment, generation) = PLACE_OF;
+        let place = Place::segment(&store_id, segment, generation);
+        // Every sixteen bytes begin a record whose head has 128 KiB.
+        let mut unit = [7_u8; 16];
+        unit[..4].copy_from_slice(&131_200_u32.to_le_bytes());
+        unit[10..12].fill(255);
+        unit[14..].fill(255);
+        let bytes: Vec<u8> = unit.iter().copied().cycle().take(1 << 20).collect();
+        let counted = count_records(&bytes, place, DATA_START);
+        assert_eq!(counted.records, 0);
+        assert!(counted.checksummed > bytes.len() / 2, "they do look like records");
+        assert!(counted.checksummed <= 4 * bytes.len(), "{} bytes", counted.checksummed);
+    }
+
+    #[test]
+    fn the_last_byte_is_found_wherever_it_is() {
+        let mut bytes = vec![0; 10_000];
+        assert_eq!(last_written(&bytes), None);
+        for at in [0, 1, 1807, 1808, 5903, 5904, 9999] {
+            bytes[at] = 1;
+            assert_eq!(last_written(&bytes), Some(at));
+        }
     }
 }
