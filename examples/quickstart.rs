@@ -160,6 +160,9 @@ fn kill_and_reopen(lines: &[&str]) -> Result<usize, Box<dyn Error>> {
         }
     }
     let status = child.wait()?;
+    if status.success() {
+        return Err("the child came to its end before it was killed".into());
+    }
 
     let (store, ledger) = open_buffered(directory.path())?;
     let mut lost = 0;

@@ -398,8 +398,9 @@ pub enum OpenError {
     /// All 2^24 open epochs are used up.
     #[error("all open epochs of the store are used up")]
     EpochsExhausted,
-    /// There is no room for what opening must write: the files of a new store, or the park records
-    /// of orphaned claims. The epoch may have been raised; nothing else was changed.
+    /// There is no room for what opening must write: the files of a new store, the blocks of a copy
+    /// with holes, or the park records of orphaned claims. Some of that may have been written; every
+    /// key is as it was, or parked as its policy says.
     #[error("the store is full: {cause}")]
     Full {
         /// What happened when the store tried to grow.

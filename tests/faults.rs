@@ -10,14 +10,15 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use refrain::{
-    Body, Claim, ClaimError, CompleteError, Durability, Lease, Lookup, NamespaceError, OpenError,
-    Options, Policy, Store, StoreError,
+    Body, Claim, ClaimError, CompleteError, Durability, Lease, Lookup, Namespace, NamespaceError,
+    OpenError, Options, Policy, Store, StoreError,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use support::{Random, seed};
@@ -200,6 +201,20 @@ fn limits_of_the_process_are_errors_and_lose_nothing() {
     }
 }
 
+/// Claims and completes; where the store cannot grow, claims are refused and nothing else is.
+fn work_until_full(orders: &Namespace, numbers: Range<u32>) {
+    let mut full = 0;
+    for number in numbers {
+        match orders.claim(format!("{number}"), None) {
+            Ok(Claim::Acquired(lease)) => drop(lease.complete(vec![1; 2000]).unwrap()),
+            Ok(other) => panic!("{other:?}"),
+            Err(ClaimError::Full { .. }) => full += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(full > 0, "it never had to grow");
+}
+
 fn limit(resource: Resource, current: u64) -> Rlimit {
     let before = getrlimit(resource);
     setrlimit(resource, Rlimit { current: Some(current), maximum: before.maximum }).unwrap();
@@ -214,16 +229,7 @@ fn child_without_descriptors() {
     let orders = store.namespace("orders").unwrap();
     // No file can be opened any more: the store works until it has to grow.
     let before = limit(Resource::Nofile, 3);
-    let mut full = 0;
-    for number in 0..2000 {
-        match orders.claim(format!("{number}"), None) {
-            Ok(Claim::Acquired(lease)) => drop(lease.complete(vec![1; 2000]).unwrap()),
-            Ok(other) => panic!("{other:?}"),
-            Err(ClaimError::Full { .. }) => full += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    assert!(full > 0, "it never had to grow");
+    work_until_full(&orders, 0..2000);
     let refused = options(&path.join("other")).open().unwrap_err();
     assert!(matches!(refused, OpenError::Io(_)), "{refused}");
     setrlimit(Resource::Nofile, before).unwrap();
@@ -241,16 +247,7 @@ fn child_without_address_space() {
     let status = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = status.split(' ').next().unwrap().parse().unwrap();
     let before = limit(Resource::As, pages * 4096 + (2 << 20));
-    let mut full = 0;
-    for number in 1..3000 {
-        match orders.claim(format!("{number}"), None) {
-            Ok(Claim::Acquired(lease)) => drop(lease.complete(vec![1; 2000]).unwrap()),
-            Ok(other) => panic!("{other:?}"),
-            Err(ClaimError::Full { .. }) => full += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    assert!(full > 0, "it never had to grow");
+    work_until_full(&orders, 1..3000);
     setrlimit(Resource::As, before).unwrap();
     orders.claim("after", None).unwrap().acquired().unwrap().complete("done").unwrap();
     store.close().unwrap();

@@ -146,13 +146,14 @@ impl ExtentWriter {
     }
 
     /// Tells the region, where that can matter.
-    #[inline]
+    #[cfg(any(test, feature = "test-util"))]
     fn stored(&self, offset: u32, len: usize) {
-        #[cfg(any(test, feature = "test-util"))]
         self.extent.region.stored(self.extent.start + offset as usize, len);
-        #[cfg(not(any(test, feature = "test-util")))]
-        let _ = (offset, len);
     }
+
+    #[cfg(not(any(test, feature = "test-util")))]
+    #[inline]
+    fn stored(&self, _offset: u32, _len: usize) {}
 
     /// Declares everything below `filled` final, whether it was put here or written by the kernel.
     #[inline]

@@ -124,8 +124,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         meta.names_bytes = found.names_end;
         meta.namespaces = entries.iter().map(|it| it.namespace.0).max().unwrap_or(0);
         meta.inode = inode;
-        // Mode and poison stay: until the page cache is made good below, the next open must
-        // distrust it as this one does.
+        // Not clean from here on: until the page cache is made good below, the next open must
+        // distrust it as this one does. Mode and poison stay for the report of that open.
     });
     raised.map_err(failed)?;
     remove_unlisted(&*fs, &found)?;
