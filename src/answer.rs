@@ -5,9 +5,10 @@
 //! the answer rests on, whatever crashes; `None` is for ever.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::types::{FencingToken, Reference, Timestamp};
+use crate::types::{Epoch, FencingToken, Reference, Timestamp};
 
 /// Public read access to the fields of an answer.
 macro_rules! accessors {
@@ -30,7 +31,8 @@ pub enum Body<'a> {
         /// Length of what was given, in bytes.
         len: u32,
     },
-    /// The replay window is over; that the key was completed is still known.
+    /// The replay window is over, or the bytes were damaged and the store salvaged; that the key was
+    /// completed is still known.
     Expired,
 }
 
@@ -269,6 +271,9 @@ pub enum Lookup {
     Completed(Outcome),
     /// Claimed once, outcome unknown.
     Parked(Parked),
+    /// Nothing is known that would settle it, and the store was salvaged: what was lost may have been
+    /// about this key.
+    InDoubt(Gap),
 }
 
 /// What `once` answers. It marks *before* the work: a caller that dies after `First` leaves the
@@ -287,6 +292,8 @@ pub enum Once {
     Parked(Parked),
     /// Known, with another fingerprint.
     Mismatch(Mismatch),
+    /// The store was salvaged, and what was lost may have been about this key.
+    InDoubt(Gap),
 }
 
 /// The first sight of a key by `once`.
@@ -410,5 +417,66 @@ impl fmt::Debug for Orphan {
             .field("state", &self.state)
             .field("token", &self.token)
             .finish_non_exhaustive()
+    }
+}
+
+/// Records that salvage could not read ([`crate::Store::salvage`]). Any key may have been in them.
+///
+/// A key of which nothing is known, or only a claim that nobody holds, is *in doubt* until the gap
+/// is over: nobody is granted it. An operator ends the doubt for one key ([`crate::Namespace::forget`],
+/// [`crate::Namespace::resolve`]) or for all ([`crate::Store::accept_gap`]); a caller ends it for
+/// one call by saying that the request was first sent after the gap
+/// ([`crate::ClaimOptions::first_sent`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gap {
+    pub(crate) id: u32,
+    /// No token of the lost records is of a later epoch.
+    pub(crate) epoch: Epoch,
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
+    pub(crate) until: Timestamp,
+    pub(crate) bytes: u64,
+    pub(crate) what: Arc<str>,
+    pub(crate) acceptance: Option<Acceptance>,
+}
+
+impl Gap {
+    accessors! {
+        /// Its number in this store.
+        id: u32 = self => self.id;
+        /// Which file, where, and why.
+        what: &str = self => &self.what;
+        /// How many bytes were lost; 0 when that is not known.
+        bytes: u64 = self => self.bytes;
+        /// What was lost was written at or after this; `None` when that is not known.
+        from: Option<SystemTime> = self => {
+            (self.from != Timestamp::default()).then(|| self.from.to_system()).flatten()
+        };
+        /// What was lost was written before this: when the store was salvaged.
+        to: Option<SystemTime> = self => self.to.to_system();
+        /// When the last record that was lost would have said nothing any more. `None` when that is
+        /// not known: the gap lasts until it is accepted.
+        guaranteed_until: Option<SystemTime> = self => self.until.to_system();
+        /// Who accepted it, if somebody did.
+        acceptance: Option<&Acceptance> = self => self.acceptance.as_ref();
+    }
+}
+
+/// Somebody's word that a gap does not matter any more, see [`crate::Store::accept_gap`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Acceptance {
+    pub(crate) at: Timestamp,
+    pub(crate) actor: String,
+    pub(crate) reason: String,
+}
+
+impl Acceptance {
+    accessors! {
+        /// When.
+        at: Option<SystemTime> = self => self.at.to_system();
+        /// Who.
+        actor: &str = self => &self.actor;
+        /// Why.
+        reason: &str = self => &self.reason;
     }
 }

@@ -1,6 +1,6 @@
 //! What a claim answers.
 
-use crate::answer::{InProgress, Mismatch, Outcome, Parked};
+use crate::answer::{Gap, InProgress, Mismatch, Outcome, Parked};
 use crate::lease::Lease;
 
 /// What `claim` answers.
@@ -18,6 +18,9 @@ pub enum Claim {
     Mismatch(Mismatch),
     /// The work was begun once and its outcome is unknown: somebody must resolve it.
     Parked(Parked),
+    /// The store was salvaged, and what was lost may have been about this key: the work may have been
+    /// done. Somebody must find out.
+    InDoubt(Gap),
 }
 
 impl Claim {

@@ -267,6 +267,25 @@ pub enum ForgetError {
     Store(#[from] StoreError),
 }
 
+/// What `accept_gap` can refuse with. The gap is as it was, unless the error is
+/// [`StoreError::Unknown`].
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GapError {
+    /// Reason and actor have at most 255 bytes each.
+    #[error("reason and actor have at most 255 bytes each, not {len}")]
+    TextLength {
+        /// The length that was given.
+        len: usize,
+    },
+    /// The store has no gap of this number.
+    #[error("there is no such gap")]
+    UnknownGap,
+    /// Any call can fail like this.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// What `namespace`, `define` and `alter` can refuse with. Nothing was changed, unless the error is
 /// [`StoreError::Unknown`].
 #[derive(Clone, Debug, thiserror::Error)]
@@ -309,6 +328,31 @@ pub enum CloseError {
     LeasesHeld(usize),
     /// The store is closed now; what went wrong on the way is here. Everything that was
     /// acknowledged as durable is.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What `salvage` can refuse with. The source is never written to.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SalvageError {
+    /// There is nothing in the source directory that tells of a store: no readable meta file and no
+    /// data file with a readable header.
+    #[error("{} holds nothing that tells of a store", path.display())]
+    NoStore {
+        /// The meta file that would be.
+        path: PathBuf,
+    },
+    /// The target directory is not empty.
+    #[error("{} is there already", path.display())]
+    NotEmpty {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// As `open` of the source or of the target would answer. The target is not usable; remove it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// As a call on the target would answer. The target is not usable; remove it.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -371,6 +415,13 @@ pub enum OpenError {
         /// The major version this one reads.
         supported: u16,
     },
+    /// A salvage into this directory did not come to its end. Remove the directory, and salvage
+    /// again.
+    #[error("{}: a salvage into the store did not come to its end", path.display())]
+    Unfinished {
+        /// The meta file.
+        path: PathBuf,
+    },
     /// A file that belongs to the store is not there.
     #[error("{} is missing", path.display())]
     MissingFile {
@@ -378,7 +429,8 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Something below the point up to which the store was durable cannot be read: acknowledged
-    /// data are damaged. Never cut off silently; restore the file.
+    /// data are damaged. Never cut off silently: restore the file, or [`crate::Store::salvage`] what
+    /// is left.
     #[error("{} is corrupt at offset {offset}: {what}", path.display())]
     Corrupt {
         /// The damaged file.

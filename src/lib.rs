@@ -21,6 +21,7 @@
 //!     Claim::InProgress(other) => println!("retry in {:?}", other.lease_left()),
 //!     Claim::Mismatch(_) => println!("this key was used for another payload"),
 //!     Claim::Parked(_) => println!("begun once, outcome unknown: somebody must decide"),
+//!     Claim::InDoubt(_) => println!("the store was damaged, and may have forgotten this key"),
 //!     _ => unreachable!("no other answer in this version"),
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -40,7 +41,8 @@
 //! * [`Namespace::once`] marks a key before the work, at most once; [`Namespace::lookup`] changes
 //!   nothing.
 //! * [`Store::orphans`], [`Namespace::resolve`] and [`Namespace::forget`] are for operators.
-//! * [`Store::verify`] checks a store without a write.
+//! * [`Store::verify`] checks a store without a write; [`Store::salvage`] copies what is left of a
+//!   damaged one, and keys that may have been lost are in doubt until the [`Gap`] is over.
 //! * Each call that waits has an `_async` form, which gives a [`Commit`] for any executor.
 //!
 //! # Consistency
@@ -95,14 +97,14 @@ mod types;
 mod wal;
 
 pub use answer::{
-    Body, BodyKept, Completion, EndCause, First, InProgress, KeyState, Lapsed, Lookup, Mismatch,
-    Once, Orphan, Outcome, Parked, Previous, Renewed,
+    Acceptance, Body, BodyKept, Completion, EndCause, First, Gap, InProgress, KeyState, Lapsed,
+    Lookup, Mismatch, Once, Orphan, Outcome, Parked, Previous, Renewed,
 };
 pub use claim::Claim;
 pub use commit::Commit;
 pub use error::{
-    ClaimError, CloseError, CompleteError, Failure, ForgetError, LeaseError, NamespaceError,
-    OpenError, OptionProblem, ResolveError, StoreError,
+    ClaimError, CloseError, CompleteError, Failure, ForgetError, GapError, LeaseError,
+    NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
 };
 pub use lease::Lease;
 pub use namespace::Namespace;
@@ -110,7 +112,7 @@ pub use options::{Durability, Options};
 pub use policy::{
     DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem,
 };
-pub use report::{RecoveryReport, TornTail};
+pub use report::{Damage, RecoveryReport, SalvageReport, TornTail};
 pub use request::{ClaimOptions, CompleteOptions, Resolution};
 pub use stats::StoreStats;
 pub use store::Store;

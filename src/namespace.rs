@@ -108,6 +108,7 @@ impl Namespace {
             Claimed::InProgress(it) => Claim::InProgress(it),
             Claimed::Mismatch(it) => Claim::Mismatch(it),
             Claimed::Parked(it) => Claim::Parked(it),
+            Claimed::InDoubt(it) => Claim::InDoubt(it),
         });
         Answered { result, settle }
     }
@@ -291,7 +292,7 @@ impl Namespace {
 
     /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
     /// nothing. Its owner, if it has one, is told `Forgotten`. Reason and actor, up to 255 bytes
-    /// each, are written to the WAL with it.
+    /// each, are written to the WAL with it. A key that was in doubt ([`crate::Gap`]) is new.
     ///
     /// # Errors
     ///

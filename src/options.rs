@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::engine::Mode;
 use crate::engine::recovery::{self, OpenRequest};
-use crate::error::{OpenError, OptionProblem};
+use crate::error::{OpenError, OptionProblem, SalvageError};
 use crate::format::META_NAME;
 use crate::format::meta::segment_bytes_are_valid;
 use crate::handle::Handle;
-use crate::report::RecoveryReport;
+use crate::report::{RecoveryReport, SalvageReport};
 use crate::store::Store;
 use crate::sys::clock::SystemClock;
 use crate::sys::heap::HeapFs;
@@ -178,8 +178,30 @@ impl Options {
     ///
     /// [`OpenError`], as `open` would answer; [`OpenError::MissingFile`] when there is no store.
     pub fn verify(self) -> Result<RecoveryReport, OpenError> {
-        let (request, _) = self.request(RealFs::existing)?;
+        let (request, _) = self.request(RealFs::read_only)?;
         recovery::verify(&request)
+    }
+
+    /// Copies what can be read of a damaged store into a new one in the empty directory of `target`,
+    /// which is made if it does not exist; options of `target` hold for the copying alone. Nothing
+    /// is written to the source. Takes as long as it takes to read the WAL and to write it again.
+    ///
+    /// Every record that is whole is kept, with its token; so is, without its body, a completion of
+    /// which only the body is damaged. Damage that may have taken records with it becomes a
+    /// [`crate::Gap`] of the new store, and keys that nothing is known of are in doubt there until
+    /// the gap is over or accepted. Tokens of the new store are above all that the source ever gave.
+    ///
+    /// On return the new store survives power loss, and can be opened. Before that, and after an
+    /// error, it cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`SalvageError`]: no store, a locked one, one of another version; a target that is not empty,
+    /// or has no room.
+    pub fn salvage(self, target: Self) -> Result<SalvageReport, SalvageError> {
+        let (source, _) = self.request(RealFs::read_only)?;
+        let (target, _) = target.durability(Durability::Buffered).request(RealFs::new)?;
+        recovery::salvage(&source, target)
     }
 
     /// What is asked of the engine, if it can be, and the place for messages.
@@ -208,6 +230,7 @@ impl Options {
             segment_bytes: self.segment_bytes.map(|bytes| bytes as u32),
             max_clock_jump: self.max_clock_jump,
             first_counter: self.first_counter,
+            is_salvage: false,
         };
         Ok((request, fs.describe(META_NAME)))
     }
@@ -261,6 +284,20 @@ impl Store {
     /// See [`Options::verify`].
     pub fn verify(path: impl AsRef<Path>) -> Result<RecoveryReport, OpenError> {
         Options::new(path).verify()
+    }
+
+    /// Copies what can be read of the damaged store in `source` into a new store in the empty
+    /// directory `target`. Never needed but after [`OpenError::Corrupt`] or
+    /// [`OpenError::MissingFile`], and never done by itself. See [`Options::salvage`].
+    ///
+    /// # Errors
+    ///
+    /// See [`Options::salvage`].
+    pub fn salvage(
+        source: impl AsRef<Path>,
+        target: impl AsRef<Path>,
+    ) -> Result<SalvageReport, SalvageError> {
+        Options::new(source).salvage(Options::new(target))
     }
 
     /// Opens a store on the heap, which ends with its last handle.

@@ -1,4 +1,4 @@
-//! Reports: what opening a store found, as plain data.
+//! Reports: what opening a store found, and what salvage could read, as plain data.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -78,4 +78,46 @@ impl RecoveryReport {
     pub fn torn_bytes(&self) -> u64 {
         self.torn_tails.iter().map(|tail| tail.bytes).sum()
     }
+}
+
+/// What [`crate::Store::salvage`] could read and copy.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct SalvageReport {
+    /// Data files that were read.
+    pub files: usize,
+    /// Segments in which records were found.
+    pub segments: usize,
+    /// Namespaces whose names and policies are kept.
+    pub namespaces: usize,
+    /// Records copied.
+    pub records: u64,
+    /// Those among them whose bodies were damaged: that the key is completed is kept, what it said
+    /// is lost.
+    pub bodies_lost: u64,
+    /// Records that were not copied, because the name of their namespace is lost.
+    pub records_unnamed: u64,
+    /// Bytes that are known to have held records, and do no more.
+    pub bytes_lost: u64,
+    /// Everything that was wrong, the first thousand places.
+    pub damage: Vec<Damage>,
+    /// Gaps of the new store that were made for it; see [`crate::Gap`]. When it has none, nothing
+    /// was lost that opening the source would not have cut off.
+    pub gaps: usize,
+    /// The epoch of the new store: above that of every token ever given by the source.
+    pub epoch: u32,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// A place in a store that could not be read, or says what cannot be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Damage {
+    /// The file.
+    pub path: PathBuf,
+    /// Where in the file.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
 }

@@ -1,12 +1,12 @@
 //! What a claim, and its end, are asked with.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::engine::CallDurability;
 use crate::engine::claims::ClaimRequest;
 use crate::engine::exits::CompleteRequest;
 use crate::engine::operator::ResolveRequest;
-use crate::types::{Fingerprint, Reference};
+use crate::types::{Fingerprint, Reference, Timestamp};
 
 /// What a claim, or `once`, asks for beyond the key. What is left out follows the namespace's
 /// policy and the store's durability.
@@ -18,6 +18,7 @@ pub struct ClaimOptions {
     lease: Option<Duration>,
     dedupe_ttl: Option<Duration>,
     durability: Option<CallDurability>,
+    first_sent: Option<SystemTime>,
 }
 
 impl ClaimOptions {
@@ -69,9 +70,18 @@ impl ClaimOptions {
         self
     }
 
+    /// When the request was sent for the first time, retries being one request, by a clock that
+    /// agrees with the store's. A request that was first sent after a gap is not in doubt for it
+    /// ([`crate::Gap`]).
+    pub fn first_sent(mut self, at: SystemTime) -> Self {
+        self.first_sent = Some(at);
+        self
+    }
+
     pub(crate) fn to_request(self) -> ClaimRequest {
-        let Self { fingerprint, reference, lease, dedupe_ttl, durability } = self;
-        ClaimRequest { fingerprint, reference, lease, dedupe_ttl, durability }
+        let Self { fingerprint, reference, lease, dedupe_ttl, durability, first_sent } = self;
+        let first_sent = first_sent.map(Timestamp::from_system);
+        ClaimRequest { fingerprint, reference, lease, dedupe_ttl, durability, first_sent }
     }
 }
 

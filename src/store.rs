@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::answer::Orphan;
+use crate::answer::{Gap, Orphan};
 use crate::engine::namespaces::Wanted;
-use crate::error::{CloseError, Failure, NamespaceError, StoreError};
+use crate::error::{CloseError, Failure, GapError, NamespaceError, StoreError};
 use crate::handle::Handle;
 use crate::namespace::Namespace;
 use crate::policy::Policy;
@@ -79,6 +79,24 @@ impl Store {
     /// What any call can fail with.
     pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
         self.handle.orphans(None)
+    }
+
+    /// The gaps of a salvaged store, those that are over or accepted too; see [`Gap`].
+    #[must_use]
+    pub fn gaps(&self) -> Vec<Gap> {
+        self.handle.gaps.list()
+    }
+
+    /// Ends the gap of this number: no key is in doubt for it any more, and keys of which nothing is
+    /// known are new. Who says so and why, at most 255 bytes each, is written down with it. That it
+    /// is accepted survives power loss when this returns. A gap that was accepted before stays as
+    /// it was accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`GapError::UnknownGap`]; [`GapError::TextLength`].
+    pub fn accept_gap(&self, id: u32, reason: &str, actor: &str) -> Result<(), GapError> {
+        self.handle.accept_gap(id, reason, actor)
     }
 
     /// Makes everything acknowledged so far survive power loss, in any mode.

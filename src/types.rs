@@ -17,6 +17,9 @@ pub const BODY_BYTES_MAX: usize = 16 << 20;
 /// Longest namespace name, in bytes of UTF-8. The shortest is one byte.
 pub const NAME_BYTES_MAX: usize = 255;
 
+/// Longest reason, and longest name of an actor, in bytes.
+pub(crate) const AUDIT_BYTES_MAX: usize = 255;
+
 /// A number given with a lease, higher at every new claim of the key; an older one is refused.
 ///
 /// A token never repeats within a file-backed store, whatever crashed in between: its upper 24 bits
@@ -106,6 +109,12 @@ impl Timestamp {
     /// How long after `earlier` this is; zero when it is not after.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// A caller's point in time, a part of a millisecond left off.
+    pub(crate) fn from_system(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::from_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The same instant for callers; `None` when it never comes.

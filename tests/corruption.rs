@@ -1,6 +1,7 @@
 //! Damage of every kind to a small durable store: whatever the bytes, opening gives all of it, or
 //! tells of a torn tail above the mark, or refuses with the file and the offset, without a write.
-//! Checking gives the same answer as opening.
+//! Checking gives the same answer as opening; and what is refused can be salvaged, after which no
+//! key that was acknowledged is granted to anybody.
 //!
 //! `REFRAIN_STRIDE=1` flips every byte; by default every seventeenth, from a random one on.
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
@@ -11,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Mutex;
 
-use refrain::testing::{SimClock, SimDisk};
+use refrain::testing::{HeapFs, SimClock, SimDisk};
 use refrain::{
-    ClaimOptions, CompleteOptions, Durability, Lookup, OpenError, Options, Policy, RecoveryReport,
-    Store,
+    Claim, ClaimOptions, CompleteOptions, Durability, Lookup, OpenError, Options, Policy,
+    RecoveryReport, SalvageError, Store,
 };
 use support::{Random, seed};
 
@@ -130,6 +131,8 @@ impl Image {
                     }
                     other => panic!("{what}: {other}"),
                 }
+                self.judge_salvaged(disk, what);
+                assert_eq!(written(disk), before, "{what}: salvage wrote to its source");
                 Became::Refused
             }
             Ok(store) => {
@@ -148,6 +151,51 @@ impl Image {
                 orders.claim("new", None).unwrap().acquired().unwrap().complete("new").unwrap();
                 if is_torn { Became::Torn } else { Became::Whole }
             }
+        }
+    }
+
+    /// Salvages a damaged copy. No key that was acknowledged is granted to anybody, and what is
+    /// shown of it is what was stored.
+    fn judge_salvaged(&self, disk: &SimDisk, what: &str) {
+        let target = HeapFs::new();
+        let new = || Options::new("new").file_system(target.clone()).clock(self.clock.clone());
+        let report = match options(disk, &self.clock).salvage(new().shards(1)) {
+            Ok(report) => report,
+            Err(SalvageError::NoStore { .. }) => return,
+            Err(SalvageError::Open(OpenError::UnsupportedFormat { .. })) => return,
+            Err(error) => panic!("{what}: salvage: {error}"),
+        };
+        let store = new().shards(2).manual_maintenance(true).open();
+        let store = store.unwrap_or_else(|error| panic!("{what}: salvaged: {error}"));
+        store.check_invariants().unwrap();
+        assert_eq!(store.gaps().len(), report.gaps, "{what}");
+        assert!(!report.damage.is_empty(), "{what}: it was refused for something");
+        let orders = store.namespace("orders").unwrap();
+        let mut is_whole = true;
+        for (key, was) in self.keys.iter().filter(|(key, _)| self.durable.contains(*key)) {
+            let is = told(&store, key);
+            let is_lost_body = was.starts_with("completed")
+                && is.split(' ').take(2).eq(was.split(' ').take(2))
+                && is.ends_with(" Expired");
+            let is_doubt = is.starts_with("InDoubt");
+            is_whole &= is == *was;
+            assert!(is == *was || is_lost_body || is_doubt, "{what}: {key} was {was} and is {is}");
+            let claim = orders.claim(key, None).unwrap();
+            // An orphan may be taken over, if nothing is missing that could have ended it.
+            let may_take_over = was.starts_with("lapsed") && is == *was;
+            if let Claim::Acquired(lease) = claim {
+                assert!(may_take_over && lease.attempt() == 2, "{what}: {key} was granted");
+            }
+        }
+        // With nothing lost, new keys are new; else everything is in doubt.
+        match orders.claim("new", None).unwrap() {
+            Claim::Acquired(lease) => {
+                assert!(report.gaps == 0, "{what}: {report:?}");
+                assert!(is_whole || report.bodies_lost > 0, "{what}: {report:?}");
+                lease.complete("new").unwrap();
+            }
+            Claim::InDoubt(_) => assert!(report.gaps > 0, "{what}"),
+            other => panic!("{what}: {other:?}"),
         }
     }
 

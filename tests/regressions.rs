@@ -396,22 +396,21 @@ fn a_creation_cut_short_at_any_step_is_begun_again() {
     }
 }
 
-/// A process killed behind the renaming of the meta file left an entry that was not synced, and the
-/// next one built on it.
+/// A process killed behind the renaming of the meta file, or behind the creation of the names file,
+/// left an entry that was not synced, and the next one built on it.
 #[test]
 fn a_creation_killed_and_then_cut_short_is_begun_again() {
-    for killed in 8..16 {
-        for cut in 0..45 {
-            let disk = SimDisk::new(killed * 100 + cut);
-            for (step, crash) in [(killed, Crash::Kill), (cut, Crash::PowerCut)] {
-                let fs = disk.mount();
-                disk.crash_after(step, crash);
-                drop(options(fs, Durability::Sync).open().map(Store::abandon));
-            }
-            let store = options(disk.mount(), Durability::Sync).open();
-            let store = store.unwrap_or_else(|error| panic!("{killed} {cut}: {error}"));
-            complete(&store.namespace("orders").unwrap(), "a", b"outcome");
+    let steps = (0..16).flat_map(|killed| (0..45).map(move |cut| (killed, cut)));
+    for ((killed, cut), seed) in steps.flat_map(|steps| (0..4).map(move |seed| (steps, seed))) {
+        let disk = SimDisk::new(seed * 10_000 + killed * 100 + cut);
+        for (step, crash) in [(killed, Crash::Kill), (cut, Crash::PowerCut)] {
+            let fs = disk.mount();
+            disk.crash_after(step, crash);
+            drop(options(fs, Durability::Sync).open().map(Store::abandon));
         }
+        let store = options(disk.mount(), Durability::Sync).open();
+        let store = store.unwrap_or_else(|error| panic!("{killed} {cut} {seed}: {error}"));
+        complete(&store.namespace("orders").unwrap(), "a", b"outcome");
     }
 }
 

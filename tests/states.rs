@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use refrain::testing::{HeapFs, SimClock};
+use refrain::testing::{FileSystem, HeapFs, SimClock};
 use refrain::{
     Claim, ClaimError, CompleteError, CompleteOptions, EndCause, FencingToken, Fingerprint,
     LeaseError, Lookup, Namespace, OnLeaseEnd, OnOrphan, Once, Options, Policy, Resolution,
@@ -17,8 +17,17 @@ use refrain::{
 const KEY: &str = "key";
 const LEASE: Duration = Duration::from_secs(10);
 
-const STATES: [&str; 8] =
-    ["absent", "claimed", "lapsed", "orphaned", "overdue", "parked", "parked orphan", "completed"];
+const STATES: [&str; 9] = [
+    "absent",
+    "claimed",
+    "lapsed",
+    "orphaned",
+    "overdue",
+    "parked",
+    "parked orphan",
+    "completed",
+    "in doubt",
+];
 
 const CALLS: [&str; 21] = [
     "claim",
@@ -70,6 +79,19 @@ impl Scene {
         self.open();
     }
 
+    /// What names the key's namespace is lost; the store is salvaged.
+    fn lose_the_names(&mut self) {
+        self.store.take().unwrap().abandon();
+        self.fs.remove("NAMES").unwrap();
+        let new = HeapFs::new();
+        let options = |fs: &HeapFs| Options::new("unused").file_system(fs.clone());
+        let source = options(&self.fs).clock(self.clock.clone());
+        let report = source.salvage(options(&new).clock(self.clock.clone())).unwrap();
+        assert!(report.gaps > 0);
+        self.fs = new;
+        self.open();
+    }
+
     fn space(&self) -> Namespace {
         self.store.as_ref().unwrap().namespace("space").unwrap()
     }
@@ -101,6 +123,7 @@ impl Scene {
         scene.claim();
         match state {
             "claimed" => {}
+            "in doubt" => scene.lose_the_names(),
             "lapsed" | "overdue" => scene.clock.advance(LEASE),
             "orphaned" | "parked orphan" => scene.reopen(),
             "parked" => scene.space().park(KEY, scene.token).unwrap(),
@@ -123,6 +146,7 @@ impl Scene {
                 _ => "parked orphan",
             },
             Lookup::Completed(_) => "completed",
+            Lookup::InDoubt(_) => "in doubt",
             other => panic!("{other:?}"),
         }
     }
@@ -144,6 +168,7 @@ impl Scene {
                 Ok(Claim::InProgress(_)) => "InProgress".to_owned(),
                 Ok(Claim::Mismatch(it)) => format!("Mismatch, {}", it.state()),
                 Ok(Claim::Parked(_)) => "Parked".to_owned(),
+                Ok(Claim::InDoubt(_)) => "InDoubt".to_owned(),
                 Err(ClaimError::Full { .. }) => "full".to_owned(),
                 other => panic!("{other:?}"),
             },
@@ -153,6 +178,7 @@ impl Scene {
                 Once::InProgress(_) => "InProgress".to_owned(),
                 Once::Mismatch(it) => format!("Mismatch, {}", it.state()),
                 Once::Parked(_) => "Parked".to_owned(),
+                Once::InDoubt(_) => "InDoubt".to_owned(),
                 other => panic!("{other:?}"),
             },
             "lookup" => match space.lookup(KEY).unwrap() {
@@ -160,6 +186,7 @@ impl Scene {
                 Lookup::InProgress(_) => "InProgress".to_owned(),
                 Lookup::Lapsed(_) => "Lapsed".to_owned(),
                 Lookup::Parked(_) => "Parked".to_owned(),
+                Lookup::InDoubt(_) => "InDoubt".to_owned(),
                 Lookup::Completed(_) => "Completed".to_owned(),
                 other => panic!("{other:?}"),
             },

@@ -13,7 +13,7 @@ use super::state::{self, Standing, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, check_key};
 use crate::answer::{
-    EndCause, First, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
+    EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };
 use crate::error::{ClaimError, Failure, StoreError};
 use crate::format::ext::{Ext, PreviousClaim};
@@ -31,6 +31,7 @@ pub(crate) struct ClaimRequest {
     pub(crate) lease: Option<Duration>,
     pub(crate) dedupe_ttl: Option<Duration>,
     pub(crate) durability: Option<CallDurability>,
+    pub(crate) first_sent: Option<Timestamp>,
 }
 
 /// What a claim is answered.
@@ -41,6 +42,7 @@ pub(crate) enum Claimed {
     InProgress(InProgress),
     Mismatch(Mismatch),
     Parked(Parked),
+    InDoubt(Gap),
 }
 
 /// A granted claim.
@@ -61,6 +63,7 @@ struct Question<'a> {
     key: &'a [u8],
     hash: KeyHash,
     fingerprint: Option<Fingerprint>,
+    first_sent: Option<Timestamp>,
     /// A call counts a differing fingerprint once.
     is_counted: bool,
 }
@@ -77,6 +80,7 @@ enum Judged<'a> {
     InProgress(InProgress),
     Parked(Parked),
     Mismatch(Mismatch, Found<'a>, Standing),
+    InDoubt(Gap),
 }
 
 impl Engine {
@@ -103,7 +107,7 @@ impl Engine {
             return Err(ClaimError::FingerprintRequired);
         }
         let hash = namespace.hasher.hash(key);
-        let mut question = Question::new(namespace, &policy, key, hash, request.fingerprint);
+        let mut question = Question::new(namespace, &policy, key, hash, request);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
@@ -118,6 +122,7 @@ impl Engine {
                         Busy::InProgress(it) => Claimed::InProgress(it),
                         Busy::Parked(it) => Claimed::Parked(it),
                         Busy::Mismatch(it) => Claimed::Mismatch(it),
+                        Busy::InDoubt(it) => Claimed::InDoubt(it),
                     });
                 }
             };
@@ -176,7 +181,7 @@ impl Engine {
             return Err(ClaimError::FingerprintRequired);
         }
         let hash = namespace.hasher.hash(key);
-        let mut question = Question::new(namespace, &policy, key, hash, request.fingerprint);
+        let mut question = Question::new(namespace, &policy, key, hash, request);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
@@ -191,6 +196,7 @@ impl Engine {
                         Busy::InProgress(it) => Once::InProgress(it),
                         Busy::Parked(it) => Once::Parked(it),
                         Busy::Mismatch(it) => Once::Mismatch(it),
+                        Busy::InDoubt(it) => Once::InDoubt(it),
                     });
                 }
             };
@@ -238,13 +244,19 @@ impl Engine {
         let shard = self.lock_shard(hash)?;
         let found = self.find(&shard, namespace.id, key, hash)?;
         drop(shard);
-        let Some(found) = found else { return Ok(Ok(Lookup::Absent).into()) };
+        let Some(found) = found else {
+            let gap = self.gaps.covering(self.timeline.read().lower, None, None);
+            return Ok(Ok(gap.map_or(Lookup::Absent, Lookup::InDoubt)).into());
+        };
         let record = &found.record;
         let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
+        let gap = || self.gaps.covering(now, Some(record.token.epoch()), None);
         let lookup = match Standing::of(record, now, self.open_epoch) {
-            Standing::Absent => Lookup::Absent,
+            Standing::Absent => gap().map_or(Lookup::Absent, Lookup::InDoubt),
             Standing::Held => Lookup::InProgress(state::in_progress(record, now)),
-            Standing::Lapsed(cause) => Lookup::Lapsed(state::lapsed(record, cause)),
+            Standing::Lapsed(cause) => {
+                gap().map_or_else(|| Lookup::Lapsed(state::lapsed(record, cause)), Lookup::InDoubt)
+            }
             Standing::Overdue => Lookup::Parked(state::parked(record, EndCause::LeaseEnded)),
             Standing::Parked(cause) => Lookup::Parked(state::parked(record, cause)),
             Standing::Done => {
@@ -264,13 +276,13 @@ impl Engine {
     ) -> Result<Judged<'_>, StoreError> {
         let Question { namespace, policy, key, hash, fingerprint, .. } = *question;
         let Some(found) = self.find(shard, namespace.id, key, hash)? else {
-            return Ok(Judged::Free { entry: None, takeover: None });
+            return Ok(self.free(None, None, now.lower, question));
         };
         let record = &found.record;
         let now = self.timeline.judge(now, [record.until, record.expires]);
         let standing = Standing::of(record, now, self.open_epoch);
         if standing == Standing::Absent {
-            return Ok(Judged::Free { entry: Some(found), takeover: None });
+            return Ok(self.free(Some(found), None, now, question));
         }
         let differs = matches!(
             (fingerprint, record.ext.fingerprint),
@@ -286,15 +298,29 @@ impl Engine {
             }
         }
         Ok(match standing {
-            Standing::Absent => Judged::Free { entry: Some(found), takeover: None },
-            Standing::Lapsed(cause) => {
-                Judged::Free { entry: Some(found), takeover: Some((found, cause)) }
-            }
+            Standing::Absent => self.free(Some(found), None, now, question),
+            Standing::Lapsed(cause) => self.free(Some(found), Some((found, cause)), now, question),
             Standing::Held => Judged::InProgress(state::in_progress(record, now)),
             Standing::Overdue => Judged::Parked(state::parked(record, EndCause::LeaseEnded)),
             Standing::Parked(cause) => Judged::Parked(state::parked(record, cause)),
             Standing::Done => Judged::Done(found, now),
         })
+    }
+
+    /// Nobody holds the key, as far as is known: it is free, or in doubt.
+    #[inline]
+    fn free<'a>(
+        &self,
+        entry: Option<Found<'a>>,
+        takeover: Option<(Found<'a>, EndCause)>,
+        now: Timestamp,
+        question: &Question<'_>,
+    ) -> Judged<'a> {
+        let newest = entry.map(|found| found.record.token.epoch());
+        match self.gaps.covering(now, newest, question.first_sent) {
+            Some(gap) => Judged::InDoubt(gap),
+            None => Judged::Free { entry, takeover },
+        }
     }
 
     /// Answers with what somebody else did. The shard is unlocked by now: records stay what they
@@ -317,6 +343,7 @@ impl Engine {
                 self.shown(Ok(busy(Busy::Mismatch(it))), &found)
             }
             Judged::Mismatch(it, ..) => Ok(busy(Busy::Mismatch(it))).into(),
+            Judged::InDoubt(it) => Ok(busy(Busy::InDoubt(it))).into(),
             Judged::Free { .. } => unreachable!("a free key is granted, not shown"),
         })
     }
@@ -362,9 +389,10 @@ impl<'a> Question<'a> {
         policy: &'a Policy,
         key: &'a [u8],
         hash: KeyHash,
-        fingerprint: Option<Fingerprint>,
+        request: &ClaimRequest,
     ) -> Self {
-        Self { namespace, policy, key, hash, fingerprint, is_counted: false }
+        let ClaimRequest { fingerprint, first_sent, .. } = *request;
+        Self { namespace, policy, key, hash, fingerprint, first_sent, is_counted: false }
     }
 }
 
@@ -373,6 +401,7 @@ enum Busy {
     InProgress(InProgress),
     Parked(Parked),
     Mismatch(Mismatch),
+    InDoubt(Gap),
 }
 
 /// What a first record about a key has in common, be it a claim or a mark. Fingerprint and

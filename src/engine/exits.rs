@@ -184,7 +184,7 @@ impl Engine {
                 if kind == Kind::Park {
                     shard.table.replace(found.position, location, false);
                 } else {
-                    shard.table.remove(found.position);
+                    self.end_entry(&mut shard, found.position, location, now.lower);
                 }
                 drop(shard);
                 return Ok(self.changed((), durability));
@@ -400,7 +400,8 @@ impl Engine {
         let standing = Standing::of(record, now, self.open_epoch);
         Ok(match standing {
             Standing::Absent => {
-                let is_own = record.kind != Kind::Complete && record.token == token;
+                let was_claim = matches!(record.kind, Kind::Claim | Kind::Renew);
+                let is_own = was_claim && record.token == token;
                 let late_by = is_own.then(|| now.since(record.until));
                 Err(Refusal::Forgotten { late_by })
             }

@@ -14,11 +14,13 @@
 //!    threads that wait for rounds under its shard; nobody takes a shard under rounds.)
 //!
 //! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
-//! (resolve, forget, orphans), `recovery` (open), `maintenance` (what happens in between and at the
+//! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
+//! `maintenance` (what happens in between and at the
 //! end), over `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod claims;
 pub(crate) mod exits;
+pub(crate) mod gaps;
 pub(crate) mod maintenance;
 pub(crate) mod namespaces;
 pub(crate) mod operator;
@@ -38,11 +40,12 @@ use crate::sys::DirectoryLock;
 use crate::sys::fork::ForkGuard;
 use crate::sys::sync::Mutex;
 use crate::table::{Position, Slot};
-use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId};
+use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
 use crate::wal::Wal;
 use crate::wal::lane::RoomChange;
 use crate::wal::rounds::{Leader, RoundWait, Ticket};
 
+use gaps::Gaps;
 use maintenance::Background;
 use namespaces::Namespaces;
 use shard::{Shard, ShardGuard, ShardState};
@@ -71,6 +74,7 @@ pub(crate) struct Engine {
     pub(crate) wal: Wal,
     pub(crate) timeline: Timeline,
     pub(crate) namespaces: Namespaces,
+    pub(crate) gaps: Gaps,
     pub(crate) background: Background,
     shards: Box<[Shard]>,
     pub(crate) mode: Mode,
@@ -200,6 +204,22 @@ impl Engine {
         let location = self.wal.append(draft, change)?;
         self.background.note();
         Ok(location)
+    }
+
+    /// Ends the entry of a key that is free by the record at `location`. In a salvaged store it is
+    /// kept: that the key was ended keeps it out of doubt.
+    fn end_entry(
+        &self,
+        shard: &mut ShardState,
+        position: Position,
+        location: Location,
+        now: Timestamp,
+    ) {
+        if self.gaps.last(now) {
+            shard.table.replace(position, location, false);
+        } else {
+            shard.table.remove(position);
+        }
     }
 
     /// Makes room. `Ok(Some)`: that was not possible, for this reason.

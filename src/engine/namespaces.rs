@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use crate::error::{NamespaceError, StoreError};
-use crate::format::names::Entry;
+use crate::error::NamespaceError;
+use crate::format::meta::Meta;
+use crate::format::names::{Entry, NamespaceEntry};
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
-use crate::sys::sync::{Mutex, RwLock};
+use crate::sys::sync::{Mutex, MutexGuard, RwLock};
 use crate::types::{NAME_BYTES_MAX, NamespaceId};
 use crate::wal::Wal;
-use crate::wal::names::AppendFailure;
 
 /// One namespace.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub(crate) enum Wanted<'a> {
 
 impl Namespaces {
     /// The namespaces that the names file lists. Later entries of a namespace replace earlier ones.
-    pub(crate) fn new(secret: Secret, entries: Vec<Entry>) -> Self {
+    pub(crate) fn new(secret: Secret, entries: Vec<NamespaceEntry>) -> Self {
         let namespaces = Self {
             secret,
             by_name: RwLock::default(),
@@ -66,7 +66,7 @@ impl Namespaces {
         namespaces
     }
 
-    fn enter(&self, entry: &Entry) -> Arc<NamespaceState> {
+    fn enter(&self, entry: &NamespaceEntry) -> Arc<NamespaceState> {
         if let Some(known) = self.by_id(entry.namespace) {
             known.policy.store(&entry.policy);
             known.is_implicit.store(entry.implicit, Ordering::Release);
@@ -100,6 +100,11 @@ impl Namespaces {
         names
     }
 
+    /// Orders those who append to the names file.
+    pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock()
+    }
+
     /// Finds, makes or changes a namespace. What is new survives power loss when this returns.
     pub(crate) fn ensure(
         &self,
@@ -119,7 +124,7 @@ impl Namespaces {
         if let Some(settled) = self.settled(name, wanted)? {
             return Ok(settled);
         }
-        let _changing = self.changing.lock();
+        let _changing = self.changing();
         // Somebody may have been faster.
         if let Some(settled) = self.settled(name, wanted)? {
             return Ok(settled);
@@ -175,22 +180,13 @@ impl Namespaces {
             Wanted::Any => (Policy::default(), true),
             Wanted::Defined(policy) | Wanted::Altered(policy) => (*policy, false),
         };
-        let entry = Entry { namespace, name: name.to_owned(), policy, implicit };
-        let mut names = wal.names().lock();
-        if !names.has_room() {
-            return Err(NamespaceError::TooMany);
+        let entry = NamespaceEntry { namespace, name: name.to_owned(), policy, implicit };
+        let count = |meta: &mut Meta| meta.namespaces = highest.max(namespace.0);
+        if wal.append_entry(&Entry::Namespace(entry.clone()), count)? {
+            Ok(self.enter(&entry))
+        } else {
+            Err(NamespaceError::TooMany)
         }
-        let end = names.append(&entry).map_err(|failure| match failure {
-            AppendFailure::Write(cause) => StoreError::Io(cause),
-            AppendFailure::Sync(cause) => wal.fail(cause),
-        })?;
-        let counted = wal.meta.update(|meta| {
-            meta.names_bytes = end;
-            meta.namespaces = highest.max(namespace.0);
-        });
-        counted.map_err(|cause| wal.fail(cause))?;
-        names.advance(end);
-        Ok(self.enter(&entry))
     }
 }
 

@@ -11,13 +11,11 @@ use crate::answer::{Completion, EndCause, KeyState, Orphan};
 use crate::checksum::crc32;
 use crate::error::{ForgetError, ResolveError, StoreError};
 use crate::format::ext::Ext;
+use crate::format::flags::Flags;
 use crate::format::record::{Draft, Kind, Record};
 use crate::table::Slot;
-use crate::types::{FencingToken, NamespaceId, Timestamp};
+use crate::types::{AUDIT_BYTES_MAX, FencingToken, NamespaceId, Timestamp};
 use crate::wal::lane::RoomChange;
-
-/// Longest reason, and longest name of an actor, in bytes.
-pub(crate) const FORGET_TEXT_BYTES_MAX: usize = 255;
 
 /// How an unfinished claim ended after all.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +24,14 @@ pub(crate) enum ResolveRequest<'a> {
     Completed(CompleteRequest<'a>),
     /// The work was not done: the key is free.
     NotDone(Option<CallDurability>),
+}
+
+/// What forgetting did.
+enum Forgot {
+    /// Nothing: there was nothing to forget.
+    Nothing,
+    /// The key was in this state, or in doubt, and is free.
+    Key(Option<KeyState>),
 }
 
 /// What can be resolved, or why not.
@@ -105,8 +111,8 @@ impl Engine {
                     let draft = Draft::new(&Record { token: new_token, ext, ..record });
                     let is_exit = draft.padded_len() as u64 <= change.release;
                     let location = self.append(&draft, RoomChange { is_exit, ..change })?;
-                    if location.is_some() {
-                        shard.table.remove(found.position);
+                    if let Some(location) = location {
+                        self.end_entry(&mut shard, found.position, location, now.lower);
                         drop(shard);
                         return Ok(self.changed(None, *durability));
                     }
@@ -154,8 +160,8 @@ impl Engine {
         durability: Option<CallDurability>,
     ) -> Answered<Option<KeyState>, ForgetError> {
         match self.try_forget(namespace, key, reason, actor) {
-            Ok(None) => Ok(None).into(),
-            Ok(state) => self.changed(state, durability),
+            Ok(Forgot::Nothing) => Ok(None).into(),
+            Ok(Forgot::Key(state)) => self.changed(state, durability),
             Err(error) => Err(error).into(),
         }
     }
@@ -166,9 +172,9 @@ impl Engine {
         key: &[u8],
         reason: &str,
         actor: &str,
-    ) -> Result<Option<KeyState>, ForgetError> {
+    ) -> Result<Forgot, ForgetError> {
         let longest = reason.len().max(actor.len());
-        if longest > FORGET_TEXT_BYTES_MAX {
+        if longest > AUDIT_BYTES_MAX {
             return Err(ForgetError::TextLength { len: longest });
         }
         self.check_change(key)?;
@@ -182,37 +188,52 @@ impl Engine {
             let growths = self.wal.growths();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let Some(found) = self.find(&shard, namespace.id, key, hash)? else {
-                return Ok(None);
-            };
-            let old = &found.record;
-            let judged = self.timeline.judge(now, [old.until, old.expires]);
-            let Some(state) = key_state(Standing::of(old, judged, self.open_epoch)) else {
-                return Ok(None);
-            };
+            let found = self.find(&shard, namespace.id, key, hash)?;
+            let state = found.and_then(|found| {
+                let old = &found.record;
+                let judged = self.timeline.judge(now, [old.until, old.expires]);
+                key_state(Standing::of(old, judged, self.open_epoch))
+            });
+            let newest = found.map(|found| found.record.token.epoch());
+            let is_in_doubt = || self.gaps.covering(now.lower, newest, None).is_some();
+            if state.is_none() && !is_in_doubt() {
+                return Ok(Forgot::Nothing);
+            }
             let Some(token) = self.next_token(&mut shard) else {
                 drop(shard);
                 self.renew_tokens(hash)?;
                 continue;
             };
-            let release = held_bytes(old);
+            let old = found.map(|found| found.record);
+            let release = old.as_ref().map_or(0, held_bytes);
             let record = Record {
                 kind: Kind::Forget,
-                flags: old.flags.rules_only(),
+                flags: old.map_or_else(Flags::default, |old| old.flags.rules_only()),
                 token,
+                key_hash: hash,
+                namespace: namespace.id,
+                expires: old.map_or(now.lower, |old| old.expires),
+                until: old.map_or(now.lower, |old| old.until),
                 at: now.lower,
+                code: old.map_or(0, |old| old.code),
+                attempt: old.map_or(0, |old| old.attempt),
                 body_len: body.len() as u32,
                 body_crc: crc32(&body),
-                ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
+                ext: Ext { first_token: old.map(|old| old.first_token()), ..Ext::default() },
+                key,
                 body: &body,
-                ..*old
             };
             let draft = Draft::new(&record);
             let is_exit = draft.padded_len() as u64 <= release;
             let change = RoomChange { release, reserve: 0, is_exit };
-            if self.append(&draft, change)?.is_some() {
-                shard.table.remove(found.position);
-                return Ok(Some(state));
+            if let Some(location) = self.append(&draft, change)? {
+                match found {
+                    Some(found) => {
+                        self.end_entry(&mut shard, found.position, location, now.lower);
+                    }
+                    None => shard.table.insert(hash, location, false),
+                }
+                return Ok(Forgot::Key(state));
             }
             drop(shard);
             if let Some(cause) = no_room.take() {

@@ -106,6 +106,11 @@ impl Header {
         crc32(&bytes[..HEADER_BYTES - 4]) ^ place.mask(0, HEADER_BYTES as u32)
     }
 
+    /// The store that the bytes of a header name, be they valid or not.
+    pub(crate) fn owner_named(bytes: &[u8; HEADER_BYTES]) -> [u8; 16] {
+        Fields::new(&bytes[16..]).array()
+    }
+
     /// Reads the header that should be data file `expected`'s.
     pub(crate) fn decode(
         bytes: &[u8; HEADER_BYTES],
@@ -147,6 +152,7 @@ mod tests {
             Header { file: FileId(3), first: SegmentId(28), segments: 32, segment_bytes: 4 << 20 };
         let bytes = header.encode(&[2; 16]);
         assert_eq!(Header::decode(&bytes, &[2; 16], FileId(3)), Ok(header));
+        assert_eq!(Header::owner_named(&bytes), [2; 16]);
         assert_eq!(Header::decode(&bytes, &[2; 16], FileId(4)), Err(Flaw::Misnamed(3)));
         assert_eq!(Header::decode(&bytes, &[1; 16], FileId(3)), Err(Flaw::Store));
         for bit in 0..HEADER_BYTES * 8 {

@@ -35,6 +35,7 @@ const BODY_END: usize = 352 + BITMAP_BYTES;
 const HASH_XXH3: u8 = 1;
 const CLEAN: u16 = 1;
 const POISONED: u16 = 1 << 1;
+const UNFINISHED: u16 = 1 << 2;
 
 const _: () = assert!(BODY_END + 4 <= SLOT_BYTES);
 
@@ -93,6 +94,8 @@ pub(crate) struct Meta {
     pub(crate) clean: bool,
     /// A sync failed while the store was open.
     pub(crate) poisoned: bool,
+    /// A salvage into the store has not come to its end.
+    pub(crate) unfinished: bool,
     pub(crate) epoch: Epoch,
     /// How many namespaces there are: the highest number given out.
     pub(crate) namespaces: u32,
@@ -132,7 +135,9 @@ impl Meta {
             .u32(SLOT_BYTES as u32);
         let preamble_crc = crc32(&bytes[..PREAMBLE_BYTES - 4]);
         FieldsMut::new(&mut bytes[PREAMBLE_BYTES - 4..]).u32(preamble_crc);
-        let flags = if self.clean { CLEAN } else { 0 } | if self.poisoned { POISONED } else { 0 };
+        let flags = if self.clean { CLEAN } else { 0 }
+            | if self.poisoned { POISONED } else { 0 }
+            | if self.unfinished { UNFINISHED } else { 0 };
         FieldsMut::new(&mut bytes[PREAMBLE_BYTES..])
             .u64(self.sequence)
             .put(&self.store_id)
@@ -192,7 +197,7 @@ impl Meta {
         };
         let flags = fields.u16();
         let valid = hash_kind == HASH_XXH3
-            && flags & !(CLEAN | POISONED) == 0
+            && flags & !(CLEAN | POISONED | UNFINISHED) == 0
             && segment_bytes_are_valid(segment_bytes)
             && bytes[BODY_END..SLOT_BYTES - 4].iter().all(|byte| *byte == 0);
         if !valid {
@@ -205,6 +210,7 @@ impl Meta {
             mode,
             clean: flags & CLEAN != 0,
             poisoned: flags & POISONED != 0,
+            unfinished: flags & UNFINISHED != 0,
             epoch: Epoch(fields.u32()),
             namespaces: fields.u32(),
             names_bytes: fields.u64(),
@@ -246,6 +252,7 @@ mod tests {
             mode: Mode::Interval,
             clean: true,
             poisoned: false,
+            unfinished: false,
             epoch: Epoch(3),
             namespaces: 2,
             names_bytes: 144,

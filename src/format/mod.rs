@@ -179,6 +179,8 @@ mod tests {
         let sizes = [
             ("meta", meta::SLOT_BYTES),
             ("names", names::HEADER_BYTES),
+            ("gap", names::HEADER_BYTES),
+            ("acceptance", names::HEADER_BYTES),
             ("file", file::HEADER_BYTES),
             ("mark", mark::HEADER_BYTES),
             ("mark entry", mark::ENTRY_BYTES),

@@ -1,21 +1,28 @@
-//! The names file: which namespaces there are, under which policies.
+//! The names file: which namespaces there are, under which policies, and which gaps of a salvaged
+//! store.
 //!
 //! ```text
-//!  0  len 2 | zeros 2 | crc 4 | namespace 4 | flags 1 | on lease end 1 | on orphan 1
-//! 15  fingerprint rule 1 | lease_ms 8 | replay_ms 8 | dedupe_ms 8 | late_grace_ms 8
-//! 48  name, zeros to a multiple of 8
+//! every      0  len 2 | kind 2 | crc 4
+//! namespace  8  namespace 4 | flags 1 | on lease end 1 | on orphan 1 | fingerprint rule 1
+//!           16  lease_ms 8 | replay_ms 8 | dedupe_ms 8 | late_grace_ms 8
+//! gap        8  gap 4 | epoch 4 | from_ms 8 | to_ms 8 | until_ms 8 | bytes 8
+//! acceptance 8  gap 4 | zeros 4 | at_ms 8 | zeros 24
+//! every     48  name, or what the gap is, or one byte of length, the actor, the reason;
+//!               zeros to a multiple of 8
 //! ```
 //!
 //! Entries stand one behind the other and are only ever appended; a later entry of the same
 //! namespace replaces its policy. How much of the file counts stands in the meta file, so an append
 //! that a crash cut short is not part of it, and anything else that cannot be read is damage.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Fields, FieldsMut, ROLE_NAMES};
+use crate::answer::{Acceptance, Gap};
 use crate::checksum::Place;
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
-use crate::types::{NAME_BYTES_MAX, NamespaceId};
+use crate::types::{AUDIT_BYTES_MAX, Epoch, NAME_BYTES_MAX, NamespaceId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 48;
 const CRC_OFFSET: usize = 4;
@@ -25,14 +32,32 @@ const FINGERPRINT_REQUIRED: u8 = 1 << 1;
 /// In place of a grace that follows from the lease.
 const GRACE_UNSET: u64 = u64::MAX;
 
-/// One entry.
+/// What an entry is about.
+const KIND_NAMESPACE: u16 = 0;
+const KIND_GAP: u16 = 1;
+const KIND_ACCEPTANCE: u16 = 2;
+
+/// What a gap is takes at most this many bytes.
+pub(crate) const WHAT_BYTES_MAX: usize = 511;
+
+/// A namespace and its policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct NamespaceEntry {
     pub(crate) namespace: NamespaceId,
     pub(crate) name: String,
     pub(crate) policy: Policy,
     /// Whether the policy is the default that came with the first use of the name.
     pub(crate) implicit: bool,
+}
+
+/// One entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Entry {
+    Namespace(NamespaceEntry),
+    /// A gap that nobody has accepted yet.
+    Gap(Gap),
+    /// The gap of this number is accepted.
+    Acceptance(u32, Acceptance),
 }
 
 fn ms(span: Duration) -> u64 {
@@ -42,38 +67,47 @@ fn ms(span: Duration) -> u64 {
 impl Entry {
     /// The bytes for `offset` of the file.
     pub(crate) fn encode(&self, store_id: &[u8; 16], offset: u32) -> Vec<u8> {
-        debug_assert!((1..=NAME_BYTES_MAX).contains(&self.name.len()));
-        let len = HEADER_BYTES + self.name.len();
+        let mut text = Vec::new();
+        let kind = match self {
+            Self::Namespace(entry) => {
+                debug_assert!((1..=NAME_BYTES_MAX).contains(&entry.name.len()));
+                text.extend_from_slice(entry.name.as_bytes());
+                KIND_NAMESPACE
+            }
+            Self::Gap(gap) => {
+                text.extend_from_slice(gap.what.as_bytes());
+                KIND_GAP
+            }
+            Self::Acceptance(_, acceptance) => {
+                debug_assert!(acceptance.actor.len() <= AUDIT_BYTES_MAX);
+                // At most 255.
+                text.push(acceptance.actor.len() as u8);
+                text.extend_from_slice(acceptance.actor.as_bytes());
+                text.extend_from_slice(acceptance.reason.as_bytes());
+                KIND_ACCEPTANCE
+            }
+        };
+        let len = HEADER_BYTES + text.len();
         let mut bytes = vec![0; len.next_multiple_of(8)];
-        let policy = &self.policy;
-        let flags = if self.implicit { IMPLICIT } else { 0 }
-            | if policy.fingerprint_required { FINGERPRINT_REQUIRED } else { 0 };
-        FieldsMut::new(&mut bytes)
-            // Names have at most 255 bytes.
-            .u16(len as u16)
-            .zeros(6)
-            .u32(self.namespace.0)
-            .u8(flags)
-            .u8(match policy.on_lease_end {
-                OnLeaseEnd::Reclaim => 0,
-                OnLeaseEnd::Park => 1,
-            })
-            .u8(match policy.on_orphan {
-                OnOrphan::AsLeaseEnd => 0,
-                OnOrphan::Reclaim => 1,
-                OnOrphan::Park => 2,
-                OnOrphan::KeepLease => 3,
-            })
-            .u8(match policy.fingerprint {
-                FingerprintRule::Ignore => 0,
-                FingerprintRule::Count => 1,
-                FingerprintRule::Enforce => 2,
-            })
-            .u64(ms(policy.lease))
-            .u64(ms(policy.replay_ttl))
-            .u64(ms(policy.dedupe_ttl))
-            .u64(policy.late_grace.map_or(GRACE_UNSET, ms))
-            .put(self.name.as_bytes());
+        let mut fields = FieldsMut::new(&mut bytes);
+        // Texts have at most 511 bytes.
+        fields.u16(len as u16).u16(kind).zeros(4);
+        match self {
+            Self::Namespace(entry) => entry.put(&mut fields),
+            Self::Gap(gap) => {
+                fields
+                    .u32(gap.id)
+                    .u32(gap.epoch.0)
+                    .u64(gap.from.ms())
+                    .u64(gap.to.ms())
+                    .u64(gap.until.ms())
+                    .u64(gap.bytes);
+            }
+            Self::Acceptance(gap, acceptance) => {
+                fields.u32(*gap).zeros(4).u64(acceptance.at.ms()).zeros(24);
+            }
+        }
+        fields.put(&text);
         let crc = Self::crc(&bytes, store_id, offset);
         FieldsMut::new(&mut bytes[CRC_OFFSET..]).u32(crc);
         bytes
@@ -96,11 +130,52 @@ impl Entry {
             return None;
         }
         let mut fields = Fields::new(bytes);
-        let _len = fields.u16();
-        let reserved_is_zero = fields.zeros(2);
+        let (_len, kind) = (fields.u16(), fields.u16());
         if fields.u32() != Self::crc(bytes, store_id, offset) {
             return None;
         }
+        let text = &bytes[HEADER_BYTES..len];
+        let pad_is_zero = bytes[len..].iter().all(|byte| *byte == 0);
+        let entry = match kind {
+            KIND_NAMESPACE => NamespaceEntry::decode(&mut fields, text).map(Self::Namespace),
+            KIND_GAP => decode_gap(&mut fields, text).map(Self::Gap),
+            KIND_ACCEPTANCE => decode_acceptance(&mut fields, text),
+            _ => None,
+        };
+        entry.filter(|_| pad_is_zero).map(|entry| (entry, bytes.len()))
+    }
+}
+
+impl NamespaceEntry {
+    fn put(&self, fields: &mut FieldsMut<'_>) {
+        let policy = &self.policy;
+        let flags = if self.implicit { IMPLICIT } else { 0 }
+            | if policy.fingerprint_required { FINGERPRINT_REQUIRED } else { 0 };
+        fields
+            .u32(self.namespace.0)
+            .u8(flags)
+            .u8(match policy.on_lease_end {
+                OnLeaseEnd::Reclaim => 0,
+                OnLeaseEnd::Park => 1,
+            })
+            .u8(match policy.on_orphan {
+                OnOrphan::AsLeaseEnd => 0,
+                OnOrphan::Reclaim => 1,
+                OnOrphan::Park => 2,
+                OnOrphan::KeepLease => 3,
+            })
+            .u8(match policy.fingerprint {
+                FingerprintRule::Ignore => 0,
+                FingerprintRule::Count => 1,
+                FingerprintRule::Enforce => 2,
+            })
+            .u64(ms(policy.lease))
+            .u64(ms(policy.replay_ttl))
+            .u64(ms(policy.dedupe_ttl))
+            .u64(policy.late_grace.map_or(GRACE_UNSET, ms));
+    }
+
+    fn decode(fields: &mut Fields<'_>, text: &[u8]) -> Option<Self> {
         let namespace = NamespaceId(fields.u32());
         let flags = fields.u8();
         let policy = Policy {
@@ -131,17 +206,39 @@ impl Entry {
             },
             fingerprint_required: flags & FINGERPRINT_REQUIRED != 0,
         };
-        let name = std::str::from_utf8(&bytes[HEADER_BYTES..len]).ok()?.to_owned();
-        let pad_is_zero = bytes[len..].iter().all(|byte| *byte == 0);
-        let valid = reserved_is_zero
-            && pad_is_zero
-            && flags & !(IMPLICIT | FINGERPRINT_REQUIRED) == 0
+        let name = std::str::from_utf8(text).ok()?.to_owned();
+        let is_valid = flags & !(IMPLICIT | FINGERPRINT_REQUIRED) == 0
             && namespace.0 != 0
             && name.len() <= NAME_BYTES_MAX
             && policy.problems().is_empty();
         let implicit = flags & IMPLICIT != 0;
-        valid.then_some((Self { namespace, name, policy, implicit }, bytes.len()))
+        is_valid.then_some(Self { namespace, name, policy, implicit })
     }
+}
+
+fn decode_gap(fields: &mut Fields<'_>, text: &[u8]) -> Option<Gap> {
+    Some(Gap {
+        id: fields.u32(),
+        epoch: Epoch(fields.u32()),
+        from: Timestamp::from_ms(fields.u64()),
+        to: Timestamp::from_ms(fields.u64()),
+        until: Timestamp::from_ms(fields.u64()),
+        bytes: fields.u64(),
+        what: Arc::from(std::str::from_utf8(text).ok()?),
+        acceptance: None,
+    })
+}
+
+fn decode_acceptance(fields: &mut Fields<'_>, text: &[u8]) -> Option<Entry> {
+    let gap = fields.u32();
+    let mut reserved_is_zero = fields.zeros(4);
+    let at = Timestamp::from_ms(fields.u64());
+    reserved_is_zero &= fields.zeros(24);
+    let (len, text) = text.split_first()?;
+    let (actor, reason) = text.split_at_checked(usize::from(*len))?;
+    let actor = std::str::from_utf8(actor).ok()?.to_owned();
+    let reason = std::str::from_utf8(reason).ok()?.to_owned();
+    reserved_is_zero.then_some(Entry::Acceptance(gap, Acceptance { at, actor, reason }))
 }
 
 #[cfg(test)]
@@ -150,8 +247,8 @@ mod tests {
 
     const STORE: [u8; 16] = [3; 16];
 
-    fn entry() -> Entry {
-        Entry {
+    fn entry() -> NamespaceEntry {
+        NamespaceEntry {
             namespace: NamespaceId(4),
             name: "zahlungen/ä".to_owned(),
             policy: Policy::default()
@@ -169,8 +266,27 @@ mod tests {
 
     #[test]
     fn an_entry_comes_back_and_every_flipped_bit_is_noticed() {
-        let implicit = Entry { policy: Policy::default(), implicit: true, ..entry() };
-        for entry in [entry(), implicit] {
+        let implicit = NamespaceEntry { policy: Policy::default(), implicit: true, ..entry() };
+        let at = Timestamp::from_ms(1_700_000_000_000);
+        let gap = Gap {
+            id: 3,
+            epoch: Epoch(70_000),
+            from: Timestamp::default(),
+            to: at,
+            until: Timestamp::MAX,
+            bytes: 4096,
+            what: Arc::from("data-00002, segment 7"),
+            acceptance: None,
+        };
+        let text = |text: &str| text.to_owned();
+        let acceptance = Acceptance { at, actor: text("ä"), reason: text("seen to") };
+        let entries = [
+            Entry::Namespace(entry()),
+            Entry::Namespace(implicit),
+            Entry::Gap(gap),
+            Entry::Acceptance(3, acceptance),
+        ];
+        for entry in entries {
             let bytes = entry.encode(&STORE, 96);
             assert_eq!(Entry::decode(&bytes, &STORE, 96), Some((entry, bytes.len())));
             assert_eq!(Entry::decode(&bytes, &STORE, 104), None);

@@ -147,6 +147,12 @@ pub(crate) struct Extents {
 }
 
 impl Extents {
+    /// Whether the head has a length that a record's can have. Whoever looks for records where there
+    /// need be none checks this first, so that what looks like a length costs no more than a head.
+    pub(crate) fn is_plausible(&self) -> bool {
+        self.head_len <= HEADER_BYTES + EXT_BYTES_MAX + KEY_BYTES_MAX
+    }
+
     /// Reads the sizes from the record's first [`HEADER_BYTES`] bytes. They are consistent with one
     /// another and bounded by `room`, nothing more.
     #[inline]

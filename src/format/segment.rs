@@ -98,6 +98,18 @@ impl Header {
         store_id: &[u8; 16],
         expected: SegmentId,
     ) -> Result<Self, Flaw> {
+        let header = Self::decode_any(bytes, store_id)?;
+        if header.segment != expected {
+            return Err(Flaw::Misplaced(header.segment.0));
+        }
+        Ok(header)
+    }
+
+    /// Reads the header of whichever segment it is.
+    pub(crate) fn decode_any(
+        bytes: &[u8; HEADER_BYTES],
+        store_id: &[u8; 16],
+    ) -> Result<Self, Flaw> {
         let mut fields = Fields::new(bytes);
         let (magic, version, len) = (fields.array::<4>(), fields.u16(), fields.u16());
         let owner: [u8; 16] = fields.array();
@@ -118,9 +130,6 @@ impl Header {
         }
         if owner != *store_id {
             return Err(Flaw::Store);
-        }
-        if segment != expected {
-            return Err(Flaw::Misplaced(segment.0));
         }
         Ok(Self { segment, generation, created })
     }
@@ -176,6 +185,11 @@ impl Trailer {
             && (DATA_START..=data_limit(segment_bytes)).contains(&data_end)
             && (data_end as usize).is_multiple_of(Location::UNIT_BYTES);
         valid.then_some(Self { data_end, max_expires, generation })
+    }
+
+    /// The generation that the bytes of a trailer name, be they valid or not.
+    pub(crate) fn generation_named(bytes: &[u8; TRAILER_BYTES]) -> Generation {
+        Generation(Fields::new(&bytes[16..]).u64())
     }
 
     /// Whether the records of the segment really expire no later than it says.
@@ -234,6 +248,7 @@ mod tests {
         assert_eq!((read.data_end, read.generation), (4096, generation));
         assert!(read.covers(max_expires));
         assert_eq!(read.max_expires.ms(), 1_800_000_001_000);
+        assert_eq!(Trailer::generation_named(&bytes), generation);
         let next = Generation(5);
         assert_eq!(Trailer::decode(&bytes, place(next), next, SEGMENT_BYTES), None);
         for bit in 0..TRAILER_BYTES * 8 {

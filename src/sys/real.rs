@@ -19,6 +19,7 @@ use super::{DirectoryLock, File, FileSystem, Region};
 #[derive(Debug)]
 pub struct RealFs {
     directory: PathBuf,
+    is_read_only: bool,
 }
 
 impl RealFs {
@@ -39,16 +40,35 @@ impl RealFs {
                 fs::File::open(parent)?.sync_all()?;
             }
         }
-        Ok(Self { directory: path.canonicalize()? })
+        Ok(Self { directory: path.canonicalize()?, is_read_only: false })
     }
 
-    /// The directory at `path`, which exists.
+    /// The directory at `path`, which exists and is only read: it may lie on a file system that
+    /// takes no writes.
     ///
     /// # Errors
     ///
     /// What the operating system says.
-    pub fn existing(path: &Path) -> io::Result<Self> {
-        Ok(Self { directory: path.canonicalize()? })
+    pub fn read_only(path: &Path) -> io::Result<Self> {
+        Ok(Self { directory: path.canonicalize()?, is_read_only: true })
+    }
+
+    /// The file to lock. Where it can neither be made nor written to, nobody can have the store open
+    /// for writing, and a lock on nothing will do.
+    fn lock_file(&self, name: &str) -> io::Result<Option<fs::File>> {
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).write(true).create(true).truncate(false);
+        match opened.open(self.path(name)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if self.is_read_only && is_refusal(&error) => {
+                match fs::File::open(self.path(name)) {
+                    Ok(file) => Ok(Some(file)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -56,8 +76,17 @@ impl RealFs {
     }
 }
 
+/// Whether the operating system refused to write.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
 impl FileSystem for RealFs {
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        if self.is_read_only {
+            let file = fs::File::open(self.path(name))?;
+            return Ok(Arc::new(RealFile { file, limit: Some(0), is_read_only: true }));
+        }
         let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
         let file = RealFile::new(file);
         // Writes behind the limit would be refused one by one, or worse.
@@ -95,9 +124,9 @@ impl FileSystem for RealFs {
     }
 
     fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn DirectoryLock>>> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false);
-        let file = file.open(self.path(name))?;
+        let Some(file) = self.lock_file(name)? else {
+            return Ok(Some(Box::new(NoLock)));
+        };
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(RealLock { file }))),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -135,9 +164,16 @@ impl Drop for RealLock {
     }
 }
 
+/// Stands for a lock where there can be none.
+#[derive(Debug)]
+struct NoLock;
+
+impl DirectoryLock for NoLock {}
+
 #[derive(Debug)]
 struct RealFile {
     file: fs::File,
+    is_read_only: bool,
     /// Length that the process may write up to.
     limit: Option<u64>,
 }
@@ -148,7 +184,7 @@ impl RealFile {
     const FILL_BYTES: usize = 4096;
 
     fn new(file: fs::File) -> Self {
-        Self { file, limit: getrlimit(Resource::Fsize).current }
+        Self { file, limit: getrlimit(Resource::Fsize).current, is_read_only: false }
     }
 
     /// Beyond the limit the kernel would kill the process with SIGXFSZ.
@@ -232,7 +268,7 @@ impl File for RealFile {
     fn map(&self) -> io::Result<Arc<dyn Region>> {
         let len = usize::try_from(self.len()?)
             .map_err(|error| io::Error::new(io::ErrorKind::FileTooLarge, error))?;
-        Ok(Arc::new(MappedRegion::new(&self.file, len)?))
+        Ok(Arc::new(MappedRegion::new(&self.file, len, self.is_read_only)?))
     }
 }
 

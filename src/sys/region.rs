@@ -31,7 +31,7 @@ pub unsafe trait Region: Send + Sync + Debug {
     fn stored(&self, _offset: usize, _len: usize) {}
 }
 
-/// A file mapped shared, readable and writable.
+/// A file mapped shared, readable and, but for one that is only read, writable.
 #[derive(Debug)]
 pub(crate) struct MappedRegion {
     map: MmapRaw,
@@ -44,8 +44,14 @@ unsafe impl Send for MappedRegion {}
 unsafe impl Sync for MappedRegion {}
 
 impl MappedRegion {
-    pub(crate) fn new(file: &std::fs::File, len: usize) -> io::Result<Self> {
-        let map = MmapOptions::new().len(len).map_raw(file)?;
+    /// A file that was opened for reading is mapped for reading: the caller writes nothing.
+    pub(crate) fn new(file: &std::fs::File, len: usize, is_read_only: bool) -> io::Result<Self> {
+        let mut options = MmapOptions::new();
+        options.len(len);
+        let map = match is_read_only {
+            true => options.map_raw_read_only(file)?,
+            false => options.map_raw(file)?,
+        };
         // A forked child has no business here and is refused at every call (`sys::fork`); a core
         // dump has no business with a store's payloads either. Both are help, not promises.
         for advice in [Advice::DontFork, Advice::DontDump] {

@@ -172,6 +172,7 @@ mod tests {
             mode: Mode::Sync,
             clean: true,
             poisoned: false,
+            unfinished: false,
             epoch: Epoch(0),
             namespaces: 0,
             names_bytes: 0,

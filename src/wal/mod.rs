@@ -30,6 +30,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::error::{Failure, StoreError};
 use crate::format::file::{self, FILES_MAX, SEGMENTS_FIRST, SEGMENTS_MAX};
 use crate::format::mark::Mark;
+use crate::format::meta::Meta;
+use crate::format::names::Entry;
 use crate::format::record::Draft;
 use crate::format::segment::DATA_START;
 use crate::sys::FileSystem;
@@ -39,7 +41,7 @@ use crate::types::{Epoch, FileId, Generation, Location, SegmentId, Timestamp};
 use data_file::{DataFile, Filling};
 use lane::{Append, AppendError, Lane, RoomChange, Supply};
 use meta::MetaFile;
-use names::NamesFile;
+use names::{AppendFailure, NamesFile};
 use poison::Poison;
 use rounds::Rounds;
 use segments::{Segment, Segments};
@@ -377,9 +379,29 @@ impl Wal {
         self.lane.first_prepared(&self.segments).unwrap_or(fresh)
     }
 
-    /// The names file, for whoever defines namespaces.
-    pub(crate) fn names(&self) -> &Mutex<NamesFile> {
-        &self.names
+    /// Appends an entry to the names file, durably, and counts it in the meta file, which `count`
+    /// changes along with that. `false`: the file is as long as it may be. The caller has passed the
+    /// gate.
+    pub(crate) fn append_entry(
+        &self,
+        entry: &Entry,
+        count: impl FnOnce(&mut Meta),
+    ) -> Result<bool, StoreError> {
+        let mut names = self.names.lock();
+        if !names.has_room() {
+            return Ok(false);
+        }
+        let end = names.append(entry).map_err(|failure| match failure {
+            AppendFailure::Write(cause) => StoreError::Io(cause),
+            AppendFailure::Sync(cause) => self.fail(cause),
+        })?;
+        let counted = self.meta.update(|meta| {
+            meta.names_bytes = end;
+            count(meta);
+        });
+        counted.map_err(|cause| self.fail(cause))?;
+        names.advance(end);
+        Ok(true)
     }
 
     /// Raises the open epoch in place, durably, and gives the new one.

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use super::OpenRequest;
 use super::scan::{Records, Scan, Scanner, Sealed, corrupt};
 use super::winners::Winners;
+use crate::answer::Gap;
+use crate::engine::gaps::split;
 use crate::error::OpenError;
 use crate::format::file;
 use crate::format::file::id_of_name;
 use crate::format::flags::ParkedBy;
+use crate::format::mark::Mark;
 use crate::format::meta::Meta;
-use crate::format::names::Entry;
+use crate::format::names::NamespaceEntry;
 use crate::format::record::Kind;
 use crate::format::segment::{DATA_START, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
@@ -40,6 +43,20 @@ pub(super) struct Vouched {
     pub(super) epoch: Epoch,
 }
 
+impl Vouched {
+    /// Takes in what one mark says. Every mark ever written stays true.
+    pub(super) fn add(&mut self, mark: Mark) {
+        self.stable = self.stable.max(mark.stable);
+        self.clock = self.clock.max(mark.clock);
+        self.epoch = self.epoch.max(mark.epoch);
+        for entry in mark.entries {
+            let tail = self.tails.entry((entry.segment, entry.generation)).or_default();
+            tail.0 = tail.0.max(entry.durable);
+            tail.1 = tail.1.max(entry.attempted);
+        }
+    }
+}
+
 /// A segment after its scan.
 #[derive(Debug)]
 pub(super) struct Scanned {
@@ -60,6 +77,8 @@ pub(super) struct Found {
     /// Files of the directory that look like data files and are not listed.
     pub(super) unlisted: Vec<String>,
     pub(super) names_end: u64,
+    pub(super) namespaces: Vec<NamespaceEntry>,
+    pub(super) gaps: Vec<Gap>,
     pub(super) segments: Vec<Sealed>,
     pub(super) scanned: Vec<Scanned>,
     pub(super) vouched: Vouched,
@@ -98,13 +117,16 @@ pub(super) fn read(
     request: &OpenRequest,
     loaded: LoadedMeta,
     report: &mut RecoveryReport,
-) -> Result<(NamesFile, Vec<Entry>, Found, MetaFile), OpenError> {
+) -> Result<(NamesFile, Found, MetaFile), OpenError> {
     let fs = &*request.fs;
     let LoadedMeta { file: meta_file, mut meta, is_fallback } = loaded;
     if is_fallback {
         // R15: the state may be one write old.
         meta.clean = false;
         meta.stable_generation = Generation(0);
+    }
+    if meta.unfinished && !request.is_salvage {
+        return Err(OpenError::Unfinished { path: fs.describe(META_NAME) });
     }
     if let Some(asked) = request.segment_bytes.filter(|asked| *asked != meta.segment_bytes) {
         return Err(OpenError::SegmentBytes { stored: meta.segment_bytes, asked });
@@ -118,7 +140,8 @@ pub(super) fn read(
         // The state that was lost may have counted more.
         entries.extend(names.load_rest(fs)?);
     }
-    let highest = entries.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
+    let (namespaces, gaps) = split(entries);
+    let highest = namespaces.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
     if highest != meta.namespaces && !is_fallback {
         let what = format!("it ends at namespace {highest}, not {}", meta.namespaces);
         let path = fs.describe(NAMES_NAME);
@@ -150,6 +173,8 @@ pub(super) fn read(
         files,
         unlisted,
         names_end,
+        namespaces,
+        gaps,
         segments,
         scanned: Vec::new(),
         vouched,
@@ -157,9 +182,9 @@ pub(super) fn read(
         epoch: Epoch(0),
         at: Timestamp::default(),
     };
-    scan_all(&mut found, &entries, report)?;
+    scan_all(&mut found, report)?;
     check_counters(fs, &found)?;
-    Ok((names, entries, found, meta_file))
+    Ok((names, found, meta_file))
 }
 
 /// Opens the listed data files. Unlisted ones are left over from growth that did not finish, or,
@@ -259,16 +284,7 @@ fn read_marks(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vouched, OpenError
     for file in files {
         let marks = file.read_marks(&meta.store_id);
         let marks = marks.map_err(|error| OpenError::io("read", file.path().to_owned(), error))?;
-        for mark in marks {
-            vouched.stable = vouched.stable.max(mark.stable);
-            vouched.clock = vouched.clock.max(mark.clock);
-            vouched.epoch = vouched.epoch.max(mark.epoch);
-            for entry in mark.entries {
-                let tail = vouched.tails.entry((entry.segment, entry.generation)).or_default();
-                tail.0 = tail.0.max(entry.durable);
-                tail.1 = tail.1.max(entry.attempted);
-            }
-        }
+        marks.into_iter().for_each(|mark| vouched.add(mark));
     }
     Ok(vouched)
 }
@@ -291,13 +307,10 @@ fn read_segments(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vec<Sealed>, Op
     Ok(segments)
 }
 
-fn scan_all(
-    found: &mut Found,
-    entries: &[Entry],
-    report: &mut RecoveryReport,
-) -> Result<(), OpenError> {
+fn scan_all(found: &mut Found, report: &mut RecoveryReport) -> Result<(), OpenError> {
     let segment_bytes = found.meta.segment_bytes;
-    let hashers: HashMap<NamespaceId, KeyHasher> = entries
+    let hashers: HashMap<NamespaceId, KeyHasher> = found
+        .namespaces
         .iter()
         .map(|entry| (entry.namespace, found.meta.secret.hasher(entry.namespace)))
         .collect();

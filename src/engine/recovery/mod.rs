@@ -5,18 +5,25 @@
 //! meta file; park the orphans that are to be parked; serve.
 //!
 //! `found` reads and validates, over `scan` (records of a segment) and `winners` (the record that
-//! counts for each key); `mend` writes. Does not decide what a record means; that is
+//! counts for each key); `mend` writes. `salvage` copies what can be read of a damaged store, over
+//! `survey` and `walk`. Does not decide what a record means; that is
 //! `engine::state`.
 
 mod found;
 mod mend;
+mod salvage;
 mod scan;
+mod survey;
+mod walk;
 mod winners;
+
+pub(crate) use salvage::salvage;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::gaps::Gaps;
 use super::maintenance::Background;
 use super::namespaces::Namespaces;
 use super::shard::{Shard, Tokens};
@@ -63,6 +70,8 @@ pub(crate) struct OpenRequest {
     pub(crate) max_clock_jump: Option<Duration>,
     /// Where token counters start; above zero in tests only.
     pub(crate) first_counter: u64,
+    /// Whether the store is one that salvage is making.
+    pub(crate) is_salvage: bool,
 }
 
 /// Opens the store in the request's directory, making one if there is none.
@@ -83,7 +92,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             made.ok_or_else(|| OpenError::MissingFile { path: fs.describe(META_NAME) })?
         }
     };
-    let (names, entries, mut found, meta_file) = read(&request, loaded, &mut report)?;
+    let (names, mut found, meta_file) = read(&request, loaded, &mut report)?;
 
     // The clock starts at the latest time that anything bears witness to.
     let floor = found.floor();
@@ -122,7 +131,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             meta.files.insert(file.header().file);
         }
         meta.names_bytes = found.names_end;
-        meta.namespaces = entries.iter().map(|it| it.namespace.0).max().unwrap_or(0);
+        meta.namespaces = found.namespaces.iter().map(|it| it.namespace.0).max().unwrap_or(0);
         meta.inode = inode;
         // Not clean from here on: until the page cache is made good below, the next open must
         // distrust it as this one does. Mode and poison stay for the report of that open.
@@ -147,7 +156,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     });
     served.map_err(failed)?;
 
-    let Found { files, meta, winners, .. } = found;
+    let Found { files, meta, winners, namespaces, gaps, .. } = found;
     let wal = Wal::new(WalParts {
         fs,
         store_id: meta.store_id,
@@ -169,7 +178,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     });
     let engine = Engine {
         background: Background::new(request.mode, timeline.monotonic()),
-        namespaces: Namespaces::new(meta.secret, entries),
+        namespaces: Namespaces::new(meta.secret, namespaces),
+        gaps: Gaps::new(gaps),
         shards: shards.collect(),
         mode: request.mode,
         open_epoch: epoch,
@@ -221,7 +231,7 @@ pub(crate) fn verify(request: &OpenRequest) -> Result<RecoveryReport, OpenError>
     let loaded = MetaFile::load(fs)?;
     let loaded = loaded.ok_or_else(|| OpenError::MissingFile { path: fs.describe(META_NAME) })?;
     let mut report = RecoveryReport::default();
-    let (_, _, mut found, _) = read(request, loaded, &mut report)?;
+    let (_, mut found, _) = read(request, loaded, &mut report)?;
     let floor = found.floor();
     let (timeline, drift) = Timeline::new(Arc::clone(&request.clock), floor);
     (report.clock_behind, report.clock_ahead) = (drift.behind, drift.ahead);
@@ -274,9 +284,10 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
     }
     if !has_names {
         NamesFile::create(fs).map_err(failed("create", NAMES_NAME))?;
-        // Entries of a directory may reach the disk in any order: this one comes before META's.
-        fs.sync_dir().map_err(failed("sync the directory of", NAMES_NAME))?;
     }
+    // Entries of a directory may reach the disk in any order: this one comes before META's, also
+    // when a process that died has made it.
+    fs.sync_dir().map_err(failed("sync the directory of", NAMES_NAME))?;
     let meta = Meta {
         sequence: 0,
         store_id,
@@ -284,6 +295,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         mode: stored_mode(request.mode),
         clean: true,
         poisoned: false,
+        unfinished: request.is_salvage,
         epoch: Epoch(0),
         namespaces: 0,
         names_bytes: 0,
@@ -333,6 +345,7 @@ fn settle(
     report: &mut RecoveryReport,
 ) -> Result<Settled, OpenError> {
     let mut settled = Settled::default();
+    let gaps = Gaps::new(found.gaps.clone());
     let mut records = Records::new(&found.segments, found.meta.segment_bytes);
     let Survivors { completed, expired } =
         found.winners.settle(&mut records, |record, location| {
@@ -343,7 +356,10 @@ fn settle(
             if standing == Standing::Absent {
                 let was_claim = matches!(record.kind, Kind::Claim | Kind::Renew);
                 report.expired += usize::from(was_claim);
-                return false;
+                // That somebody ended it since the store was salvaged keeps it out of doubt.
+                let was_ended = matches!(record.kind, Kind::Release | Kind::Forget);
+                let newest = Some(record.token.epoch());
+                return was_ended && gaps.last(at) && gaps.covering(at, newest, None).is_none();
             }
             settled.held_bytes += held_bytes(record);
             let is_claim = record.kind != Kind::Park;

@@ -189,7 +189,7 @@ fn count_records(bytes: &[u8], place: Place, offset: u32) -> Counted {
 }
 
 /// Where the last byte is that is not zero. Mostly all are.
-fn last_written(bytes: &[u8]) -> Option<usize> {
+pub(super) fn last_written(bytes: &[u8]) -> Option<usize> {
     const ZEROS: [u8; 4096] = [0; 4096];
     let mut end = bytes.len();
     while end > 0 {
