@@ -11,6 +11,8 @@ use crate::types::{Generation, SegmentId};
 #[doc(hidden)]
 pub use crate::sys::heap::HeapFs;
 #[doc(hidden)]
+pub use crate::sys::point::{Point, end_process_at};
+#[doc(hidden)]
 pub use crate::sys::real::RealFs;
 #[doc(hidden)]
 pub use crate::sys::sim::{Crash, Fault, SimDisk, SimFs};

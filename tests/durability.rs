@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
-    Body, ClaimError, ClaimOptions, CloseError, CompleteError, CompleteOptions, Durability, Lookup,
-    Options, Store, StoreError,
+    Body, Claim, ClaimError, ClaimOptions, CloseError, CompleteError, CompleteOptions, Durability,
+    Lookup, Options, Store, StoreError,
 };
 use support::disk::HookFs;
 
@@ -152,6 +152,47 @@ fn an_outcome_is_shown_to_nobody_before_it_is_durable() {
         for _ in asks {
             answers.recv().unwrap();
         }
+    });
+}
+
+/// While one sync hangs, whoever needs none goes on.
+#[test]
+fn a_slow_sync_holds_up_only_those_who_wait_for_it() {
+    let gate = Arc::new(Gate::default());
+    let store = options(gate.file_system(), Durability::Sync).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let mut held = orders.claim("held", None).unwrap().acquired().unwrap();
+    orders.claim("done", None).unwrap().acquired().unwrap().complete("outcome").unwrap();
+    gate.set(true);
+    thread::scope(|scope| {
+        let waiting: Vec<_> = (0..4)
+            .map(|number| {
+                let orders = orders.clone();
+                scope.spawn(move || {
+                    let claim = orders.claim(format!("waits-{number}"), None).unwrap();
+                    claim.acquired().unwrap().token()
+                })
+            })
+            .collect();
+        gate.await_waiter();
+        // None of this returns before the sync, if it needs it.
+        let done = orders.claim("done", None).unwrap().completed().unwrap();
+        assert_eq!(done.body(), Body::Bytes(b"outcome"));
+        assert!(matches!(orders.lookup("done").unwrap(), Lookup::Completed(_)));
+        assert!(matches!(orders.claim("held", None).unwrap(), Claim::InProgress(_)));
+        assert!(matches!(orders.lookup("never").unwrap(), Lookup::Absent));
+        held.renew().unwrap();
+        let buffered = ClaimOptions::new().buffered();
+        let lease = orders.claim_with("quick", &buffered).unwrap().acquired().unwrap();
+        lease.complete_with(&CompleteOptions::body(b"q").buffered()).unwrap();
+        assert!(matches!(orders.claim("quick", None).unwrap(), Claim::Completed(_)));
+        assert!(orders.orphans().unwrap().is_empty() && store.stats().entries > 2);
+        let later = orders.claim_async("later", &ClaimOptions::new());
+        assert!(waiting.iter().all(|thread| !thread.is_finished()));
+        gate.set(false);
+        let tokens: Vec<_> = waiting.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert!(later.wait().unwrap().acquired().is_some());
+        assert_eq!(tokens.len(), 4);
     });
 }
 

@@ -4,9 +4,11 @@
 //! A round: a child opens the store and works on it from several threads; each thread writes what
 //! it is about to do and what it was answered to a pipe. The parent reads along, kills the child
 //! at a random instant, opens the store, and compares every key with what was acknowledged. Of
-//! each thread one operation may have been under way: the key is as before it or as after it.
+//! each thread one operation may have been under way: the key is as before it or as after it. Or
+//! the child ends itself at a named point, the n-th time it comes there, while it works, closes the
+//! store, opens it again and defines namespaces.
 //!
-//! `REFRAIN_ROUNDS` sets the number of rounds (100), `REFRAIN_SEED` the seed.
+//! `REFRAIN_ROUNDS` sets the number of rounds (100, and 4 for each point), `REFRAIN_SEED` the seed.
 
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
@@ -18,6 +20,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use refrain::testing::{Point, end_process_at};
 use refrain::{
     Body, Claim, CompleteOptions, Durability, FencingToken, Lookup, Namespace, OnOrphan, Once,
     Options, Outcome, Policy, Reference, Resolution, Store,
@@ -31,6 +34,8 @@ const NAMESPACES: [(&str, OnOrphan); 3] =
 const COMMON_KEYS: u64 = 150;
 const ACKNOWLEDGED_MIN: u64 = 1000;
 const ACKNOWLEDGED_SPREAD: u64 = 2500;
+/// Calls of a thread between two openings of the store, in rounds that end at a named point.
+const CYCLE_CALLS: u64 = 400;
 
 fn open(directory: &Path, round: u64) -> Store {
     let mut random = Random::new(round);
@@ -100,15 +105,41 @@ fn made_from(key: &str, outcome: &Outcome) -> Result<Option<u64>, String> {
 fn child() {
     let directory = std::env::var("REFRAIN_KILL_DIRECTORY").unwrap();
     let round: u64 = std::env::var("REFRAIN_KILL_ROUND").unwrap().parse().unwrap();
+    if let Ok(point) = std::env::var("REFRAIN_KILL_POINT") {
+        let (point, nth) = point.split_once(' ').unwrap();
+        end_process_at(Point::ALL[point.parse::<usize>().unwrap()], nth.parse().unwrap());
+        work_in_cycles(Path::new(&directory), round);
+    }
     let store = open(Path::new(&directory), round);
     let namespaces = namespaces(&store);
     println!("\nopen");
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let namespaces = &namespaces;
-            scope.spawn(move || Worker::new(thread, round, namespaces).work());
+            scope.spawn(move || Worker::new(thread, round, namespaces).work(u64::MAX));
         }
     });
+}
+
+/// Opens, works a little, defines a namespace, closes, until the process ends.
+fn work_in_cycles(directory: &Path, round: u64) {
+    for cycle in 0.. {
+        let store = open(directory, round + cycle);
+        println!("\nR");
+        let namespaces = namespaces(&store);
+        let name = format!("extra-{round}-{cycle}");
+        store.define(&name, &Policy::default()).unwrap();
+        println!("N {name}");
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let namespaces = &namespaces;
+                let number = round * 1000 + cycle;
+                scope.spawn(move || Worker::new(thread, number, namespaces).work(CYCLE_CALLS));
+            }
+        });
+        drop(namespaces);
+        store.close().unwrap();
+    }
 }
 
 struct Worker<'a> {
@@ -128,9 +159,9 @@ impl<'a> Worker<'a> {
         Self { thread, round, random, namespaces, held: vec![], parked: vec![], fresh: 0 }
     }
 
-    /// Works until it is killed.
-    fn work(&mut self) {
-        loop {
+    /// Makes so many calls, or until it is killed.
+    fn work(&mut self, calls: u64) {
+        for _ in 0..calls {
             match self.random.below(100) {
                 0..40 => self.claim(),
                 40..50 => self.once(),
@@ -323,6 +354,8 @@ struct Ledger {
     highest: HashMap<(usize, String), u64>,
     verbs: HashMap<String, u64>,
     acknowledged: u64,
+    /// Namespaces that were defined.
+    names: HashSet<String>,
 }
 
 impl Ledger {
@@ -347,6 +380,13 @@ impl Ledger {
         match state {
             State::Claimed(token) if NAMESPACES[key.0].1 == OnOrphan::Park => State::Parked(token),
             other => other,
+        }
+    }
+
+    /// The child closed the store, or was going to, and has opened it again.
+    fn reopened(&mut self) {
+        for (key, state) in &mut self.keys {
+            *state = Self::orphaned(key, *state);
         }
     }
 
@@ -432,6 +472,24 @@ impl Ledger {
         self.set(key, found);
     }
 
+    /// Compares everything of this round, all common keys, and some of the others, or all.
+    fn compare_all(&mut self, store: &Store, under_way: &[Intent], all: bool, random: &mut Random) {
+        let spaces = namespaces(store);
+        let mut keys: Vec<_> = self.touched.drain().collect();
+        keys.extend(under_way.iter().map(|intent| intent.key.clone()));
+        let others =
+            self.keys.keys().filter(|key| all || key.1.starts_with("common") || random.chance(2));
+        keys.extend(others.cloned().collect::<Vec<_>>());
+        keys.sort();
+        keys.dedup();
+        for key in &keys {
+            let intent = under_way.iter().find(|intent| intent.key == *key);
+            self.compare(key, find(&spaces, key), intent);
+        }
+        let names: HashSet<_> = store.namespaces().into_iter().collect();
+        assert!(self.names.is_subset(&names), "{:?} are gone", self.names.difference(&names));
+    }
+
     /// Whether an operation that was cut short may have left this.
     fn may_become(before: State, intent: &Intent, found: State) -> bool {
         let is_own = before.token() == Some(intent.token);
@@ -489,7 +547,7 @@ fn nothing_acknowledged_is_lost_by_a_killed_process() {
             false => ACKNOWLEDGED_MIN + random.below(ACKNOWLEDGED_SPREAD),
         };
         let delay = Duration::from_micros(random.below(if is_early { 60_000 } else { 2000 }));
-        let under_way = run_child(directory.path(), round, goal, delay, &mut ledger);
+        let under_way = run_child(directory.path(), round, None, goal, delay, &mut ledger);
         if !is_early {
             least = least.min(ledger.acknowledged - acknowledged);
         } else if ledger.acknowledged == acknowledged {
@@ -500,22 +558,8 @@ fn nothing_acknowledged_is_lost_by_a_killed_process() {
         let report = store.report();
         crossed += u64::from(report.segments >= segments + 2);
         torn += report.torn_tails.len();
-        let spaces = namespaces(&store);
-        let mut keys: Vec<_> = ledger.touched.drain().collect();
-        keys.extend(under_way.iter().map(|intent| intent.key.clone()));
-        // Everything of this round, all common keys, and some of the others.
         let is_last = round + 1 == rounds;
-        let others = ledger
-            .keys
-            .keys()
-            .filter(|key| is_last || key.1.starts_with("common") || random.chance(2));
-        keys.extend(others.cloned().collect::<Vec<_>>());
-        keys.sort();
-        keys.dedup();
-        for key in &keys {
-            let intent = under_way.iter().find(|intent| intent.key == *key);
-            ledger.compare(key, find(&spaces, key), intent);
-        }
+        ledger.compare_all(&store, &under_way, is_last, &mut random);
         if is_last {
             store.check_invariants().unwrap();
         }
@@ -551,22 +595,75 @@ fn nothing_acknowledged_is_lost_by_a_killed_process() {
     }
 }
 
+/// How often a child may pass a point before it ends there.
+fn passes(point: Point) -> u64 {
+    match point {
+        Point::BeforeLength | Point::BehindLength | Point::BehindInsert => 1500,
+        Point::BeforeMark | Point::BeforeRoundSync | Point::BehindRoundSync => 40,
+        Point::BeforeMetaWrite | Point::BeforeMetaSync | Point::BehindMetaSync => 10,
+        Point::BeforeTrailer | Point::BehindTrailer => 5,
+        _ => 2,
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "needs processes")]
+fn a_process_that_ends_at_any_named_point_loses_nothing() {
+    let rounds = std::env::var("REFRAIN_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds: u64 = rounds.unwrap_or(4 * Point::ALL.len() as u64);
+    let mut random = Random::new(support::seed("points"));
+    let (mut directory, mut ledger) = (tempfile::tempdir().unwrap(), Ledger::default());
+    let (mut acknowledged, mut reached) = (0, HashMap::<Point, u64>::new());
+    for round in 0..rounds {
+        if round % 5 == 0 {
+            // A store that is new: it grows soon.
+            (directory, ledger) = (tempfile::tempdir().unwrap(), Ledger::default());
+        }
+        let number = round as usize % Point::ALL.len();
+        let point = Point::ALL[number];
+        let chosen = Some((number, random.below(passes(point))));
+        // Should it not come to the point, it is killed where it is.
+        let before = ledger.acknowledged;
+        let goal = 6000;
+        let under_way =
+            run_child(directory.path(), round, chosen, goal, Duration::ZERO, &mut ledger);
+        let is_reached = ledger.acknowledged - before < goal;
+        acknowledged += ledger.acknowledged - before;
+        *reached.entry(point).or_default() += u64::from(is_reached);
+        let store = open(directory.path(), round + 1);
+        let is_last = round % 5 == 4;
+        ledger.compare_all(&store, &under_way, is_last, &mut random);
+        if is_last {
+            store.check_invariants().unwrap();
+        }
+    }
+    println!("{rounds} rounds, {acknowledged} operations acknowledged: {reached:?}");
+    if rounds >= 4 * Point::ALL.len() as u64 {
+        for point in Point::ALL {
+            assert!(reached[&point] > 0, "never ended at {point:?}");
+        }
+    }
+}
+
 /// Runs a child until `goal` operations are acknowledged, and `delay` longer. Gives what its
 /// threads were about to do.
 fn run_child(
     directory: &Path,
     round: u64,
+    point: Option<(usize, u64)>,
     goal: u64,
     delay: Duration,
     ledger: &mut Ledger,
 ) -> Vec<Intent> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"])
         .env("REFRAIN_KILL_DIRECTORY", directory)
-        .env("REFRAIN_KILL_ROUND", round.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .env("REFRAIN_KILL_ROUND", round.to_string());
+    if let Some((point, nth)) = point {
+        command.env("REFRAIN_KILL_POINT", format!("{point} {nth}"));
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let pipe = child.stdout.take().unwrap();
     let mut under_way: Vec<Option<Intent>> = vec![None; THREADS];
     let (mut done, mut killer) = (0, None);
@@ -600,6 +697,8 @@ fn run_child(
                 ledger.acknowledge(&intent, answer, token.parse().unwrap());
                 done += 1;
             }
+            ["R"] => ledger.reopened(),
+            ["N", name] => drop(ledger.names.insert(name.to_owned())),
             ["X", ..] => panic!("{line}"),
             _ => {}
         }

@@ -461,3 +461,20 @@ fn a_salvage_that_is_cut_short_leaves_no_store_that_opens() {
     println!("{step} steps, {unfinished} unfinished");
     assert!(unfinished > 20);
 }
+
+#[test]
+fn where_a_rule_parks_a_gap_lasts_until_somebody_accepts_it() {
+    let clock = SimClock::new();
+    for (rule, ends) in [(OnOrphan::Park, false), (OnOrphan::Reclaim, true)] {
+        let fs = store(&clock);
+        let store = options(&fs, &clock).open().unwrap();
+        // Once had the rule, in a namespace of its own: a claim of that time may be what was lost.
+        store.define("others", &policy().on_orphan(rule)).unwrap();
+        store.alter("others", &policy()).unwrap();
+        store.close().unwrap();
+        damage(&fs, "key-5");
+        let (fs, _) = salvage(&fs, &clock);
+        let store = options(&fs, &clock).open().unwrap();
+        assert_eq!(store.gaps()[0].guaranteed_until().is_some(), ends, "{rule:?}");
+    }
+}

@@ -107,7 +107,10 @@ fn inside_the_folders_the_arrows_point_down_too() {
         ("src/format", &["flags", "ext", "record", "segment", "mark", "file", "names", "meta"]),
         ("src/table", &["bucket", "linear"]),
         ("src/wal", &["poison", "meta", "names", "data_file", "segments", "lane", "rounds"]),
-        ("src/sys", &["sync", "clock", "sim_clock", "region", "extent", "fork", "heap", "real"]),
+        (
+            "src/sys",
+            &["sync", "point", "clock", "sim_clock", "region", "extent", "fork", "heap", "real"],
+        ),
         ("src/engine/recovery", &["scan", "winners", "found", "mend", "walk", "survey", "salvage"]),
     ];
     // `flags` and `ext` name the kinds and flaws of the records they are part of.

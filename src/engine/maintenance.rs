@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::{Engine, Mode};
 use crate::error::{CloseError, StoreError};
+use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Condvar, Mutex};
 
 /// How often the thread looks around while the store is in use.
@@ -316,13 +317,16 @@ impl Engine {
             return Err(StoreError::Poisoned { cause: Arc::clone(cause) });
         }
         self.wal.seal_active()?;
+        reach(Point::CloseBehindSeal);
         self.flush_open()?;
+        reach(Point::CloseBehindFlush);
         let (stable, time) = (self.wal.stable_generation(), self.timeline.now());
         let closed = self.wal.meta.update(|meta| {
             meta.clean = true;
             meta.stable_generation = stable;
             meta.clock = meta.clock.max(time);
         });
+        reach(Point::CloseBehindClean);
         closed.map_err(|cause| self.wal.fail(cause))
     }
 }

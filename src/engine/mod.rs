@@ -38,6 +38,7 @@ use crate::error::{Failure, StoreError};
 use crate::format::record::{Draft, Record};
 use crate::sys::DirectoryLock;
 use crate::sys::fork::ForkGuard;
+use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::table::{Position, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
@@ -253,6 +254,7 @@ impl Engine {
         value: T,
         durability: Option<CallDurability>,
     ) -> Answered<T, E> {
+        reach(Point::BehindInsert);
         if self.waits(durability) {
             let settle = Settle { ticket: self.wal.rounds.ticket(), is_own: true };
             return Answered { result: Ok(value), settle: Some(settle) };

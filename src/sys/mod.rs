@@ -13,6 +13,7 @@ pub(crate) mod clock;
 pub(crate) mod extent;
 pub(crate) mod fork;
 pub(crate) mod heap;
+pub(crate) mod point;
 pub(crate) mod real;
 pub(crate) mod region;
 #[cfg(any(test, feature = "test-util"))]

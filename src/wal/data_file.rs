@@ -14,6 +14,7 @@ use crate::format::file::{self, Header};
 use crate::format::mark::{self, Mark};
 use crate::format::{PAGE_BYTES, segment};
 use crate::sys::extent::Extent;
+use crate::sys::point::{Point, reach};
 use crate::sys::{File, FileSystem, Region};
 use crate::types::{FileId, Generation, SegmentId, Timestamp};
 
@@ -83,6 +84,7 @@ impl Filling {
             move |error| Failure::new(operation, path, error)
         };
         self.file.zero_fill(self.filled, to).map_err(failed("zero-fill"))?;
+        reach(Point::BehindFileFill);
         self.file.sync_all().map_err(failed("sync"))?;
         self.filled = to;
         Ok(())
@@ -107,6 +109,7 @@ impl Filling {
         };
         fs.sync_dir().map_err(failed("sync the directory of"))?;
         let region = self.file.map().map_err(failed("map"))?;
+        reach(Point::BeforeHeaders);
         let head = header.encode(store_id);
         self.file.write_at(&[IoSlice::new(&head)], 0).map_err(failed("write"))?;
         for index in 0..header.segments {
@@ -116,6 +119,7 @@ impl Filling {
             let at = segment_offset(&header, segment);
             self.file.write_at(&[IoSlice::new(&head)], at).map_err(failed("write"))?;
         }
+        reach(Point::BeforeHeaderSync);
         self.file.sync_data().map_err(failed("sync"))?;
         // Positioned writes must show in the mapping at once: the engine writes one way and reads
         // the other. Local file systems of the page cache do; some network ones do not.

@@ -33,6 +33,7 @@ use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, exit_bytes_max, padded};
 use crate::format::segment::{DATA_START, Trailer, data_limit, trailer_offset};
 use crate::sys::extent::ExtentWriter;
+use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::types::{Generation, KEY_BYTES_MAX, Location, SegmentId, Timestamp};
 
@@ -224,6 +225,7 @@ impl Lane {
                 at -= draft.body().len() as u32;
                 writer.put(at, draft.body());
                 writer.put(offset + WORD_BYTES as u32, draft.head_after_word());
+                reach(Point::BeforeLength);
                 writer.put_word_last(offset, word);
             }
             Append::Positioned => {
@@ -236,6 +238,7 @@ impl Lane {
                 segment.file.write_at(&parts, segment.file_offset(offset))?;
             }
         }
+        reach(Point::BehindLength);
         writer.advance(offset + draft.padded_len() as u32);
         Ok(())
     }
@@ -263,12 +266,14 @@ impl Lane {
         let bytes = trailer.encode(segment.place);
         let at = trailer_offset(segments.segment_bytes());
         segment.file.set_dirty();
+        reach(Point::BeforeTrailer);
         match self.append {
             Append::Mapped => active.writer.put(at, &bytes),
             Append::Positioned => {
                 segment.file.write_at(&[IoSlice::new(&bytes)], segment.file_offset(at))?;
             }
         }
+        reach(Point::BehindTrailer);
         state.unstable.push(active.segment);
         state.proven = false;
         Ok(())

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::error::{Failure, OpenError};
 use crate::format::meta::{Flaw, Meta, SLOT_BYTES, SLOTS};
 use crate::format::{FORMAT_MAJOR, META_NAME, META_NEW_NAME};
+use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::sys::{File, FileSystem};
 
@@ -132,8 +133,11 @@ impl MetaFile {
         let failed = |operation| move |error| Failure::new(operation, self.path.clone(), error);
         let bytes = meta.encode();
         let at = offset(state.next_slot);
+        reach(Point::BeforeMetaWrite);
         self.file.write_at(&[IoSlice::new(&bytes)], at).map_err(failed("write"))?;
+        reach(Point::BeforeMetaSync);
         self.file.sync_data().map_err(failed("sync"))?;
+        reach(Point::BehindMetaSync);
         state.next_slot = slot_of(meta.sequence + 1);
         state.meta = meta;
         Ok(())

@@ -35,6 +35,7 @@ use crate::format::names::Entry;
 use crate::format::record::Draft;
 use crate::format::segment::DATA_START;
 use crate::sys::FileSystem;
+use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::types::{Epoch, FileId, Generation, Location, SegmentId, Timestamp};
 
@@ -324,8 +325,10 @@ impl Wal {
                 return Ok(Err(cause));
             }
         };
+        reach(Point::BeforeListing);
         let listed = self.meta.update(|meta| meta.files.insert(id));
         listed.map_err(|cause| self.fail(cause))?;
+        reach(Point::BehindListing);
         growth.last_try_failed = false;
         growth.files.push(Arc::clone(&file));
         for (id, generation) in file.header().ids().zip(first_generation.0..) {
@@ -350,8 +353,10 @@ impl Wal {
         };
         let any_file = || self.growth.lock().files.last().cloned();
         let marked = plan.current.clone().or_else(any_file);
+        reach(Point::BeforeMark);
         if let Some(marked) = &marked {
             marked.write_mark(&self.store_id, &mark)?;
+            reach(Point::BeforeRoundSync);
             marked.sync()?;
         }
         for file in &plan.files {
@@ -359,6 +364,7 @@ impl Wal {
                 file.sync()?;
             }
         }
+        reach(Point::BehindRoundSync);
         self.lane.end_round(&self.segments, &plan);
         Ok(())
     }
@@ -395,6 +401,7 @@ impl Wal {
             AppendFailure::Write(cause) => StoreError::Io(cause),
             AppendFailure::Sync(cause) => self.fail(cause),
         })?;
+        reach(Point::BehindNameSync);
         let counted = self.meta.update(|meta| {
             meta.names_bytes = end;
             count(meta);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::error::{Failure, OpenError};
 use crate::format::NAMES_NAME;
 use crate::format::names::Entry;
+use crate::sys::point::{Point, reach};
 use crate::sys::{File, FileSystem};
 
 /// More than four billion namespaces would fit; memory does not.
@@ -150,6 +151,7 @@ impl NamesFile {
             self.make_good(self.end).map_err(AppendFailure::Sync)?;
             return Err(AppendFailure::Write(failed("write")(error)));
         }
+        reach(Point::BeforeNameSync);
         self.file.sync_data().map_err(failed("sync")).map_err(AppendFailure::Sync)?;
         Ok(self.end + bytes.len() as u64)
     }

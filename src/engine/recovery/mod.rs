@@ -40,6 +40,7 @@ use crate::hash::{SECRET_BYTES, Secret};
 use crate::policy::OnOrphan;
 use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
+use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::sys::{Clock, DirectoryLock, FileSystem};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
@@ -108,6 +109,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let settled = settle(&mut found, epoch, floor, now, &mut report)?;
 
     // From here on the store is written to.
+    reach(Point::OpenBehindRead);
     let failed = |cause| OpenError::Io(cause);
     let first_generation = first_generation(&found);
     let fresh = if found.meta.clean { 0 } else { found.empty().count() as u64 };
@@ -137,12 +139,16 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         // distrust it as this one does. Mode and poison stay for the report of that open.
     });
     raised.map_err(failed)?;
+    reach(Point::OpenBehindEpoch);
     remove_unlisted(&*fs, &found)?;
     report.rewritten_bytes = make_good(&found)?;
+    reach(Point::OpenBehindRewrite);
     let generations = renew_empty(&found, first_generation, now)?;
+    reach(Point::OpenBehindHeaders);
     for file in &found.files {
         file.sync().map_err(failed)?;
     }
+    reach(Point::OpenBehindSync);
     let (segments, prepared) = take_over(&found, &generations);
     let stable = prepared.first().map_or(next_generation, |(generation, _)| *generation);
     let boot_id = fs.boot_id().unwrap_or_default();
@@ -202,6 +208,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     }
     if !settled.to_park.is_empty() {
         park_orphans(&engine, &settled.to_park, floor)?;
+        reach(Point::OpenBehindPark);
         engine.wal.meta.update(|meta| meta.clock = now).map_err(failed)?;
     }
     report.epoch = epoch.0;
