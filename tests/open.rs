@@ -5,10 +5,10 @@ mod support;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use refrain::testing::{FileSystem, HeapFs, SimClock};
+use refrain::testing::{FileSystem, HeapFs, SimClock, SimDisk};
 use refrain::{
-    Body, Claim, ClaimError, CloseError, Durability, EndCause, Lookup, OpenError, OptionProblem,
-    Options, Store, StoreError,
+    Body, Claim, ClaimError, CloseError, Durability, EndCause, FencingToken, Lookup, OpenError,
+    OptionProblem, Options, Store, StoreError,
 };
 use support::checksum::crc32;
 use support::disk::{find_last, poke, read, replace, snapshot};
@@ -353,6 +353,70 @@ fn a_bad_meta_slot_loses_nothing_and_repeats_nothing() {
             let store = open(&fs);
             assert!(!store.report().meta_fallback, "the bad slot was written again");
         }
+    }
+}
+
+#[test]
+fn an_epoch_that_only_a_bad_slot_knows_is_not_given_again() {
+    // The counter runs out, so the epoch is raised while the store is open, in one slot.
+    let disk = SimDisk::new(5);
+    let first = (1 << 40) - 3;
+    let options = |disk: &SimDisk| {
+        let options = Options::new("unused").file_system(disk.mount()).manual_maintenance(true);
+        options.durability(Durability::Buffered).shards(1).segment_bytes(SEGMENT_BYTES)
+    };
+    let store = options(&disk).first_counter(first).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let tokens: Vec<_> = (0..9)
+        .map(|key| orders.claim(format!("key-{key}"), None).unwrap().acquired().unwrap().token())
+        .collect();
+    let epoch = |token: &FencingToken| token.get() >> 40;
+    assert!(epoch(&tokens[8]) == epoch(&tokens[0]) + 1, "{tokens:?}");
+    // Nothing of it was synced but the meta file; then the newer slot goes bad.
+    drop(orders);
+    store.abandon();
+    disk.cut_keeping(|_| false);
+    drop(disk.mount());
+    let slots = disk.read("META");
+    let sequence =
+        |slot: usize| u64::from_le_bytes(slots[slot + 64..slot + 72].try_into().unwrap());
+    let newer = if sequence(0) > sequence(4096) { 0 } else { 4096 };
+    disk.tamper("META", newer as u64 + 200, b"????????", None);
+    let store = options(&disk).open().unwrap();
+    assert!(store.report().meta_fallback);
+    let orders = store.namespace("orders").unwrap();
+    for key in 0..9 {
+        let token = orders.claim(format!("key-{key}"), None).unwrap().acquired().unwrap().token();
+        assert!(tokens.iter().all(|old| token > *old), "{token} after {tokens:?}");
+    }
+}
+
+#[test]
+fn what_was_flushed_is_proven_in_any_mode() {
+    for (durability, closes) in [
+        (Durability::Sync, false),
+        (Durability::Buffered, false),
+        (Durability::Buffered, true),
+        (Durability::Interval(Duration::from_secs(60)), false),
+    ] {
+        let fs = HeapFs::new();
+        let store = options(&fs).durability(durability).open().unwrap();
+        let orders = store.namespace("orders").unwrap();
+        for key in ["one", "the last"] {
+            orders.claim(key, None).unwrap().acquired().unwrap().complete("outcome").unwrap();
+        }
+        drop(orders);
+        if closes {
+            store.close().unwrap();
+        } else {
+            store.flush().unwrap();
+            store.abandon();
+        }
+        // So damage to it is damage, and no torn tail.
+        let at = find_last(&read(&fs, "data-00000"), b"the last");
+        poke(&fs, "data-00000", at, b"?");
+        let error = refuse(&fs);
+        assert!(matches!(error, OpenError::Corrupt { .. }), "{durability:?}: {error}");
     }
 }
 

@@ -478,3 +478,17 @@ fn where_a_rule_parks_a_gap_lasts_until_somebody_accepts_it() {
         assert_eq!(store.gaps()[0].guaranteed_until().is_some(), ends, "{rule:?}");
     }
 }
+
+#[test]
+fn a_gap_whose_entry_is_lost_is_a_gap() {
+    let clock = SimClock::new();
+    let (fs, store, _) = salvaged(&clock);
+    drop(store);
+    let at = find_last(&read(&fs, "NAMES"), b"data-00000");
+    poke(&fs, "NAMES", at, b"?");
+    let (fs, report) = salvage(&fs, &clock);
+    assert_eq!((report.gaps, report.namespaces), (1, 1));
+    let store = options(&fs, &clock).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    assert_eq!(in_doubt(&orders, "new").guaranteed_until(), None);
+}
