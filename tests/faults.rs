@@ -188,6 +188,34 @@ fn a_file_system_that_turns_read_only_is_an_error() {
 }
 
 #[test]
+fn a_store_that_cannot_be_written_to_is_checked_and_salvaged() {
+    let Some(disk) = Loop::new("a store that cannot be written to", 32) else { return };
+    let source = disk.mount.join("store");
+    let store = options(&source).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    orders.claim("done", None).unwrap().acquired().unwrap().complete("outcome").unwrap();
+    drop(orders);
+    store.close().unwrap();
+    drop(store);
+    for has_lock in [true, false] {
+        if !has_lock {
+            std::fs::remove_file(source.join("LOCK")).unwrap();
+        }
+        disk.remount("ro");
+        assert!(Store::open(&source).is_err());
+        assert_eq!(Store::verify(&source).unwrap().completed, 1);
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("new");
+        assert_eq!(Store::salvage(&source, &target).unwrap().gaps, 0);
+        let store = options(&target).open().unwrap();
+        let orders = store.namespace("orders").unwrap();
+        assert!(orders.claim("done", None).unwrap().completed().is_some());
+        disk.remount("rw");
+        assert_eq!(source.join("LOCK").exists(), has_lock);
+    }
+}
+
+#[test]
 fn limits_of_the_process_are_errors_and_lose_nothing() {
     for name in ["child_without_descriptors", "child_without_address_space"] {
         let directory = tempfile::tempdir().unwrap();

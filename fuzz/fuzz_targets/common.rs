@@ -51,6 +51,25 @@ pub fn base(is_closed: bool) -> SimDisk {
     BASES.with(base)
 }
 
+/// Salvages the store; what comes out works.
+fn salvage(disk: &SimDisk, clock: &SimClock) {
+    let target = SimDisk::new(2);
+    let Ok(report) = options(disk, clock).salvage(options(&target, clock)) else { return };
+    let store = options(&target, clock).open().expect("what was salvaged can be opened");
+    store.check_invariants().expect("every slot leads to its record");
+    assert_eq!(store.gaps().len(), report.gaps);
+    let orders = store.namespace("orders").expect("a namespace");
+    for key in KEYS {
+        drop(orders.lookup(key).expect("a lookup"));
+    }
+    let claim = orders.claim("new", None).expect("a claim");
+    if let Claim::Acquired(lease) = claim {
+        lease.complete("outcome").expect("a granted claim can be completed");
+    }
+    drop(orders);
+    store.close().expect("closed");
+}
+
 /// Checks and opens the store; what is refused, is refused twice alike; what is opened, works.
 pub fn open_and_use(disk: &SimDisk) {
     let clock = SimClock::new();
@@ -61,16 +80,18 @@ pub fn open_and_use(disk: &SimDisk) {
         (Ok(_), Ok(store)) => store,
         (Err(one), Err(other)) => {
             assert_eq!(one.to_string(), other.to_string());
-            return;
+            return salvage(disk, &clock);
         }
         // Room and counters are asked for when the store is opened only.
-        (Ok(_), Err(refrain::OpenError::Full { .. } | refrain::OpenError::EpochsExhausted)) => return,
+        (Ok(_), Err(refrain::OpenError::Full { .. } | refrain::OpenError::EpochsExhausted)) => {
+            return;
+        }
         (verified, opened) => panic!("checking: {verified:?}, opening: {opened:?}"),
     };
     store.check_invariants().expect("every slot leads to its record");
     let Ok(orders) = store.namespace("orders") else { return };
     for key in KEYS {
-        orders.lookup(key).expect("a lookup");
+        drop(orders.lookup(key).expect("a lookup"));
     }
     if let Ok(Claim::Acquired(lease)) = orders.claim("new", None) {
         lease.complete("outcome").expect("a granted claim can be completed");
