@@ -336,8 +336,8 @@ pub enum CloseError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SalvageError {
-    /// There is nothing in the source directory that tells of a store: no readable meta file and no
-    /// data file with a readable header.
+    /// There is nothing in the source directory that tells of one store: no readable meta file, and
+    /// no data file with a readable header, or as many of two stores.
     #[error("{} holds nothing that tells of a store", path.display())]
     NoStore {
         /// The meta file that would be.

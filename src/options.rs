@@ -184,15 +184,16 @@ impl Options {
 
     /// Copies what can be read of a damaged store into a new one in the empty directory of `target`,
     /// which is made if it does not exist; options of `target` hold for the copying alone. Nothing
-    /// is written to the source. Takes as long as it takes to read the WAL and to write it again.
+    /// is written to the source, but for an empty lock file if it has none. Takes as long as it takes to read the WAL and to write it again.
     ///
     /// Every record that is whole is kept, with its token; so is, without its body, a completion of
     /// which only the body is damaged. Damage that may have taken records with it becomes a
     /// [`crate::Gap`] of the new store, and keys that nothing is known of are in doubt there until
     /// the gap is over or accepted. Tokens of the new store are above all that the source ever gave.
     ///
-    /// On return the new store survives power loss, and can be opened. Before that, and after an
-    /// error, it cannot.
+    /// On return the new store survives power loss, and can be opened. Before that it cannot, once
+    /// it has a meta file; a salvage that ended before that leaves nothing of a store, so that
+    /// opening the directory would make a new one. After an error, remove the directory.
     ///
     /// # Errors
     ///

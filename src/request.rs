@@ -72,7 +72,7 @@ impl ClaimOptions {
 
     /// When the request was sent for the first time, retries being one request, by a clock that
     /// agrees with the store's. A request that was first sent after a gap is not in doubt for it
-    /// ([`crate::Gap`]).
+    /// ([`crate::Gap`]), unless the store knows the key from before.
     pub fn first_sent(mut self, at: SystemTime) -> Self {
         self.first_sent = Some(at);
         self

@@ -591,3 +591,19 @@ fn counters_that_no_store_comes_to_are_damage() {
         }
     }
 }
+
+/// After a clean close empty segments kept their generation, and the data file as it was then passed
+/// for the one that the next opening had filled: its keys were new.
+#[test]
+fn a_data_file_of_the_last_clean_close_is_noticed() {
+    let fs = HeapFs::new();
+    options(fs.clone(), Durability::Sync).open().unwrap().close().unwrap();
+    let old = support::disk::read(&fs, "data-00000");
+    let store = options(fs.clone(), Durability::Sync).open().unwrap();
+    complete(&store.namespace("orders").unwrap(), "paid", b"receipt");
+    store.flush().unwrap();
+    store.abandon();
+    support::disk::poke(&fs, "data-00000", 0, &old);
+    let refused = options(fs, Durability::Sync).open();
+    assert!(matches!(refused, Err(OpenError::Corrupt { .. })), "{refused:?}");
+}

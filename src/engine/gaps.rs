@@ -50,7 +50,8 @@ impl Gaps {
             gap.acceptance.is_none()
                 && now < gap.until
                 && newest.is_none_or(|epoch| epoch <= gap.epoch)
-                && first_sent.is_none_or(|sent| sent <= gap.to)
+                // A record from before the gap's end shows that the key was in use by then.
+                && (newest.is_some() || first_sent.is_none_or(|sent| sent <= gap.to))
         };
         self.list.read().iter().filter(covers).max_by_key(|gap| gap.until).cloned()
     }
@@ -149,6 +150,7 @@ mod tests {
         assert_eq!(covered(500, Some(Epoch(6)), None), None);
         assert_eq!(covered(500, None, Some(at(100))), Some(1));
         assert_eq!(covered(500, None, Some(at(101))), None);
+        assert_eq!(covered(500, Some(Epoch(5)), Some(at(101))), Some(1));
         assert_eq!(covered(1999, None, None), Some(1));
         assert_eq!(covered(2000, None, None), None);
         let word = Acceptance { at: at(600), actor: String::new(), reason: String::new() };

@@ -40,6 +40,14 @@ const KIND_ACCEPTANCE: u16 = 2;
 /// What a gap is takes at most this many bytes.
 pub(crate) const WHAT_BYTES_MAX: usize = 511;
 
+/// The longest text: what a gap is, or who accepted it and why.
+const TEXT_BYTES_MAX: usize = 511;
+const _: () = assert!(
+    WHAT_BYTES_MAX <= TEXT_BYTES_MAX
+        && NAME_BYTES_MAX <= TEXT_BYTES_MAX
+        && 2 * AUDIT_BYTES_MAX < TEXT_BYTES_MAX
+);
+
 /// A namespace and its policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NamespaceEntry {
@@ -126,7 +134,7 @@ impl Entry {
     pub(crate) fn decode(bytes: &[u8], store_id: &[u8; 16], offset: u32) -> Option<(Self, usize)> {
         let len = usize::from(Fields::new(bytes.get(..2)?).u16());
         let bytes = bytes.get(..len.next_multiple_of(8))?;
-        if len <= HEADER_BYTES {
+        if len <= HEADER_BYTES || len > HEADER_BYTES + TEXT_BYTES_MAX {
             return None;
         }
         let mut fields = Fields::new(bytes);
@@ -217,9 +225,13 @@ impl NamespaceEntry {
 }
 
 fn decode_gap(fields: &mut Fields<'_>, text: &[u8]) -> Option<Gap> {
+    let (id, epoch) = (fields.u32(), Epoch(fields.u32()));
+    if epoch > Epoch::MAX {
+        return None;
+    }
     Some(Gap {
-        id: fields.u32(),
-        epoch: Epoch(fields.u32()),
+        id,
+        epoch,
         from: Timestamp::from_ms(fields.u64()),
         to: Timestamp::from_ms(fields.u64()),
         until: Timestamp::from_ms(fields.u64()),

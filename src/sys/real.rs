@@ -53,18 +53,21 @@ impl RealFs {
         Ok(Self { directory: path.canonicalize()?, is_read_only: true })
     }
 
-    /// The file to lock. Where it can neither be made nor written to, nobody can have the store open
-    /// for writing, and a lock on nothing will do.
+    /// The file to lock. A lock needs no right to write; and on a file system that takes no writes
+    /// nobody can have the store open for writing, so that a lock on nothing will do.
     fn lock_file(&self, name: &str) -> io::Result<Option<fs::File>> {
         let mut options = OpenOptions::new();
         let opened = options.read(true).write(true).create(true).truncate(false);
         match opened.open(self.path(name)) {
             Ok(file) => Ok(Some(file)),
-            Err(error) if self.is_read_only && is_refusal(&error) => {
+            Err(error) if self.is_read_only => {
+                let is_fixed = error.kind() == io::ErrorKind::ReadOnlyFilesystem;
                 match fs::File::open(self.path(name)) {
                     Ok(file) => Ok(Some(file)),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                    Err(error) => Err(error),
+                    Err(missing) if missing.kind() == io::ErrorKind::NotFound && is_fixed => {
+                        Ok(None)
+                    }
+                    Err(_) => Err(error),
                 }
             }
             Err(error) => Err(error),
@@ -74,11 +77,6 @@ impl RealFs {
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
-}
-
-/// Whether the operating system refused to write.
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
 impl FileSystem for RealFs {

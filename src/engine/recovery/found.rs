@@ -121,9 +121,8 @@ pub(super) fn read(
     let fs = &*request.fs;
     let LoadedMeta { file: meta_file, mut meta, is_fallback } = loaded;
     if is_fallback {
-        // R15: the state may be one write old.
+        // R15: the state may be one write old. Its stable generation was true, and stays so.
         meta.clean = false;
-        meta.stable_generation = Generation(0);
     }
     if meta.unfinished && !request.is_salvage {
         return Err(OpenError::Unfinished { path: fs.describe(META_NAME) });

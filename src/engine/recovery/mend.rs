@@ -74,18 +74,15 @@ fn write(file: &DataFile, bytes: &[u8], offset: u64) -> Result<(), OpenError> {
     file.write_at(&[IoSlice::new(bytes)], offset).map_err(OpenError::Io)
 }
 
-/// Gives every empty segment a generation of its own, unless the store was closed in order: a
-/// record behind a hole must not become valid again when the hole is filled (R8). Gives the new
-/// generations.
+/// Gives every empty segment a generation of its own: a record behind a hole must not become valid
+/// again when the hole is filled (R8), and a file as it was before this open must not pass for the
+/// one that this open will fill, also when the store was closed in order. Gives the new generations.
 pub(super) fn renew_empty(
     found: &Found,
     first: Generation,
     now: Timestamp,
 ) -> Result<HashMap<SegmentId, Generation>, OpenError> {
     let mut generations = HashMap::new();
-    if found.meta.clean {
-        return Ok(generations);
-    }
     for (segment, generation) in found.empty().zip(first.0..) {
         let generation = Generation(generation);
         let header = segment::Header { segment: segment.id, generation, created: now };

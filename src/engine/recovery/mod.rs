@@ -33,7 +33,7 @@ use super::{Engine, Mode};
 use crate::answer::EndCause;
 use crate::error::{Failure, OpenError};
 use crate::format::file::id_of_name;
-use crate::format::meta::{FileSet, Meta, Mode as StoredMode};
+use crate::format::meta::{FileSet, Meta, Mode as StoredMode, SLOTS};
 use crate::format::record::Kind;
 use crate::format::{LOCK_NAME, META_NAME, NAMES_NAME, SEGMENT_BYTES_DEFAULT};
 use crate::hash::{SECRET_BYTES, Secret};
@@ -112,7 +112,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     reach(Point::OpenBehindRead);
     let failed = |cause| OpenError::Io(cause);
     let first_generation = first_generation(&found);
-    let fresh = if found.meta.clean { 0 } else { found.empty().count() as u64 };
+    let fresh = found.empty().count() as u64;
     let next_generation = Generation(first_generation.0 + fresh);
     let identity = meta_file.identity();
     let inode =
@@ -152,15 +152,18 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let (segments, prepared) = take_over(&found, &generations);
     let stable = prepared.first().map_or(next_generation, |(generation, _)| *generation);
     let boot_id = fs.boot_id().unwrap_or_default();
-    let served = meta_file.update(|meta| {
-        meta.boot_id = boot_id;
-        meta.stable_generation = stable;
-        // Until the orphans are parked, the next open must judge them as this one does.
-        meta.clock = if settled.to_park.is_empty() { now } else { floor };
-        meta.mode = stored_mode(request.mode);
-        meta.poisoned = false;
-    });
-    served.map_err(failed)?;
+    // In both slots: should one go bad, the other tells a data file of an earlier time as well.
+    for _ in 0..SLOTS {
+        let served = meta_file.update(|meta| {
+            meta.boot_id = boot_id;
+            meta.stable_generation = stable;
+            // Until the orphans are parked, the next open must judge them as this one does.
+            meta.clock = if settled.to_park.is_empty() { now } else { floor };
+            meta.mode = stored_mode(request.mode);
+            meta.poisoned = false;
+        });
+        served.map_err(failed)?;
+    }
 
     let Found { files, meta, winners, namespaces, gaps, .. } = found;
     let wal = Wal::new(WalParts {
@@ -363,10 +366,9 @@ fn settle(
             if standing == Standing::Absent {
                 let was_claim = matches!(record.kind, Kind::Claim | Kind::Renew);
                 report.expired += usize::from(was_claim);
-                // That somebody ended it since the store was salvaged keeps it out of doubt.
-                let was_ended = matches!(record.kind, Kind::Release | Kind::Forget);
-                let newest = Some(record.token.epoch());
-                return was_ended && gaps.last(at) && gaps.covering(at, newest, None).is_none();
+                // While a gap lasts, it counts what the last record of a key is: one that somebody has
+                // ended since is in no doubt, one that was claimed before is, whatever a caller says.
+                return record.kind != Kind::Complete && gaps.last(at);
             }
             settled.held_bytes += held_bytes(record);
             let is_claim = record.kind != Kind::Park;

@@ -17,6 +17,7 @@ use crate::engine::gaps::split;
 use crate::error::{OpenError, SalvageError, StoreError};
 use crate::format::file::id_of_name;
 use crate::format::flags::BodyState;
+use crate::format::meta::{Meta, SLOTS};
 use crate::format::names::{Entry, WHAT_BYTES_MAX};
 use crate::format::record::{Draft, Kind, Record};
 use crate::format::{LOCK_NAME, META_NAME};
@@ -66,18 +67,18 @@ pub(crate) fn salvage(
     report.namespaces = hashers.len();
     report.segments = survey.segments;
 
-    let Survey { meta, vouched, mut losses, entries, .. } = survey;
+    let Survey { meta, is_fallback, vouched, mut losses, entries, .. } = survey;
     if is_unnamed {
         losses.lose_unknown("names of namespaces are lost");
     }
     let stored = meta.as_ref().map_or(Epoch(0), |meta| meta.epoch);
-    if meta.is_some() && epoch.max(vouched.epoch) > stored {
+    if meta.is_some() && epoch.max(vouched.epoch) > stored && !is_fallback {
         losses.lose_unknown("the meta file is older than the data");
     }
     let epoch = stored.max(epoch).max(vouched.epoch);
     let clock = meta.map_or(Timestamp::default(), |meta| meta.clock).max(vouched.clock).max(at);
     report.bytes_lost = losses.list.iter().map(|loss| loss.bytes).sum();
-    let next = split(entries).1.iter().map(|gap| gap.id + 1).max().unwrap_or(0);
+    let next = split(entries).1.iter().map(|gap| gap.id.saturating_add(1)).max().unwrap_or(0);
     let to = engine.timeline.now().max(clock);
     let gaps = gaps_of(std::mem::take(&mut losses.list), next, epoch, to);
     report.gaps = gaps.len();
@@ -124,8 +125,7 @@ fn copy_names(
 }
 
 fn append_entry(engine: &Engine, entry: &Entry, namespace: u32) -> Result<(), SalvageError> {
-    let count =
-        |meta: &mut crate::format::meta::Meta| meta.namespaces = meta.namespaces.max(namespace);
+    let count = |meta: &mut Meta| meta.namespaces = meta.namespaces.max(namespace);
     if engine.wal.append_entry(entry, count)? {
         Ok(())
     } else {
@@ -215,14 +215,17 @@ fn finish(engine: &Engine, epoch: Epoch, clock: Timestamp) -> Result<(), Salvage
         engine.wal.sync_round(clock).map_err(OpenError::Io)?;
     }
     let stable = engine.wal.stable_generation();
-    let finished = engine.wal.meta.update(|meta| {
-        meta.epoch = epoch;
-        meta.clock = clock;
-        meta.stable_generation = stable;
-        meta.clean = true;
-        meta.unfinished = false;
-    });
-    finished.map_err(OpenError::Io)?;
+    // In both slots: one that goes bad must not take the store with it.
+    for _ in 0..SLOTS {
+        let finished = engine.wal.meta.update(|meta| {
+            meta.epoch = epoch;
+            meta.clock = clock;
+            meta.stable_generation = stable;
+            meta.clean = true;
+            meta.unfinished = false;
+        });
+        finished.map_err(OpenError::Io)?;
+    }
     Ok(())
 }
 

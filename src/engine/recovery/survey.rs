@@ -31,6 +31,8 @@ use crate::wal::meta::MetaFile;
 const DAMAGE_MAX: usize = 1000;
 /// Pieces in which is read what can be read.
 const PIECE_BYTES: usize = 256 << 10;
+/// Generations that a segment without a header is read under.
+const GENERATIONS_MAX: usize = 8;
 /// Entries of the names file begin at multiples of this.
 const ENTRY_UNIT: usize = 8;
 
@@ -83,7 +85,7 @@ struct Source {
 pub(super) struct Survey {
     pub(super) segment_bytes: u32,
     pub(super) meta: Option<Meta>,
-    is_fallback: bool,
+    pub(super) is_fallback: bool,
     pub(super) entries: Vec<Entry>,
     pub(super) losses: Losses,
     pub(super) vouched: Vouched,
@@ -126,22 +128,13 @@ impl Survey {
                 losses.lose_unknown(&format!("{name} is missing"));
             }
         }
-        let stable = meta.as_ref().filter(|_| !is_fallback).map(|meta| meta.stable_generation);
-        let mut vouched = Vouched { stable: stable.unwrap_or(Generation(0)), ..Vouched::default() };
+        let stable = meta.as_ref().map_or(Generation(0), |meta| meta.stable_generation);
+        let mut vouched = Vouched { stable, ..Vouched::default() };
         for source in &sources {
-            source.read_marks(&store_id).for_each(|mark| vouched.add(mark));
+            source.read_marks(&store_id, &mut vouched, &mut losses);
         }
         let counted = meta.as_ref().map(|meta| meta.names_bytes);
         let entries = read_names(fs, &store_id, counted, is_fallback, &mut losses);
-        let highest = entries.iter().map(|entry| match entry {
-            Entry::Namespace(entry) => entry.namespace.0,
-            Entry::Gap(_) | Entry::Acceptance(..) => 0,
-        });
-        let highest = highest.max().unwrap_or(0);
-        if meta.as_ref().is_some_and(|meta| meta.namespaces > highest) {
-            losses.note(fs.describe(NAMES_NAME), 0, "names of namespaces are missing");
-            losses.lose_unknown("names of namespaces are lost");
-        }
         Ok(Self {
             segment_bytes,
             meta,
@@ -166,13 +159,20 @@ impl Survey {
     ) -> Result<(), SalvageError> {
         let mut buffer = vec![0; self.segment_bytes as usize];
         let (mut seen, mut newest) = (HashMap::<SegmentId, Generation>::new(), Generation(0));
+        let mut all = Vec::new();
         for source in std::mem::take(&mut self.sources) {
             let first = source.first(&self.store_id, self.segment_bytes);
+            let known = (all.len(), self.losses.damage.len(), self.losses.list.len());
             let mut records = 0;
             for index in 0..source.segments(self.segment_bytes) {
                 let start = SEGMENTS_START + u64::from(index) * u64::from(self.segment_bytes);
-                let unreadable = load(&*source.file, source.len, start, &mut buffer);
                 let id = first.and_then(|first| first.checked_add(index)).map(SegmentId);
+                all.extend(id);
+                if start >= source.len {
+                    self.lose_segment(&source, start, "the file is cut");
+                    continue;
+                }
+                let unreadable = load(&*source.file, source.len, start, &mut buffer);
                 let Some(walk) = self.read_segment(&source, id, start, &buffer, &unreadable)?
                 else {
                     continue;
@@ -192,10 +192,20 @@ impl Survey {
                 }
             }
             let is_listed = self.meta.as_ref().is_none_or(|meta| meta.files.contains(source.id));
-            if records > 0 && !is_listed && !self.is_fallback {
+            if records == 0 && !is_listed {
+                // Left over from growth that did not finish.
+                all.truncate(known.0);
+                self.losses.damage.truncate(known.1);
+                self.losses.list.truncate(known.2);
+            } else if !is_listed && !self.is_fallback {
                 self.losses.note(source.path.clone(), 0, "the meta file does not list the file");
                 self.losses.lose_unknown("the meta file is older than the data");
             }
+        }
+        // Files are made one behind the other: each segment is there, once.
+        all.sort_unstable();
+        if all.iter().zip(0..).any(|(id, number)| id.0 != number) {
+            self.losses.lose_unknown("segments are missing, or there twice");
         }
         let gone = self.vouched.tails.iter().filter(|((id, generation), (durable, _))| {
             *durable > 0 && seen.get(id).is_none_or(|known| known < generation)
@@ -236,13 +246,8 @@ impl Survey {
                 }
             }
         }
-        let name = file::name(source.id);
         let Some(mut walk) = best else {
-            self.losses.note(source.path.clone(), start, "the segment header is damaged");
-            let what = format!("{name}: the segment at {start} cannot be read");
-            let (from, until) = (Timestamp::default(), Timestamp::MAX);
-            let bytes = u64::from(self.segment_bytes);
-            self.losses.list.push(Loss { from, until, bytes, what });
+            self.lose_segment(source, start, "the segment header is damaged");
             return Ok(None);
         };
         // What opening would say of it.
@@ -254,7 +259,8 @@ impl Survey {
         let is_sound = |end| end >= durable && (!is_stable || is_sealed_at(end));
         let used = walk.trailer.map_or(self.segment_bytes, |trailer| trailer.data_end);
         let is_unreadable = unreadable.iter().any(|range| range.start < used);
-        if header.is_some() && !is_unreadable && is_sound(walk.strict_end) {
+        let is_plain = header.is_some() && !is_unreadable && !walk.is_strange;
+        if is_plain && is_sound(walk.strict_end) {
             let end = walk.strict_end;
             walk.found.retain(|(range, _)| range.end <= end);
             return Ok(Some(walk));
@@ -266,17 +272,29 @@ impl Survey {
         };
         self.losses.note(source.path.clone(), start + u64::from(walk.strict_end), what);
         let last = walk.found.last().map_or(DATA_START, |(range, _)| range.end);
-        if is_unreadable || last > walk.loose_end || !is_sound(walk.loose_end) {
+        let has_holes = walk.is_strange || last > walk.loose_end;
+        if is_unreadable || has_holes || !is_sound(walk.loose_end) {
             let end = walk.trailer.map_or(0, |trailer| trailer.data_end).max(durable).max(last);
             let held: u32 = walk.found.iter().map(|(range, _)| range.end - range.start).sum();
             self.losses.list.push(Loss {
                 from: header.map(|header| header.created).unwrap_or_default(),
                 until: self.end_of_loss(&walk),
                 bytes: u64::from(end - DATA_START - held),
-                what: format!("{name}, from {}: {what}", start + u64::from(walk.strict_end)),
+                what: format!(
+                    "{}, from {}: {what}",
+                    file::name(source.id),
+                    start + u64::from(walk.strict_end)
+                ),
             });
         }
         Ok(Some(walk))
+    }
+
+    fn lose_segment(&mut self, source: &Source, start: u64, what: &str) {
+        self.losses.note(source.path.clone(), start, what);
+        let what = format!("{}, from {start}: {what}", file::name(source.id));
+        let (from, until) = (Timestamp::default(), Timestamp::MAX);
+        self.losses.list.push(Loss { from, until, bytes: u64::from(self.segment_bytes), what });
     }
 
     /// When the records that a segment has lost would have said nothing any more, as far as that is
@@ -290,7 +308,7 @@ impl Survey {
             Entry::Gap(_) | Entry::Acceptance(..) => false,
         });
         match walk.trailer {
-            Some(trailer) if trailer.covers(walk.max_expires) && !parks => trailer.max_expires,
+            Some(trailer) if !parks => trailer.max_expires.max(walk.max_expires),
             _ => Timestamp::MAX,
         }
     }
@@ -311,9 +329,8 @@ impl Survey {
         generations.extend(tail(buffer).map(Trailer::generation_named));
         generations.sort_unstable();
         generations.dedup();
-        // Newest first: of two that hold as many records, that one counts.
-        generations.reverse();
-        generations
+        // Newest first: of two that hold as many records, that one counts. Each costs a walk.
+        generations.into_iter().rev().take(GENERATIONS_MAX).collect()
     }
 }
 
@@ -374,12 +391,22 @@ impl Source {
         })
     }
 
-    fn read_marks(&self, store_id: &[u8; 16]) -> impl Iterator<Item = Mark> {
-        (0..mark::SLOTS).filter_map(|slot| {
+    fn read_marks(&self, store_id: &[u8; 16], vouched: &mut Vouched, losses: &mut Losses) {
+        for slot in 0..mark::SLOTS {
             let mut page = [0; PAGE_BYTES];
-            self.file.read_at(&mut page, file::mark_offset(slot)).ok()?;
-            Mark::decode(&page, store_id, self.id, slot)
-        })
+            let offset = file::mark_offset(slot);
+            match self.file.read_at(&mut page, offset) {
+                Ok(()) => Mark::decode(&page, store_id, self.id, slot)
+                    .into_iter()
+                    .for_each(|mark| vouched.add(mark)),
+                Err(_) if offset >= self.len => {}
+                // What it vouched for is not known.
+                Err(error) => {
+                    losses.note(self.path.clone(), offset, error.to_string());
+                    losses.lose_unknown(&format!("marks of {}", file::name(self.id)));
+                }
+            }
+        }
     }
 }
 
@@ -418,10 +445,12 @@ fn read_meta(
 ) -> Result<(Option<Meta>, bool), SalvageError> {
     let path = || fs.describe(META_NAME);
     match MetaFile::load(fs) {
-        Ok(Some(loaded)) if loaded.meta.unfinished => {
-            Err(OpenError::Unfinished { path: path() }.into())
-        }
         Ok(Some(loaded)) => {
+            if loaded.meta.unfinished {
+                let what = "a salvage into the store did not come to its end";
+                losses.note(path(), 0, what);
+                losses.lose_unknown(what);
+            }
             if loaded.is_fallback {
                 losses.note(path(), 0, "one of its two slots cannot be read");
             }
@@ -469,7 +498,10 @@ fn identify(sources: &[Source]) -> Option<([u8; 16], u32)> {
             *counts.entry((owner, header.segment_bytes)).or_default() += 1;
         }
     }
-    counts.into_iter().max_by_key(|(identity, count)| (*count, *identity)).map(|(it, _)| it)
+    // Of two with as many, neither can be told to be the one.
+    let most = counts.values().copied().max()?;
+    let mut first = counts.into_iter().filter(|(_, count)| *count == most);
+    first.next().map(|(identity, _)| identity).filter(|_| first.next().is_none())
 }
 
 /// Reads the entries of the names file: those that count, or, when that is not known, all.
@@ -495,8 +527,9 @@ fn read_names(
     // What is there, and no more: bounded by the disk.
     let there = len.min(u64::from(u32::MAX));
     let mut bytes = vec![0; usize::try_from(there).unwrap_or(usize::MAX)];
-    let unreadable = load(&*file, len, 0, &mut bytes);
-    let mut is_lost = len < end || unreadable.iter().any(|range| u64::from(range.start) < end);
+    // What cannot be read is zero, which is no entry.
+    load(&*file, len, 0, &mut bytes);
+    let mut is_lost = len < end;
     let (mut entries, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
         // Less than 4 GiB.

@@ -28,6 +28,8 @@ pub(super) struct Walk {
     /// Where the first place is that holds no record.
     pub(super) loose_end: u32,
     pub(super) max_expires: Timestamp,
+    /// There is something with a right checksum that no version of this writes.
+    pub(super) is_strange: bool,
 }
 
 impl Walk {
@@ -53,6 +55,7 @@ impl Walk {
             strict_end: DATA_START,
             loose_end: DATA_START,
             max_expires: Timestamp::default(),
+            is_strange: false,
         };
         let (mut is_strict, mut is_loose) = (true, true);
         let mut at = DATA_START as usize;
@@ -82,7 +85,8 @@ impl Walk {
                         supported: FORMAT_MAJOR,
                     });
                 }
-                Err(_) => {
+                Err(flaw) => {
+                    walk.is_strange |= matches!(flaw, Flaw::Reserved | Flaw::Ext);
                     (is_strict, is_loose) = (false, false);
                     at += Location::UNIT_BYTES;
                     continue;
