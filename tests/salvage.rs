@@ -14,7 +14,7 @@ use refrain::{
     Namespace, OnOrphan, Once, OpenError, Options, Outcome, Policy, Resolution, SalvageError,
     SalvageReport, Store,
 };
-use support::disk::{find_last, poke, read, snapshot};
+use support::disk::{find_last, poke, read, replace, snapshot};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SEGMENT_BYTES: u64 = 256 << 10;
@@ -560,4 +560,79 @@ fn marks_that_cannot_be_read_may_have_vouched_for_more() {
     }
     // Seven slots, the meta file, and the names.
     assert!(gaps >= 8, "{gaps}");
+}
+
+/// A store of four data files, killed, and what it was like right after its last opening.
+fn store_that_grew(clock: &SimClock) -> (HeapFs, HeapFs, u32) {
+    let fs = HeapFs::new();
+    let open = || options(&fs, clock).segment_bytes(SEGMENT_BYTES).open().unwrap();
+    open().close().unwrap();
+    let store = open();
+    let orders = store.define("orders", &policy()).unwrap();
+    let opened = copy(&fs);
+    let mut keys = 0;
+    while !fs.list().unwrap().contains(&"data-00003".to_owned()) {
+        let lease = orders.claim(format!("key-{keys}"), None).unwrap().acquired().unwrap();
+        lease.complete(BODY).unwrap();
+        keys += 1;
+    }
+    store.flush().unwrap();
+    drop(orders);
+    store.abandon();
+    (fs, opened, keys)
+}
+
+fn copy(fs: &HeapFs) -> HeapFs {
+    let copy = HeapFs::new();
+    for (name, bytes) in snapshot(fs) {
+        let file = copy.create_new(&name).unwrap();
+        if name.starts_with("data-") {
+            file.zero_fill(0, bytes.len() as u64).unwrap();
+            drop(file.map().unwrap());
+        }
+        poke(&copy, &name, 0, &bytes);
+    }
+    copy
+}
+
+#[test]
+fn a_meta_file_of_an_earlier_time_may_list_too_few_files() {
+    let clock = SimClock::new();
+    let (grown, opened, keys) = store_that_grew(&clock);
+    // Of the same opening: it lists two files of four.
+    poke(&grown, "META", 0, &read(&opened, "META"));
+    // Of the opening before: it lists all, and nothing but a token tells.
+    let fs = store(&clock);
+    let before = read(&fs, "META");
+    let later = options(&fs, &clock).open().unwrap();
+    drop(later.namespace("orders").unwrap().claim("later", None).unwrap());
+    later.close().unwrap();
+    poke(&fs, "META", 0, &before);
+    for (damaged, keys) in [(grown, keys), (fs, 40)] {
+        let refused = options(&damaged, &clock).open();
+        assert!(matches!(refused, Err(OpenError::Corrupt { .. })), "{refused:?}");
+        let (salvaged, report) = salvage(&damaged, &clock);
+        assert_eq!((report.gaps, report.bytes_lost), (1, 0), "{report:?}");
+        let store = options(&salvaged, &clock).open().unwrap();
+        let orders = store.namespace("orders").unwrap();
+        (0..keys).for_each(|key| drop(completed(&orders, &format!("key-{key}"))));
+        assert_eq!(in_doubt(&orders, "new").guaranteed_until(), None);
+    }
+}
+
+#[test]
+fn a_data_file_without_a_header_stands_for_no_other() {
+    let clock = SimClock::new();
+    let (fs, _, keys) = store_that_grew(&clock);
+    let mut other = read(&fs, "data-00002");
+    other[..64].fill(0);
+    replace(&fs, "data-00001", Some(&other));
+    let (fs, report) = salvage(&fs, &clock);
+    assert!(report.gaps > 0, "{report:?}");
+    let store = options(&fs, &clock).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    for key in 0..keys {
+        let claim = orders.claim(format!("key-{key}"), None).unwrap();
+        assert!(matches!(claim, Claim::Completed(_) | Claim::InDoubt(_)), "{claim:?}");
+    }
 }

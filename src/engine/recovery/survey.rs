@@ -158,7 +158,7 @@ impl Survey {
         mut visit: impl FnMut(&Record<'_>, bool) -> Result<(), SalvageError>,
     ) -> Result<(), SalvageError> {
         let mut buffer = vec![0; self.segment_bytes as usize];
-        let (mut seen, mut newest) = (HashMap::<SegmentId, Generation>::new(), Generation(0));
+        let mut seen = HashMap::<SegmentId, Generation>::new();
         let mut all = Vec::new();
         for source in std::mem::take(&mut self.sources) {
             let first = source.first(&self.store_id, self.segment_bytes);
@@ -179,7 +179,6 @@ impl Survey {
                 };
                 records += walk.found.len();
                 self.segments += usize::from(!walk.found.is_empty());
-                newest = newest.max(walk.generation);
                 if let Some(id) = id {
                     let known = seen.entry(id).or_default();
                     *known = walk.generation.max(*known);
@@ -212,10 +211,6 @@ impl Survey {
         });
         for ((id, _), _) in gone {
             self.losses.lose_unknown(&format!("segment {} was durable and is gone", id.0));
-        }
-        let ceiling = self.meta.as_ref().map(|meta| meta.generation_ceiling);
-        if ceiling.is_some_and(|ceiling| newest >= ceiling) && !self.is_fallback {
-            self.losses.lose_unknown("the meta file is older than the data");
         }
         Ok(())
     }
