@@ -636,3 +636,49 @@ fn a_data_file_without_a_header_stands_for_no_other() {
         assert!(matches!(claim, Claim::Completed(_) | Claim::InDoubt(_)), "{claim:?}");
     }
 }
+
+#[test]
+fn a_call_of_the_target_that_fails_is_an_error_and_leaves_nothing_that_opens() {
+    let clock = SimClock::new();
+    let fs = store(&clock);
+    damage(&fs, "key-5");
+    let (mut failed, mut full) = (0, 0);
+    for operation in
+        ["write", "fill", "sync", "sync_dir", "create", "rename", "map", "read", "open"]
+    {
+        for times in [1, u64::MAX] {
+            for after in 0.. {
+                let target = SimDisk::new(after);
+                let on = || Options::new("new").file_system(target.mount()).clock(clock.clone());
+                let new = on();
+                let error = match operation {
+                    "fill" => std::io::ErrorKind::StorageFull,
+                    _ => std::io::ErrorKind::Other,
+                };
+                target.fail(Fault { operation, after, times, error });
+                let salvaged = options(&fs, &clock).salvage(new);
+                let has_failed = target.counts().keys().any(|what| what.ends_with("failed"))
+                    || target.counts().contains_key("disk full");
+                target.heal();
+                let verified = on().verify();
+                match (&salvaged, verified) {
+                    (Ok(report), Ok(found)) => {
+                        assert_eq!((report.gaps, found.completed), (1, 39), "{operation} {after}");
+                        full += u64::from(has_failed);
+                    }
+                    // All of it was there, and the last word on it failed.
+                    (Err(_), Ok(found)) => assert_eq!(found.completed, 39, "{operation} {after}"),
+                    (Err(SalvageError::Open(_) | SalvageError::Store(_)), Err(_)) => failed += 1,
+                    (salvaged, verified) => {
+                        panic!("{operation} {after}: {salvaged:?} {verified:?}")
+                    }
+                }
+                if salvaged.is_ok() && !has_failed {
+                    break;
+                }
+            }
+        }
+    }
+    println!("{failed} failed, {full} went on");
+    assert!(failed > 100);
+}
