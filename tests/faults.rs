@@ -17,8 +17,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use refrain::{
-    Body, Claim, ClaimError, CompleteError, Durability, Lease, Lookup, Namespace, NamespaceError,
-    OpenError, Options, Policy, Store, StoreError,
+    Body, Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, Durability, Lease,
+    Lookup, Namespace, NamespaceError, OpenError, Options, Policy, Store, StoreError,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use support::{Random, seed};
@@ -41,6 +41,7 @@ fn path_of_child() -> PathBuf {
 /// A small ext4 of its own, unmounted at the end.
 struct Loop {
     _directory: tempfile::TempDir,
+    image: PathBuf,
     mount: PathBuf,
 }
 
@@ -63,7 +64,30 @@ impl Loop {
             println!("!!!! SKIPPED: {what} (it needs root, mkfs.ext4 and a loop device)");
             return None;
         }
-        Some(Self { _directory: directory, mount })
+        Some(Self { _directory: directory, image, mount })
+    }
+
+    /// Ends the file system as a power cut would: what was not synced is gone, and from now on it
+    /// fails.
+    #[allow(unsafe_code, reason = "the file system has no other call for it")]
+    fn shut_down(&self) {
+        /// `EXT4_IOC_SHUTDOWN`, and to throw away what the journal holds in memory.
+        const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
+        const NO_FLUSH: u32 = 2;
+        let root = File::open(&self.mount).unwrap();
+        // SAFETY: the call reads four bytes, which the setter hands it.
+        unsafe {
+            let call = rustix::ioctl::Setter::<SHUTDOWN, u32>::new(NO_FLUSH);
+            rustix::ioctl::ioctl(&root, call).unwrap();
+        }
+    }
+
+    /// Mounts it anew. Nobody uses it.
+    fn mount_again(&self) {
+        assert!(Command::new("umount").arg(&self.mount).status().unwrap().success());
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop"]).args([&self.image, &self.mount]);
+        assert!(command.status().unwrap().success());
     }
 
     fn remount(&self, how: &str) {
@@ -185,6 +209,92 @@ fn a_file_system_that_turns_read_only_is_an_error() {
     disk.remount("rw");
     let orders = options(&path).open().unwrap().namespace("orders").unwrap();
     assert!(matches!(orders.lookup("0").unwrap(), Lookup::Completed(_)));
+}
+
+/// Claims and completes keys of its own until the store refuses. Gives what was acknowledged as
+/// durable.
+fn work_until_refused(store: &Store, name: &str, is_sync: bool) -> Vec<String> {
+    let orders = store.namespace("orders").unwrap();
+    let mut durable = vec![];
+    for number in 0.. {
+        let key = format!("{name}-{number}");
+        let asks = is_sync || number % 16 == 0;
+        let (claims, body) = (ClaimOptions::new(), CompleteOptions::body(b"outcome"));
+        let claim = match asks {
+            true => orders.claim_with(&key, &claims.sync()),
+            false => orders.claim_with(&key, &claims),
+        };
+        let lease = match claim {
+            Ok(claim) => claim.acquired().unwrap(),
+            Err(error) => {
+                println!("{name}: claim {number}: {error}");
+                return durable;
+            }
+        };
+        match lease.complete_with(&if asks { body.sync() } else { body }) {
+            Ok(_) if asks => durable.push(key),
+            Ok(_) => {}
+            Err(error) => {
+                println!("{name}: complete {number}: {error}");
+                return durable;
+            }
+        }
+    }
+    durable
+}
+
+#[test]
+fn a_file_system_that_dies_under_an_open_store_loses_nothing_durable() {
+    let Some(disk) = Loop::new("a file system that dies", 96) else { return };
+    let path = disk.mount.join("store");
+    let cycles = std::env::var("REFRAIN_CYCLES").ok().and_then(|text| text.parse().ok());
+    let cycles: u64 = cycles.unwrap_or(9);
+    let mut random = Random::new(seed("faults: a file system that dies"));
+    let mut durable: Vec<String> = vec![];
+    let mut epoch = 0;
+    for cycle in 0..cycles {
+        let modes = [
+            Durability::Buffered,
+            Durability::Sync,
+            Durability::Interval(Duration::from_millis(5)),
+        ];
+        let mode = modes[cycle as usize % modes.len()];
+        let store = options(&path).durability(mode).open().unwrap();
+        assert!(store.report().epoch > epoch, "tokens would repeat");
+        epoch = store.report().epoch;
+        let orders = store.namespace("orders").unwrap();
+        for key in &durable {
+            let outcome = orders.claim(key, None).unwrap().completed();
+            assert_eq!(
+                outcome.unwrap_or_else(|| panic!("{key} is lost")).body(),
+                Body::Bytes(b"outcome")
+            );
+        }
+        let before = durable.len();
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..2)
+                .map(|worker| {
+                    let (store, name) = (&store, format!("{cycle}-{worker}"));
+                    scope.spawn(move || work_until_refused(store, &name, mode == Durability::Sync))
+                })
+                .collect();
+            std::thread::sleep(Duration::from_micros(random.below(60_000)));
+            disk.shut_down();
+            for worker in workers {
+                durable.extend(worker.join().unwrap());
+            }
+        });
+        // What was durable can still be read; nothing is acknowledged as durable any more.
+        for key in &durable[before..] {
+            assert!(matches!(orders.lookup(key).unwrap(), Lookup::Completed(_)), "{key}");
+        }
+        assert!(orders.claim_with("new", &ClaimOptions::new().sync()).is_err());
+        assert!(store.close().is_err());
+        drop((orders, store));
+        disk.mount_again();
+    }
+    println!("{cycles} cycles, {} durable keys", durable.len());
+    assert!(durable.len() > 20);
 }
 
 #[test]
