@@ -75,11 +75,10 @@ impl Loop {
         const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
         const NO_FLUSH: u32 = 2;
         let root = File::open(&self.mount).unwrap();
-        // SAFETY: the call reads four bytes, which the setter hands it.
-        unsafe {
-            let call = rustix::ioctl::Setter::<SHUTDOWN, u32>::new(NO_FLUSH);
-            rustix::ioctl::ioctl(&root, call).unwrap();
-        }
+        // SAFETY: the call of that number reads a `u32`.
+        let call = unsafe { rustix::ioctl::Setter::<SHUTDOWN, u32>::new(NO_FLUSH) };
+        // SAFETY: the call touches no memory but what it reads.
+        unsafe { rustix::ioctl::ioctl(&root, call) }.unwrap();
     }
 
     /// Mounts it anew. Nobody uses it.
