@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use refrain::{
@@ -212,7 +213,7 @@ fn a_file_system_that_turns_read_only_is_an_error() {
 
 /// Claims and completes keys of its own until the store refuses. Gives what was acknowledged as
 /// durable.
-fn work_until_refused(store: &Store, name: &str, is_sync: bool) -> Vec<String> {
+fn work_until_refused(store: &Store, name: &str, is_sync: bool, done: &AtomicU64) -> Vec<String> {
     let orders = store.namespace("orders").unwrap();
     let mut durable = vec![];
     for number in 0.. {
@@ -231,7 +232,10 @@ fn work_until_refused(store: &Store, name: &str, is_sync: bool) -> Vec<String> {
             }
         };
         match lease.complete_with(&if asks { body.sync() } else { body }) {
-            Ok(_) if asks => durable.push(key),
+            Ok(_) if asks => {
+                durable.push(key);
+                done.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(_) => {}
             Err(error) => {
                 println!("{name}: complete {number}: {error}");
@@ -269,15 +273,21 @@ fn a_file_system_that_dies_under_an_open_store_loses_nothing_durable() {
                 Body::Bytes(b"outcome")
             );
         }
-        let before = durable.len();
+        let (before, done, goal) = (durable.len(), AtomicU64::new(0), random.below(60));
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..2)
                 .map(|worker| {
-                    let (store, name) = (&store, format!("{cycle}-{worker}"));
-                    scope.spawn(move || work_until_refused(store, &name, mode == Durability::Sync))
+                    let (store, name, done) = (&store, format!("{cycle}-{worker}"), &done);
+                    scope.spawn(move || {
+                        work_until_refused(store, &name, mode == Durability::Sync, done)
+                    })
                 })
                 .collect();
-            std::thread::sleep(Duration::from_micros(random.below(60_000)));
+            while done.load(Ordering::Relaxed) < goal
+                && !workers.iter().all(std::thread::ScopedJoinHandle::is_finished)
+            {
+                std::thread::sleep(Duration::from_micros(100));
+            }
             disk.shut_down();
             for worker in workers {
                 durable.extend(worker.join().unwrap());
