@@ -136,8 +136,11 @@ pub(crate) struct SegmentId(pub u32);
 pub(crate) struct Generation(pub u64);
 
 impl Generation {
-    /// No store comes this far; a larger one on disk is damage, and sums stay in range.
-    pub(crate) const MAX: Self = Self(1 << 62);
+    /// A larger one on disk is damage, and sums stay in range.
+    pub(crate) const MAX: Self = Self(1 << 63);
+    /// A store that has come further is not opened: what it would write stays below `MAX`. None
+    /// comes this far.
+    pub(crate) const OPEN_MAX: Self = Self(1 << 62);
 }
 
 /// Number of a data file; its name on disk follows from it.

@@ -590,6 +590,28 @@ fn counters_that_no_store_comes_to_are_damage() {
             }
         }
     }
+    // The last that can be read: it was opened, and what it wrote could not be read.
+    for field in [64, 112] {
+        for last in [1_u64 << 62, (1 << 62) + 1, 1 << 63] {
+            let copy = fs.copy().unwrap();
+            let mut bytes = meta.clone();
+            for slot in bytes.chunks_exact_mut(4096) {
+                slot[field..field + 8].copy_from_slice(&last.to_le_bytes());
+                seal_meta(slot);
+            }
+            poke(&copy, "META", 0, &bytes);
+            for _ in 0..2 {
+                match options(copy.clone(), Durability::Sync).open() {
+                    Ok(store) => {
+                        complete(&store.namespace("orders").unwrap(), "a", b"outcome");
+                        store.close().unwrap();
+                    }
+                    Err(OpenError::Corrupt { what, .. }) => assert!(what.contains("used up")),
+                    Err(other) => panic!("field {field} at {last}: {other}"),
+                }
+            }
+        }
+    }
 }
 
 /// After a clean close empty segments kept their generation, and the data file as it was then passed

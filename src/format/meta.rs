@@ -25,8 +25,10 @@ use crate::types::{Epoch, FileId, Generation, Timestamp};
 
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const SLOT_BYTES: usize = 4096;
-/// The last one that a slot may have: no store comes this far.
-const SEQUENCE_MAX: u64 = 1 << 62;
+/// The last one that a slot may have, and that the slot of a store to be opened may have, so that
+/// those it writes can be read. No store comes this far.
+const SEQUENCE_MAX: u64 = 1 << 63;
+const SEQUENCE_OPEN_MAX: u64 = 1 << 62;
 pub(crate) const PREAMBLE_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"RFRNmeta";
@@ -158,6 +160,11 @@ impl Meta {
         let crc = crc32(&bytes[PREAMBLE_BYTES..SLOT_BYTES - 4]);
         FieldsMut::new(&mut bytes[SLOT_BYTES - 4..]).u32(crc);
         bytes
+    }
+
+    /// Whether there are numbers left to count on with.
+    pub(crate) fn can_go_on(&self) -> bool {
+        self.sequence <= SEQUENCE_OPEN_MAX && self.generation_ceiling <= Generation::OPEN_MAX
     }
 
     pub(crate) fn decode(bytes: &[u8; SLOT_BYTES]) -> Result<Self, Flaw> {

@@ -124,6 +124,10 @@ pub(super) fn read(
         // R15: the state may be one write old. Its stable generation was true, and stays so.
         meta.clean = false;
     }
+    if !meta.can_go_on() {
+        let (path, what) = (fs.describe(META_NAME), "its counters are used up".to_owned());
+        return Err(OpenError::Corrupt { path, offset: 0, what });
+    }
     if meta.unfinished && !request.is_salvage {
         return Err(OpenError::Unfinished { path: fs.describe(META_NAME) });
     }
@@ -420,6 +424,9 @@ fn check_vouched(found: &Found, known: &HashSet<(SegmentId, Generation)>) -> Res
 /// an older one than the data files.
 fn check_counters(fs: &dyn FileSystem, found: &Found) -> Result<(), OpenError> {
     let newest = found.segments.last().map_or(Generation(0), |segment| segment.generation);
+    if let Some(segment) = found.segments.last().filter(|_| newest > Generation::OPEN_MAX) {
+        return Err(segment.corrupt(0, "generations are used up"));
+    }
     let epoch = found.epoch.max(found.vouched.epoch);
     let is_behind = epoch > found.meta.epoch || newest >= found.meta.generation_ceiling;
     if is_behind && !found.is_fallback {
