@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use refrain::testing::{Crash, Fault, FileSystem, HeapFs, SimClock, SimDisk};
 use refrain::{
-    Body, Claim, ClaimOptions, Durability, EndCause, Gap, GapError, KeyState, LeaseError, Lookup,
-    Namespace, OnOrphan, Once, OpenError, Options, Outcome, Policy, Resolution, SalvageError,
-    SalvageReport, Store,
+    Body, Claim, ClaimOptions, Durability, EndCause, Fingerprint, Gap, GapError, KeyState,
+    LeaseError, Lookup, Namespace, OnOrphan, Once, OpenError, Options, Outcome, Policy, Resolution,
+    SalvageError, SalvageReport, Store,
 };
 use support::disk::{find_last, poke, read, replace, snapshot};
 
@@ -681,4 +681,38 @@ fn a_call_of_the_target_that_fails_is_an_error_and_leaves_nothing_that_opens() {
     }
     println!("{failed} failed, {full} went on");
     assert!(failed > 100);
+}
+
+/// An entry that a gap keeps gave back room that it did not hold: a claim in its place was granted
+/// without room for its end.
+#[test]
+fn a_claim_that_the_clock_forgot_gives_back_the_room_it_held() {
+    let clock = SimClock::new();
+    let fs = store(&clock);
+    let opened = options(&fs, &clock).open().unwrap();
+    let orders = opened.namespace("orders").unwrap();
+    drop(orders.claim("paid", Fingerprint::of(b"payload")).unwrap().acquired().unwrap());
+    drop(orders);
+    opened.close().unwrap();
+    damage(&fs, "key-5");
+    clock.advance(Duration::from_secs(200));
+    let (fs, _) = salvage(&fs, &clock);
+    let store = options(&fs, &clock).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    store.accept_gap(in_doubt(&orders, "paid").id(), "", "").unwrap();
+    let lease = orders.claim("paid", None).unwrap().acquired().unwrap();
+    assert_eq!(lease.attempt(), 1);
+    lease.complete("receipt").unwrap();
+}
+
+#[test]
+fn zeros_behind_the_names_are_read_once() {
+    let clock = SimClock::new();
+    let fs = store(&clock);
+    // Quadratic, this would take minutes.
+    let end = read(&fs, "NAMES").len() as u64;
+    poke(&fs, "NAMES", end, &vec![0; 8 << 20]);
+    fs.remove("META").unwrap();
+    let (_, report) = salvage(&fs, &clock);
+    assert_eq!((report.gaps, report.namespaces, report.damage.len()), (1, 1, 1), "{report:?}");
 }

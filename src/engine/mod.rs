@@ -15,8 +15,7 @@
 //!
 //! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
-//! `maintenance` (what happens in between and at the
-//! end), over `state` (what a record means) and `shard` (one shard's table and tokens).
+//! `maintenance` (what happens in between and at the end), over `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod claims;
 pub(crate) mod exits;

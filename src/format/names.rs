@@ -40,6 +40,9 @@ const KIND_ACCEPTANCE: u16 = 2;
 /// What a gap is takes at most this many bytes.
 pub(crate) const WHAT_BYTES_MAX: usize = 511;
 
+/// No store comes to so many gaps; a larger number is damage, and the next one stays in range.
+const GAP_ID_MAX: u32 = 1 << 31;
+
 /// The longest text: what a gap is, or who accepted it and why.
 const TEXT_BYTES_MAX: usize = 511;
 const _: () = assert!(
@@ -226,7 +229,7 @@ impl NamespaceEntry {
 
 fn decode_gap(fields: &mut Fields<'_>, text: &[u8]) -> Option<Gap> {
     let (id, epoch) = (fields.u32(), Epoch(fields.u32()));
-    if epoch > Epoch::MAX {
+    if epoch > Epoch::MAX || id > GAP_ID_MAX {
         return None;
     }
     Some(Gap {

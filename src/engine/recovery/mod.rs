@@ -368,7 +368,10 @@ fn settle(
                 report.expired += usize::from(was_claim);
                 // While a gap lasts, it counts what the last record of a key is: one that somebody has
                 // ended since is in no doubt, one that was claimed before is, whatever a caller says.
-                return record.kind != Kind::Complete && gaps.last(at);
+                let keeps = record.kind != Kind::Complete && gaps.last(at);
+                // Whatever takes the place of the entry gives back the room that it holds.
+                settled.held_bytes += if keeps { held_bytes(record) } else { 0 };
+                return keeps;
             }
             settled.held_bytes += held_bytes(record);
             let is_claim = record.kind != Kind::Park;

@@ -518,12 +518,14 @@ fn read_names(
             return Vec::new();
         }
     };
-    let end = counted.unwrap_or(len).min(u64::from(u32::MAX));
     // What is there, and no more: bounded by the disk.
     let there = len.min(u64::from(u32::MAX));
     let mut bytes = vec![0; usize::try_from(there).unwrap_or(usize::MAX)];
     // What cannot be read is zero, which is no entry.
     load(&*file, len, 0, &mut bytes);
+    // Zeros behind what a lost meta file has counted are no loss.
+    let written = last_written(&bytes).map_or(0, |last| last as u64 + 1);
+    let end = counted.unwrap_or(written);
     let mut is_lost = len < end;
     let (mut entries, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -534,8 +536,7 @@ fn read_names(
                 at += len;
             }
             None if (at as u64) < end => {
-                // Zeros behind what a lost meta file has counted are no loss.
-                is_lost |= counted.is_some() || last_written(&bytes[at..]).is_some();
+                is_lost = true;
                 at += ENTRY_UNIT;
             }
             None => break,
