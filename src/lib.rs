@@ -95,6 +95,7 @@ mod table;
 pub mod testing;
 mod types;
 mod wal;
+mod wheel;
 
 pub use answer::{
     Acceptance, Body, BodyKept, Completion, EndCause, First, Gap, InProgress, KeyState, Lapsed,

@@ -67,6 +67,7 @@ pub struct Options {
     shards: usize,
     segment_bytes: Option<u64>,
     max_clock_jump: Option<Duration>,
+    verify_at_open: bool,
     clock: Option<Arc<dyn Clock>>,
     first_counter: u64,
     pub(crate) manual_maintenance: bool,
@@ -91,6 +92,7 @@ impl Options {
             shards: SHARDS_DEFAULT,
             segment_bytes: None,
             max_clock_jump: None,
+            verify_at_open: false,
             clock: None,
             first_counter: 0,
             manual_maintenance: false,
@@ -126,6 +128,15 @@ impl Options {
         self
     }
 
+    /// Reads every record when the store is opened, and refuses a store in which one is damaged.
+    /// Default: where a segment is known to be durable its index is read, and a damaged record is an
+    /// error ([`crate::StoreError::Corrupt`]) when its key is first asked for. Opening takes several
+    /// times as long.
+    pub fn verify_at_open(mut self, verify: bool) -> Self {
+        self.verify_at_open = verify;
+        self
+    }
+
     /// Starts no thread: [`Store::maintain`] does what the thread would. Futures and intervals
     /// depend on it then.
     pub fn manual_maintenance(mut self, manual: bool) -> Self {
@@ -157,7 +168,7 @@ impl Options {
     }
 
     /// Opens the store, and makes it if it does not exist. Takes as long as it takes to read the
-    /// WAL.
+    /// index of the WAL, 32 bytes a record, and after a crash the segments that were filled last.
     ///
     /// On return everything found is durable, the open epoch is raised, and claims of earlier opens
     /// are orphans (see [`crate::OnOrphan`]). [`Store::report`] tells what was found.
@@ -178,7 +189,8 @@ impl Options {
     ///
     /// [`OpenError`], as `open` would answer; [`OpenError::MissingFile`] when there is no store.
     pub fn verify(self) -> Result<RecoveryReport, OpenError> {
-        let (request, _) = self.request(RealFs::read_only)?;
+        let (mut request, _) = self.request(RealFs::read_only)?;
+        request.in_full = true;
         recovery::verify(&request)
     }
 
@@ -232,6 +244,7 @@ impl Options {
             max_clock_jump: self.max_clock_jump,
             first_counter: self.first_counter,
             is_salvage: false,
+            in_full: self.verify_at_open,
         };
         Ok((request, fs.describe(META_NAME)))
     }

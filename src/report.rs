@@ -31,8 +31,11 @@ pub struct RecoveryReport {
     pub files: usize,
     /// Segments that hold records.
     pub segments: usize,
-    /// Records read and valid.
+    /// Records that were taken into account.
     pub records: u64,
+    /// Those of them of which the index of their segment was read, and not the record: the segment
+    /// was known to be durable. What an index names is checked when it is first read.
+    pub records_indexed: u64,
     /// Records of kinds that a newer version wrote and that may be skipped.
     pub records_skipped: u64,
     /// Bytes of valid records.

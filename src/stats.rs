@@ -1,17 +1,22 @@
 //! Numbers about a store, as plain data.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use crate::engine::Engine;
 
 /// Sizes and counts of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreStats {
-    /// Keys in the table. Those whose time is over are still counted.
+    /// Keys in the table. Those whose time is over are counted until their segment is recycled.
     pub entries: usize,
     /// Bytes of the tables in memory.
     pub table_bytes: usize,
-    /// Bytes of the segments that hold records.
+    /// Bytes of the segments that hold records, or are being recycled.
     pub wal_bytes: u64,
+    /// Bytes of the records in them.
+    pub record_bytes: u64,
     /// Bytes of all data files.
     pub disk_bytes: u64,
     /// Bytes kept free so that every unfinished claim can be completed.
@@ -20,6 +25,16 @@ pub struct StoreStats {
     pub leases: usize,
     /// Rounds of group commit that have ended.
     pub rounds: u64,
+    /// Since the store was opened: keys that were removed because their time was over.
+    pub purged: u64,
+    /// Records that were copied, to be kept when their segment was recycled.
+    pub copied: u64,
+    /// Segments that were recycled.
+    pub recycled: u64,
+    /// The most keys that were looked at for that while a lock was held.
+    pub purge_hold_keys_max: u64,
+    /// The longest that a lock was held for that.
+    pub purge_hold_max: Duration,
 }
 
 impl StoreStats {
@@ -30,14 +45,23 @@ impl StoreStats {
         }
         let (entries, table_bytes) = engine.table_sizes();
         let (disk_bytes, wal_bytes) = engine.wal.sizes();
+        let (supply, counts) = (engine.wal.supply(), &engine.purge_counts);
+        // Relaxed: each is told for itself.
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Self {
             entries,
             table_bytes,
             wal_bytes,
             disk_bytes,
-            reserved_bytes: engine.wal.supply().held,
+            record_bytes: supply.used_bytes,
+            reserved_bytes: supply.held,
             leases: engine.leases(),
             rounds: engine.wal.rounds.completed(),
+            purged: read(&counts.purged),
+            copied: read(&counts.copied),
+            recycled: read(&counts.recycled),
+            purge_hold_keys_max: read(&counts.hold_slots_max),
+            purge_hold_max: Duration::from_nanos(read(&counts.hold_ns_max)),
         }
     }
 }

@@ -27,7 +27,7 @@ const FILES: [&str; 3] = ["META", "NAMES", "data-00000"];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v2")
 }
 
 fn options(fs: &HeapFs) -> Options {
@@ -136,10 +136,13 @@ impl Table {
 
 const SEGMENTS_START: usize = 8 * 4096;
 const DATA_START: usize = 512;
+const SEGMENT_BYTES: usize = 256 << 10;
+const SEGMENTS: usize = 8;
 
 /// A record, as the document has it.
 #[derive(Clone, Debug)]
 struct Raw {
+    /// In the file.
     offset: usize,
     kind: u64,
     flags: u64,
@@ -151,8 +154,23 @@ struct Raw {
     body: Vec<u8>,
 }
 
-/// The records of a segment, each with a checksum that is right.
-fn records(store_id: &[u8], segment: &[u8]) -> Vec<Raw> {
+fn segment(data: &[u8], index: usize) -> &[u8] {
+    &data[SEGMENTS_START + index * SEGMENT_BYTES..][..SEGMENT_BYTES]
+}
+
+/// The records of all segments.
+fn records(store_id: &[u8], data: &[u8]) -> Vec<Raw> {
+    (0..SEGMENTS)
+        .flat_map(move |index| {
+            let start = SEGMENTS_START + index * SEGMENT_BYTES;
+            let moved = move |it: Raw| Raw { offset: start + it.offset, ..it };
+            records_of(store_id, segment(data, index)).into_iter().map(moved)
+        })
+        .collect()
+}
+
+/// The records of a segment, each with a checksum that is right, as its index has them.
+fn records_of(store_id: &[u8], segment: &[u8]) -> Vec<Raw> {
     let (head, table) = (Table::named("segment"), Table::named("record"));
     let (number, generation) =
         (head.number(segment, "segment"), head.number(segment, "generation"));
@@ -182,12 +200,34 @@ fn records(store_id: &[u8], segment: &[u8]) -> Vec<Raw> {
         });
         at += len.next_multiple_of(16);
     }
-    let (table, trailer) = (Table::named("trailer"), &segment[segment.len() - 32..]);
+    if found.is_empty() {
+        return found;
+    }
+    let (table, trailer) = (Table::named("trailer"), &segment[segment.len() - 64..]);
+    let number = |field| table.number(trailer, field);
     assert_eq!(table.bytes(trailer, "magic"), b"RFtr");
-    assert_eq!(table.number(trailer, "data_end"), at as u64);
-    assert_eq!(table.number(trailer, "generation"), generation);
-    let crc = crc32(&trailer[..28]) ^ mask(place, 0, 32);
-    assert_eq!(table.number(trailer, "crc"), u64::from(crc));
+    assert_eq!((number("data_end"), number("generation")), (at as u64, generation));
+    let crc = crc32(&trailer[..60]) ^ mask(place, 0, 64);
+    assert_eq!(number("crc"), u64::from(crc));
+    let is_kept = |it: &Raw| it.kind == 2;
+    assert_eq!(number("content"), u64::from(found.iter().any(is_kept)), "claims have their own");
+    assert_eq!(number("entries"), found.len() as u64);
+    let index = &segment[segment.len() - 64 - 32 * found.len()..segment.len() - 64];
+    let crc = crc32(index) ^ mask(place, 0, index.len() as u32);
+    assert_eq!(number("entries_crc"), u64::from(crc));
+    let table = Table::named("index entry");
+    for (entry, record) in index.chunks(32).zip(&found) {
+        let number = |field| table.number(entry, field);
+        assert_eq!((number("kind"), number("token")), (record.kind, record.token));
+        assert_eq!(number("offset") as usize * 16, record.offset);
+        let head = &segment[record.offset..];
+        let (record, of) = (Table::named("record"), |field| number(field));
+        assert_eq!(of("key_hash"), record.number(head, "key_hash"));
+        assert_eq!(of("namespace"), record.number(head, "namespace"));
+        assert_eq!(of("len"), record.number(head, "len").div_ceil(16));
+        let seconds = record.number(head, "expires").div_ceil(1000).min(u64::from(u32::MAX));
+        assert_eq!(of("expires_s"), seconds);
+    }
     found
 }
 
@@ -203,7 +243,7 @@ fn the_bytes_are_what_the_document_says() {
     assert_eq!(table.number(meta, "preamble_crc"), u64::from(crc32(&meta[..60])));
     assert_eq!(table.number(meta, "crc"), u64::from(crc32(&meta[64..4092])));
     let number = |field| table.number(meta, field);
-    assert_eq!((number("major"), number("slot_len"), number("hash_kind")), (1, 4096, 1));
+    assert_eq!((number("major"), number("slot_len"), number("hash_kind")), (2, 4096, 1));
     assert_eq!((number("segment_bytes"), number("mode"), number("flags")), (256 << 10, 2, 1));
     assert_eq!((number("epoch"), number("namespaces")), (1, 2));
     assert_eq!(number("names_bytes"), names.len() as u64);
@@ -228,23 +268,24 @@ fn the_bytes_are_what_the_document_says() {
 
     let table = Table::named("file");
     assert_eq!(table.bytes(&data, "magic"), b"RFRNdata");
-    assert_eq!(table.number(&data, "segments"), 4);
+    assert_eq!(table.number(&data, "segments"), SEGMENTS as u64);
     assert_eq!(table.bytes(&data, "store_id"), store_id);
     let crc = crc32(&data[..60]) ^ mask(place(store_id, 1, 0), 0, 64);
     assert_eq!(table.number(&data, "crc"), u64::from(crc));
-    assert_eq!(data.len(), SEGMENTS_START + (4 << 18));
+    assert_eq!(data.len(), SEGMENTS_START + SEGMENTS * SEGMENT_BYTES);
 
-    let segment = &data[SEGMENTS_START..][..1 << 18];
+    let segment = segment(&data, 0);
     let table = Table::named("segment");
     assert_eq!(table.bytes(segment, "magic"), b"RFsg");
     assert_eq!(table.number(segment, "version"), 1);
     let crc = crc32(&segment[..60]) ^ mask(place(store_id, 4, 0), 0, 64);
     assert_eq!(table.number(segment, "crc"), u64::from(crc));
 
-    let found = records(store_id, segment);
+    let found = records(store_id, &data);
     let claims_of = |key: &str| found.iter().filter(|it| it.key == key).collect::<Vec<_>>();
     let kinds: Vec<_> = found.iter().map(|it| it.kind).collect();
-    assert_eq!(kinds, [1, 2, 1, 1, 3, 1, 8, 1, 5, 1, 2, 1, 2, 1, 4, 2]);
+    // Claims and what ends them; completions of a day, of a year, of none.
+    assert_eq!(kinds, [1, 1, 1, 3, 1, 8, 1, 5, 1, 1, 1, 4, 2, 2, 2, 2]);
     let [claim, complete] = claims_of("completed")[..] else { panic!() };
     assert_eq!(claim.token, complete.token);
     assert_eq!((complete.code, &complete.body[..]), (201, &b"the receipt"[..]));
@@ -266,17 +307,18 @@ fn the_bytes_are_what_the_document_says() {
     let slots = (1..8).map(|page| (page, &data[page * 4096..][..4096]));
     let marks = slots.filter(|(_, slot)| table.bytes(slot, "magic") == b"RFmk");
     let (page, newest) = marks.max_by_key(|(_, slot)| table.number(slot, "round")).unwrap();
-    assert_eq!((table.number(newest, "count"), table.number(newest, "epoch")), (1, 1));
-    let mut content = newest[..48 + 24].to_vec();
+    assert_eq!((table.number(newest, "count"), table.number(newest, "epoch")), (3, 1));
+    let entries = 3 * 24;
+    let mut content = newest[..48 + entries].to_vec();
     content.drain(44..48);
     let role = 2 | (page as u64 - 1) << 8;
-    let crc = crc32(&content) ^ mask(place(store_id, role, 0), 0, 72);
+    let crc = crc32(&content) ^ mask(place(store_id, role, 0), 0, 48 + entries as u32);
     assert_eq!(table.number(newest, "crc"), u64::from(crc));
     let entry = |field| entry.number(&newest[48..], field);
     let head = Table::named("segment");
     assert_eq!(entry("segment"), head.number(segment, "segment"));
     assert_eq!(entry("generation"), head.number(segment, "generation"));
-    let trailer = &segment[segment.len() - 32..];
+    let trailer = &segment[segment.len() - 64..];
     assert_eq!(entry("durable"), Table::named("trailer").number(trailer, "data_end"));
 }
 
@@ -290,6 +332,7 @@ fn the_engine_reads_the_checked_in_store() {
     assert!(report.copied, "the inode is another one: {report:?}");
     assert_eq!(report.epoch, 1 + 65_536);
     assert_eq!((report.records, report.completed, report.parked), (16, 4, 1), "{report:?}");
+    assert_eq!(report.records_indexed, 16);
     assert!(report.torn_tails.is_empty());
     let (orders, payments) =
         (store.namespace("orders").unwrap(), store.namespace("payments").unwrap());
@@ -324,7 +367,7 @@ fn the_engine_still_writes_these_bytes() {
     let shape = |fs: &HeapFs| {
         let (meta, data) = (support::disk::read(fs, "META"), support::disk::read(fs, "data-00000"));
         let store_id = Table::named("meta").bytes(&meta, "store_id");
-        let found = records(store_id, &data[SEGMENTS_START..][..1 << 18]);
+        let found = records(store_id, &data);
         let shape = found
             .into_iter()
             .map(|it| (it.offset, it.kind, it.flags, it.token, it.code, it.ext, it.key, it.body));
@@ -345,18 +388,22 @@ fn with_future_record(kind: u8) -> HeapFs {
     let fs = fixture();
     let (meta, data) = (support::disk::read(&fs, "META"), support::disk::read(&fs, "data-00000"));
     let store_id = Table::named("meta").bytes(&meta, "store_id");
-    let segment = &data[SEGMENTS_START..][..1 << 18];
-    let last = records(store_id, segment).pop().unwrap();
+    let last = records(store_id, &data).into_iter().find(|it| it.key == "once").unwrap();
+    let index = (last.offset - SEGMENTS_START) / SEGMENT_BYTES;
+    let start = SEGMENTS_START + index * SEGMENT_BYTES;
+    let (segment, at) = (segment(&data, index), last.offset - start);
     let head = Table::named("segment");
     let (number, generation) =
         (head.number(segment, "segment"), head.number(segment, "generation"));
     let place = place(store_id, number ^ 0x5347_0000_0000_0000, generation);
-    let len = Table::named("record").number(&segment[last.offset..], "len") as usize;
-    let mut record = segment[last.offset..][..len].to_vec();
+    let len = Table::named("record").number(&segment[at..], "len") as usize;
+    let mut record = segment[at..][..len].to_vec();
     record[8] = kind;
-    let crc = crc32(&record[8..]) ^ mask(place, last.offset as u32, len as u32);
+    let crc = crc32(&record[8..]) ^ mask(place, at as u32, len as u32);
     record[4..8].copy_from_slice(&crc.to_le_bytes());
-    poke(&fs, "data-00000", (SEGMENTS_START + last.offset) as u64, &record);
+    poke(&fs, "data-00000", last.offset as u64, &record);
+    // Whoever reads the index does not meet the record.
+    poke(&fs, "data-00000", (start + SEGMENT_BYTES - 65) as u64, &[0xff]);
     fs
 }
 

@@ -1,5 +1,7 @@
 //! Damage of every kind to a small durable store: whatever the bytes, opening gives all of it, or
-//! tells of a torn tail above the mark, or refuses with the file and the offset, without a write.
+//! tells of a torn tail above the mark, or refuses with the file and the offset, without a write;
+//! where an index was read in place of the records, the key that is damaged is an error when it is
+//! asked for.
 //! Checking gives the same answer as opening; and what is refused can be salvaged, after which no
 //! key that was acknowledged is granted to anybody.
 //!
@@ -15,7 +17,7 @@ use std::sync::Mutex;
 use refrain::testing::{HeapFs, SimClock, SimDisk};
 use refrain::{
     Claim, ClaimOptions, CompleteOptions, Durability, Lookup, OpenError, Options, Policy,
-    RecoveryReport, SalvageError, Store,
+    RecoveryReport, SalvageError, Store, StoreError,
 };
 use support::{Random, seed};
 
@@ -29,6 +31,11 @@ fn options(disk: &SimDisk, clock: &SimClock) -> Options {
         .durability(Durability::Sync)
         .shards(4)
         .manual_maintenance(true)
+}
+
+/// With every record read at opening.
+fn in_full(disk: &SimDisk, clock: &SimClock) -> Options {
+    options(disk, clock).verify_at_open(true)
 }
 
 /// A store on a disk that no process uses, and what is in it.
@@ -51,7 +58,10 @@ enum Became {
 }
 
 fn told(store: &Store, key: &str) -> String {
-    let lookup = store.namespace("orders").unwrap().lookup(key).unwrap();
+    told_of(store.namespace("orders").unwrap().lookup(key).unwrap())
+}
+
+fn told_of(lookup: Lookup) -> String {
     match lookup {
         Lookup::Completed(it) => format!("completed {} {:?}", it.token(), it.body()),
         Lookup::Parked(it) => format!("parked {}", it.token()),
@@ -111,10 +121,13 @@ impl Image {
 
     /// Opens a damaged copy, and judges what became of it.
     fn judge(&self, disk: &SimDisk, what: &str) -> Became {
+        drop(disk.mount());
+        let by_index = self.judge_by_index(&disk.copy(Some(1)), what);
         let before = written(disk);
         let verified = options(disk, &self.clock).verify();
         assert_eq!(written(disk), before, "{what}: checking wrote");
-        let opened = options(disk, &self.clock).open();
+        let opened = in_full(disk, &self.clock).open();
+        assert!(by_index.is_some() || opened.is_err(), "{what}: refused for what is not damaged");
         match (&verified, &opened) {
             (Ok(found), Ok(store)) => assert_eq!(key(found), key(store.report()), "{what}"),
             (Err(one), Err(other)) => assert_eq!(one.to_string(), other.to_string(), "{what}"),
@@ -152,6 +165,28 @@ impl Image {
                 if is_torn { Became::Torn } else { Became::Whole }
             }
         }
+    }
+
+    /// Opens a damaged copy by its indexes. `None`: it is refused. A key that is told is told right,
+    /// and what cannot be read is an error.
+    fn judge_by_index(&self, disk: &SimDisk, what: &str) -> Option<()> {
+        let store = options(disk, &self.clock).open().ok()?;
+        let orders = store.namespace("orders").unwrap();
+        for (key, was) in &self.keys {
+            let may_be_lost = !store.report().torn_tails.is_empty() && !self.durable.contains(key);
+            match orders.lookup(key) {
+                Ok(lookup) => {
+                    let is = told_of(lookup);
+                    assert!(is == *was || may_be_lost, "{what}: {key} was {was} and is {is}");
+                }
+                Err(StoreError::Corrupt { .. }) => {
+                    let claim = orders.claim(key, None);
+                    assert!(claim.is_err(), "{what}: {key}: {claim:?}");
+                }
+                Err(error) => panic!("{what}: {key}: {error}"),
+            }
+        }
+        Some(())
     }
 
     /// Salvages a damaged copy. No key that was acknowledged is granted to anybody, and what is
@@ -391,7 +426,10 @@ fn a_file_of_an_earlier_time_is_noticed() {
     }
     let newest = versions.last().unwrap();
     let mut refused = 0;
-    for (age, old) in versions.iter().rev().enumerate().skip(1) {
+    for (in_full, (age, old)) in [false, true]
+        .into_iter()
+        .flat_map(|in_full| versions.iter().rev().enumerate().skip(1).map(move |it| (in_full, it)))
+    {
         for name in newest.files().into_keys().filter(|name| name != "LOCK") {
             let mixed = newest.copy(Some(1));
             if mixed.read(&name) == old.read(&name) {
@@ -399,7 +437,7 @@ fn a_file_of_an_earlier_time_is_noticed() {
             }
             mixed.tamper(&name, 0, &old.read(&name), None);
             // Everything, or a refusal: never an older state.
-            match open(&mixed) {
+            match options(&mixed, &clock).verify_at_open(in_full).open() {
                 Err(OpenError::Corrupt { .. }) => refused += 1,
                 Err(error) => panic!("{name} of {age} openings ago: {error}"),
                 Ok(store) => {

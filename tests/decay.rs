@@ -13,7 +13,7 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 use refrain::testing::{FileSystem, HeapFs, SimClock};
-use refrain::{Claim, Durability, Options, Policy, SalvageError, Store};
+use refrain::{Claim, ClaimError, Durability, Options, Policy, SalvageError, Store, StoreError};
 use support::disk::snapshot;
 use support::{Random, seed};
 
@@ -132,7 +132,12 @@ impl World {
         let orders = store.namespace("orders").unwrap();
         let mut wrong = String::new();
         for (key, fate) in &self.keys {
-            let is_right = match orders.claim(key, None).unwrap() {
+            let claim = match orders.claim(key, None) {
+                // Its record is damaged, and was not read before.
+                Err(ClaimError::Store(StoreError::Corrupt { .. })) if !is_salvaged => continue,
+                claim => claim.unwrap(),
+            };
+            let is_right = match claim {
                 Claim::Acquired(lease) => match fate {
                     Fate::Held => lease.attempt() > 1,
                     fate => *fate == Fate::Released,
@@ -226,7 +231,7 @@ fn no_key_is_granted_whatever_has_decayed() {
     let first = seed("decay");
     let worlds = [
         World::new(4, true, 40, 12_000),
-        World::new(4, false, 40, 12_000),
+        World::new(4, false, 40, 40_000),
         World::new(3, true, 24, 200),
         World::new(2, false, 100, 9_000),
     ];

@@ -57,7 +57,7 @@ fn assert_has(store: &Store, keys: &[&str]) {
 /// Opening is refused, and not a byte of the store is changed.
 fn refuse(fs: &HeapFs) -> OpenError {
     let before = snapshot(fs);
-    let error = options(fs).open().unwrap_err();
+    let error = options(fs).verify_at_open(true).open().unwrap_err();
     assert_eq!(snapshot(fs), before, "a refused store was written to: {error}");
     error
 }
@@ -210,7 +210,7 @@ fn a_newer_format_is_refused_by_name() {
         let OpenError::UnsupportedFormat { major, supported, .. } = refused else {
             panic!("{refused}")
         };
-        assert_eq!((major, supported), (9, 1));
+        assert_eq!((major, supported), (9, 2));
     }
 }
 
@@ -272,7 +272,9 @@ fn damage_below_the_mark_is_refused_with_file_and_offset() {
         }
         // Cut out cleanly, at the record's start, to the end of the segment's data.
         let copy = fs.copy().unwrap();
-        let len = (FIRST_SEGMENT + SEGMENT_BYTES - 32 - start) as usize;
+        let segments = (start - FIRST_SEGMENT) / SEGMENT_BYTES + 1;
+        // In front of the trailer and the index.
+        let len = (FIRST_SEGMENT + segments * SEGMENT_BYTES - 64 - 3 * 32 - start) as usize;
         poke(&copy, "data-00000", start, &vec![0; len]);
         let refused = refuse(&copy);
         let OpenError::Corrupt { offset, .. } = &refused else { panic!("{refused}") };
@@ -301,13 +303,13 @@ fn a_torn_tail_above_the_mark_is_cut_and_reported() {
     let report = store.report().clone();
     let [tail] = &report.torn_tails[..] else { panic!("{report:?}") };
     assert_eq!(tail.offset, torn);
-    assert!(tail.bytes > 250 && tail.records == 2 && !tail.last_round_incomplete, "{tail:?}");
+    assert!(tail.bytes > 150 && tail.records == 1 && !tail.last_round_incomplete, "{tail:?}");
     assert_eq!(report.torn_bytes(), tail.bytes);
     assert_eq!(report.completed, 1);
     assert_has(&store, &["kept"]);
     let orders = store.namespace("orders").unwrap();
     assert!(matches!(orders.lookup("torn").unwrap(), Lookup::Lapsed(_)), "its claim is whole");
-    assert!(matches!(orders.lookup("behind").unwrap(), Lookup::Absent));
+    assert!(matches!(orders.lookup("behind").unwrap(), Lookup::Lapsed(_)), "and so is this one");
     // What was cut stays cut, even if the damage heals.
     store.abandon();
     poke(&fs, "data-00000", torn + 30, &data[torn as usize + 30..][..1]);

@@ -20,7 +20,9 @@ use crate::format::ext::{Ext, PreviousClaim};
 use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
+use crate::sys::pin::Pin;
 use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
+use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
 /// What a claim asks for.
@@ -111,9 +113,10 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let judged = self.judge(&shard, &mut question, now)?;
+            let judged = self.judge(&shard, &mut question, now, &pin)?;
             let (entry, takeover) = match judged {
                 Judged::Free { entry, takeover } => (entry, takeover),
                 other => {
@@ -143,8 +146,8 @@ impl Engine {
                 until: deadline,
                 ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
             };
-            let reserve = held_bytes(&record);
-            if !self.grant(shard, &record, reserve, entry, true, growths, &mut no_room)? {
+            let (class, reserve) = (Class::Claims, held_bytes(&record));
+            if !self.grant(shard, &record, class, reserve, entry, growths, &mut no_room)? {
                 continue;
             }
             let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
@@ -185,9 +188,10 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let judged = self.judge(&shard, &mut question, now)?;
+            let judged = self.judge(&shard, &mut question, now, &pin)?;
             let (entry, takeover) = match judged {
                 Judged::Free { entry, takeover } => (entry, takeover),
                 other => {
@@ -215,7 +219,8 @@ impl Engine {
                 until: now.lower,
                 ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
             };
-            if !self.grant(shard, &record, 0, entry, false, growths, &mut no_room)? {
+            let class = class_of(dedupe_ttl, request.dedupe_ttl.is_none());
+            if !self.grant(shard, &record, class, 0, entry, growths, &mut no_room)? {
                 continue;
             }
             let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
@@ -241,8 +246,9 @@ impl Engine {
         self.check_process()?;
         check_key(key)?;
         let hash = namespace.hasher.hash(key);
+        let pin = Pin::new();
         let shard = self.lock_shard(hash)?;
-        let found = self.find(&shard, namespace.id, key, hash)?;
+        let found = self.find(&shard, namespace.id, key, hash, &pin)?;
         drop(shard);
         let Some(found) = found else {
             let gap = self.gaps.covering(self.timeline.read().lower, None, None);
@@ -260,7 +266,7 @@ impl Engine {
             Standing::Overdue => Lookup::Parked(state::parked(record, EndCause::LeaseEnded)),
             Standing::Parked(cause) => Lookup::Parked(state::parked(record, cause)),
             Standing::Done => {
-                self.wal.segments.check_body(record, found.location)?;
+                self.wal.segments.check_body(record, found.location, found.pin)?;
                 let lookup = Lookup::Completed(state::outcome(record, now));
                 return Ok(self.shown(Ok(lookup), &found));
             }
@@ -268,14 +274,15 @@ impl Engine {
         Ok(Ok(lookup).into())
     }
 
-    fn judge(
-        &self,
+    fn judge<'p>(
+        &'p self,
         shard: &ShardGuard<'_>,
         question: &mut Question<'_>,
         now: Now,
-    ) -> Result<Judged<'_>, StoreError> {
+        pin: &'p Pin,
+    ) -> Result<Judged<'p>, StoreError> {
         let Question { namespace, policy, key, hash, fingerprint, .. } = *question;
-        let Some(found) = self.find(shard, namespace.id, key, hash)? else {
+        let Some(found) = self.find(shard, namespace.id, key, hash, pin)? else {
             return Ok(self.free(None, None, now.lower, question));
         };
         let record = &found.record;
@@ -324,7 +331,7 @@ impl Engine {
     }
 
     /// Answers with what somebody else did. The shard is unlocked by now: records stay what they
-    /// are (W1).
+    /// are under their pin (W1).
     fn show<T>(
         &self,
         judged: Judged<'_>,
@@ -333,7 +340,7 @@ impl Engine {
     ) -> Result<Answered<T, ClaimError>, ClaimError> {
         Ok(match judged {
             Judged::Done(found, now) => {
-                self.wal.segments.check_body(&found.record, found.location)?;
+                self.wal.segments.check_body(&found.record, found.location, found.pin)?;
                 let outcome = state::outcome(&found.record, now);
                 self.shown(Ok(completed(outcome)), &found)
             }
@@ -355,15 +362,15 @@ impl Engine {
         &self,
         mut shard: ShardGuard<'_>,
         record: &Record<'_>,
+        class: Class,
         reserve: u64,
         entry: Option<Found<'_>>,
-        is_lease: bool,
         growths: u64,
         no_room: &mut Option<Arc<Failure>>,
     ) -> Result<bool, ClaimError> {
         let release = entry.map_or(0, |old| held_bytes(&old.record));
         let change = RoomChange { release, reserve, is_exit: false };
-        let Some(location) = self.append(&Draft::new(record), change)? else {
+        let Some(location) = self.append(&Draft::new(record), class, change)? else {
             drop(shard);
             if let Some(cause) = no_room.take() {
                 return Err(ClaimError::Full { cause });
@@ -376,7 +383,7 @@ impl Engine {
             Some(old) => shard.table.replace(old.position, location, is_done),
             None => shard.table.insert(record.key_hash, location, is_done),
         }
-        if is_lease {
+        if !is_done {
             shard.add_lease();
         }
         Ok(true)
@@ -471,4 +478,10 @@ pub(super) fn dedupe_ttl_of(
         return Err(PolicyProblem::DedupeTooLong { dedupe_ttl });
     }
     Ok(dedupe_ttl)
+}
+
+/// The class of a completion that is kept for `ttl`, because the policy says so or because the call
+/// does.
+pub(super) fn class_of(ttl: Duration, is_policy: bool) -> Class {
+    if is_policy { Class::exact(ttl) } else { Class::geometric(ttl) }
 }

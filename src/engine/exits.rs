@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claims::{dedupe_ttl_of, lease_of};
+use super::claims::{class_of, dedupe_ttl_of, lease_of};
 use super::namespaces::NamespaceState;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
@@ -21,7 +21,9 @@ use crate::format::flags::{BodyState, ParkedBy};
 use crate::format::record::{Draft, Kind, Record};
 use crate::hash::digest_128;
 use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
+use crate::sys::pin::Pin;
 use crate::types::{FencingToken, KeyHash, Reference, Timestamp};
+use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
 /// What a completion brings.
@@ -40,6 +42,9 @@ pub(super) struct Prepared<'a> {
     request: &'a CompleteRequest<'a>,
     replay_ttl: Duration,
     dedupe_ttl: Duration,
+    /// With the body, and without.
+    class: Class,
+    bodyless_class: Class,
     state: BodyState,
     kept: BodyKept,
     body_len: u32,
@@ -71,10 +76,11 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
             let (found, judged) = self
-                .own_claim(&shard, namespace, key, hash, token, now)?
+                .own_claim(&shard, namespace, key, hash, token, now, &pin)?
                 .map_err(|refusal| refusal.into_lease_error(token))?;
             let old = &found.record;
             // Never shorter than it was: recovery takes the latest deadline of one token (R1).
@@ -94,12 +100,13 @@ impl Engine {
             };
             let (release, exit) = (held_bytes(old), exit_bytes(old));
             let change = RoomChange { release, reserve: 2 * exit, is_exit: false };
-            let mut location = self.append(&Draft::new(&record), change)?;
+            let mut location = self.append(&Draft::new(&record), Class::Claims, change)?;
             if location.is_none() && no_room.is_some() && old.flags.has_renewal_room() {
                 // The disk is full: this renewal takes the room that was kept for one.
                 let flags = record.flags.without_renewal_room();
                 let change = RoomChange { release, reserve: exit, is_exit: true };
-                location = self.append(&Draft::new(&Record { flags, ..record }), change)?;
+                let draft = Draft::new(&Record { flags, ..record });
+                location = self.append(&draft, Class::Claims, change)?;
             }
             let Some(location) = location else {
                 drop(shard);
@@ -165,9 +172,10 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, namespace, key, hash, token, now)? {
+            let found = match self.own_claim(&shard, namespace, key, hash, token, now, &pin)? {
                 Ok((found, _)) => found,
                 Err(Refusal::Completed(found, _)) => {
                     drop(shard);
@@ -180,7 +188,7 @@ impl Engine {
                 Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
                 _ => release_record(&found.record, now.lower),
             };
-            if let Some(location) = self.append(&Draft::new(&record), change)? {
+            if let Some(location) = self.append(&Draft::new(&record), Class::Claims, change)? {
                 if kind == Kind::Park {
                     shard.table.replace(found.position, location, false);
                 } else {
@@ -222,9 +230,10 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, namespace, key, hash, token, now)? {
+            let found = match self.own_claim(&shard, namespace, key, hash, token, now, &pin)? {
                 Ok((found, _)) => found,
                 Err(Refusal::Completed(found, judged)) => {
                     drop(shard);
@@ -275,7 +284,20 @@ impl Engine {
         // A body of 4 GiB and more is told as the longest that can be told.
         let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
         let body_crc = if state == BodyState::Kept { crc32(body) } else { 0 };
-        Ok(Prepared { request, replay_ttl, dedupe_ttl, state, kept, body_len, body_crc })
+        let bodyless_class = class_of(dedupe_ttl, request.dedupe_ttl.is_none());
+        let is_policy = request.replay_ttl.is_none() && request.dedupe_ttl.is_none();
+        let class = class_of(replay_ttl, is_policy);
+        Ok(Prepared {
+            request,
+            replay_ttl,
+            dedupe_ttl,
+            class,
+            bodyless_class,
+            state,
+            kept,
+            body_len,
+            body_crc,
+        })
     }
 
     /// Writes a completion over a claim, under `token`. A body for which there is no room is left
@@ -318,15 +340,19 @@ impl Engine {
             let flags = record.flags.with_body(state);
             let ext = Ext { body_digest: digest, ..record.ext };
             let draft = Draft::new(&Record { flags, body_crc: 0, body: &[], ext, ..record });
-            let is_exit = draft.padded_len() as u64 <= release;
-            self.append(&draft, RoomChange { release, reserve: 0, is_exit })
+            let is_exit = draft.room() as u64 <= release;
+            self.append(
+                &draft,
+                prepared.bodyless_class,
+                RoomChange { release, reserve: 0, is_exit },
+            )
         };
         let location = if prepared.state == BodyState::Kept {
             record.body = request.body.unwrap_or_default();
             let draft = Draft::new(&record);
-            let is_exit = draft.padded_len() as u64 <= release;
+            let is_exit = draft.room() as u64 <= release;
             let change = RoomChange { release, reserve: 0, is_exit };
-            match self.append(&draft, change)? {
+            match self.append(&draft, prepared.class, change)? {
                 None if no_room.is_some() => {
                     kept = BodyKept::NoRoom;
                     bodyless(record, BodyState::TooLarge)?
@@ -356,7 +382,7 @@ impl Engine {
         request: &CompleteRequest<'_>,
     ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
         let stored = &found.record;
-        self.wal.segments.check_body(stored, found.location)?;
+        self.wal.segments.check_body(stored, found.location, found.pin)?;
         let is_same_body = match (stored.flags.body(), request.body) {
             (BodyState::Kept, body) => body == Some(stored.body),
             (BodyState::None, body) => body.is_none(),
@@ -370,6 +396,8 @@ impl Engine {
             request.reference.is_none_or(|reference| stored.ext.reference == Some(reference));
         if is_same_body && is_same_reference && request.code == stored.code {
             let kept = match stored.flags.body() {
+                // Whether it is still there or not.
+                BodyState::Kept if now >= stored.until => BodyKept::NoReplay,
                 BodyState::Kept => BodyKept::Kept,
                 BodyState::None => BodyKept::None,
                 BodyState::TooLarge => BodyKept::TooLarge,
@@ -383,6 +411,7 @@ impl Engine {
     }
 
     /// The claim that bears this token, and the time it was judged at.
+    #[expect(clippy::too_many_arguments, reason = "what every verb of an owner is called with")]
     fn own_claim<'a>(
         &'a self,
         shard: &ShardState,
@@ -391,8 +420,9 @@ impl Engine {
         hash: KeyHash,
         token: FencingToken,
         now: Now,
+        pin: &'a Pin,
     ) -> Result<Result<(Found<'a>, Timestamp), Refusal<'a>>, StoreError> {
-        let Some(found) = self.find(shard, namespace.id, key, hash)? else {
+        let Some(found) = self.find(shard, namespace.id, key, hash, pin)? else {
             return Ok(Err(Refusal::Forgotten { late_by: None }));
         };
         let record = &found.record;

@@ -1,14 +1,15 @@
-//! What happens between calls, and at the end: growing ahead, rounds that nobody waits for, the
-//! clock's mark, closing.
+//! What happens between calls, and at the end: rounds that nobody waits for, the clock's mark,
+//! expiry, growing ahead, closing.
 //!
 //! One named thread does it, or, with manual maintenance, whoever calls `Store::maintain`. The
-//! thread sleeps until something was written, then looks around every few milliseconds until there
-//! is nothing left to do.
+//! thread sleeps until something was written or comes due, then looks around every few milliseconds
+//! until there is nothing left to do.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::expiry::Expiry;
 use super::{Engine, Mode};
 use crate::error::{CloseError, StoreError};
 use crate::sys::point::{Point, reach};
@@ -49,9 +50,20 @@ struct Signal {
     is_wanted: bool,
 }
 
+/// When there may be something to look after again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    /// At the next tick.
+    Soon,
+    In(Duration),
+    /// When something is appended.
+    Change,
+}
+
 /// Times are the monotonic clock's.
 #[derive(Debug)]
 struct Last {
+    expiry: Expiry,
     appended_bytes: u64,
     /// When something was last seen to have been appended.
     appended_at: Duration,
@@ -62,8 +74,9 @@ struct Last {
 }
 
 impl Background {
-    pub(crate) fn new(mode: Mode, now: Duration) -> Self {
+    pub(crate) fn new(mode: Mode, now: Duration, expiry: Expiry) -> Self {
         let last = Last {
+            expiry,
             appended_bytes: 0,
             appended_at: now,
             round_at: now,
@@ -107,11 +120,16 @@ impl Engine {
     /// What the maintenance thread does until it is stopped.
     pub(crate) fn run_background(self: Arc<Self>) {
         let background = &self.background;
+        let mut next = Next::Change;
         loop {
             let mut signal = background.signal.lock();
             let is_idle = !background.is_active.load(Ordering::Acquire);
             if is_idle && !signal.stops && !signal.is_wanted {
-                background.changed.wait(&mut signal);
+                match next {
+                    Next::Soon => {}
+                    Next::In(time) => drop(background.changed.wait_for(&mut signal, time)),
+                    Next::Change => background.changed.wait(&mut signal),
+                }
             }
             // The first change after a quiet time is not looked after at once: if it were, each one
             // that comes after the look would wake the thread again.
@@ -125,40 +143,43 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            if self.maintain() {
-                background.is_active.store(true, Ordering::Release);
-            }
+            next = self.maintain();
         }
     }
 
-    /// Looks around once, and does what is due. Whether more will be due without another change.
+    /// Looks around once, and does what is due.
     ///
     /// Failures poison the store or are tried again later; there is nobody to tell.
-    pub(crate) fn maintain(&self) -> bool {
+    pub(crate) fn maintain(&self) -> Next {
         if self.is_child() {
-            return false;
+            return Next::Change;
         }
         // A store that is closed has nothing to look after. The gate is not held here: rounds need
         // none, and end with wakers, which may do anything.
         if self.wal.pass().is_err() {
-            return false;
+            return Next::Change;
         }
         if self.wal.poison.cause().is_some() {
             self.wal.rounds.wake_futures();
-            return false;
+            return Next::Change;
         }
         self.lead_for_futures();
         // Somebody else is looking around, or this is a waker that somebody calls who does.
-        let Some(mut last) = self.background.last.try_lock() else { return true };
+        let Some(mut last) = self.background.last.try_lock() else { return Next::Soon };
         let now = self.timeline.monotonic();
-        let supply = self.wal.supply();
-        if supply.appended_bytes != last.appended_bytes {
-            (last.appended_bytes, last.appended_at) = (supply.appended_bytes, now);
+        let appended_bytes = self.wal.supply().appended_bytes;
+        if appended_bytes != last.appended_bytes {
+            (last.appended_bytes, last.appended_at) = (appended_bytes, now);
         }
         let rounds_due = self.make_round(&mut last, now);
         let clock_due = self.mark_clock(&mut last, now, !rounds_due);
-        let growth_due = supply.is_low && self.grow_ahead(&mut last, now);
-        rounds_due || clock_due || growth_due
+        // Its failures have poisoned the store, or the store is closing.
+        let expiry_due = self.expire(&mut last.expiry).unwrap_or_default();
+        let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
+        if rounds_due || clock_due || growth_due {
+            return Next::Soon;
+        }
+        expiry_due.map_or(Next::Change, Next::In)
     }
 
     fn lead_for_futures(&self) {
@@ -316,7 +337,7 @@ impl Engine {
             self.wal.meta.update(|meta| meta.poisoned = true).unwrap_or_default();
             return Err(StoreError::Poisoned { cause: Arc::clone(cause) });
         }
-        self.wal.seal_active()?;
+        self.wal.seal_all()?;
         reach(Point::CloseBehindSeal);
         self.flush_open()?;
         reach(Point::CloseBehindFlush);

@@ -15,14 +15,17 @@
 //!
 //! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
-//! `maintenance` (what happens in between and at the end), over `state` (what a record means) and `shard` (one shard's table and tokens).
+//! `maintenance` (what happens in between and at the end), `expiry` and `purge` (segments whose time
+//! has come), over `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod claims;
 pub(crate) mod exits;
+pub(crate) mod expiry;
 pub(crate) mod gaps;
 pub(crate) mod maintenance;
 pub(crate) mod namespaces;
 pub(crate) mod operator;
+pub(crate) mod purge;
 pub(crate) mod recovery;
 pub(crate) mod shard;
 pub(crate) mod state;
@@ -37,17 +40,20 @@ use crate::error::{Failure, StoreError};
 use crate::format::record::{Draft, Record};
 use crate::sys::DirectoryLock;
 use crate::sys::fork::ForkGuard;
+use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::table::{Position, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
 use crate::wal::Wal;
+use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 use crate::wal::rounds::{Leader, RoundWait, Ticket};
 
 use gaps::Gaps;
 use maintenance::Background;
 use namespaces::Namespaces;
+use purge::PurgeCounts;
 use shard::{Shard, ShardGuard, ShardState};
 use time::Timeline;
 
@@ -76,6 +82,7 @@ pub(crate) struct Engine {
     pub(crate) namespaces: Namespaces,
     pub(crate) gaps: Gaps,
     pub(crate) background: Background,
+    pub(crate) purge_counts: PurgeCounts,
     shards: Box<[Shard]>,
     pub(crate) mode: Mode,
     /// The epoch of this open: claims of earlier ones are orphans.
@@ -115,6 +122,8 @@ struct Found<'a> {
     position: Position,
     location: Location,
     record: Record<'a>,
+    /// What keeps the record where it is.
+    pin: &'a Pin,
 }
 
 impl Engine {
@@ -158,16 +167,17 @@ impl Engine {
 
     /// The current record of a key. The whole key is compared.
     #[inline]
-    fn find(
-        &self,
+    fn find<'p>(
+        &'p self,
         shard: &ShardState,
         namespace: NamespaceId,
         key: &[u8],
         hash: KeyHash,
-    ) -> Result<Option<Found<'_>>, StoreError> {
+        pin: &'p Pin,
+    ) -> Result<Option<Found<'p>>, StoreError> {
         let mut record = None;
         let is_match = |slot: Slot| {
-            let candidate = self.wal.segments.record(slot.location())?;
+            let candidate = self.wal.segments.record(slot.location(), pin)?;
             let is_same = candidate.namespace == namespace && candidate.key == key;
             if is_same {
                 record = Some(candidate);
@@ -179,6 +189,7 @@ impl Engine {
             position,
             location: slot.location(),
             record,
+            pin,
         }))
     }
 
@@ -199,9 +210,10 @@ impl Engine {
     fn append(
         &self,
         draft: &Draft<'_>,
+        class: Class,
         change: RoomChange,
     ) -> Result<Option<Location>, StoreError> {
-        let location = self.wal.append(draft, change)?;
+        let location = self.wal.append(draft, class, change)?;
         self.background.note();
         Ok(location)
     }
@@ -268,7 +280,7 @@ impl Engine {
     /// Ends a call that shows a completion: when it is as durable as it was asked to be.
     fn shown<T, E>(&self, result: Result<T, E>, found: &Found<'_>) -> Answered<T, E> {
         let gated = found.record.flags.gated() && self.mode != Mode::Memory;
-        let settle = (gated && !self.wal.segments.is_durable(found.location))
+        let settle = (gated && !self.wal.segments.is_durable(found.location, found.pin))
             .then(|| Settle { ticket: self.wal.rounds.ticket(), is_own: false });
         Answered { result, settle }
     }
@@ -327,13 +339,14 @@ impl Engine {
     pub(crate) fn check_invariants(&self) -> Result<(), StoreError> {
         use std::collections::HashSet;
         let mut keys = HashSet::new();
+        let pin = Pin::new();
         for (index, shard) in self.shards.iter().enumerate() {
             let state = shard.lock(&self.wal);
             state.table.check_invariants(|slot| {
-                self.wal.segments.record(slot.location()).ok().map(|record| record.key_hash)
+                self.wal.segments.record(slot.location(), &pin).ok().map(|record| record.key_hash)
             });
             state.table.for_each(|_, slot| {
-                let record = self.wal.segments.record(slot.location())?;
+                let record = self.wal.segments.record(slot.location(), &pin)?;
                 assert_eq!(self.shard_of(record.key_hash), index, "the key is in its shard");
                 let is_done = record.kind == crate::format::record::Kind::Complete;
                 assert_eq!(slot.is_done(), is_done, "the slot knows a completion");

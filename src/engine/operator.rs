@@ -13,8 +13,10 @@ use crate::error::{ForgetError, ResolveError, StoreError};
 use crate::format::ext::Ext;
 use crate::format::flags::Flags;
 use crate::format::record::{Draft, Kind, Record};
+use crate::sys::pin::Pin;
 use crate::table::Slot;
 use crate::types::{AUDIT_BYTES_MAX, FencingToken, NamespaceId, Timestamp};
+use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
 /// How an unfinished claim ended after all.
@@ -70,9 +72,10 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let Some(found) = self.find(&shard, namespace.id, key, hash)? else {
+            let Some(found) = self.find(&shard, namespace.id, key, hash, &pin)? else {
                 return Err(ResolveError::Forgotten);
             };
             let found = match self.resolvable(found, token)? {
@@ -109,8 +112,9 @@ impl Engine {
                     let (record, change) = release_record(old, now.lower);
                     let ext = Ext { first_token, ..record.ext };
                     let draft = Draft::new(&Record { token: new_token, ext, ..record });
-                    let is_exit = draft.padded_len() as u64 <= change.release;
-                    let location = self.append(&draft, RoomChange { is_exit, ..change })?;
+                    let is_exit = draft.room() as u64 <= change.release;
+                    let change = RoomChange { is_exit, ..change };
+                    let location = self.append(&draft, Class::Claims, change)?;
                     if let Some(location) = location {
                         self.end_entry(&mut shard, found.position, location, now.lower);
                         drop(shard);
@@ -138,7 +142,7 @@ impl Engine {
         Ok(match Standing::of(record, now, self.open_epoch) {
             Standing::Absent => Resolvable::No(ResolveError::Forgotten, None),
             Standing::Done => {
-                self.wal.segments.check_body(record, found.location)?;
+                self.wal.segments.check_body(record, found.location, found.pin)?;
                 let outcome = Box::new(state::outcome(record, now));
                 let settle = self.shown(Ok::<_, StoreError>(()), &found).settle;
                 Resolvable::No(ResolveError::AlreadyCompleted(outcome), settle)
@@ -186,9 +190,10 @@ impl Engine {
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
+            let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let found = self.find(&shard, namespace.id, key, hash)?;
+            let found = self.find(&shard, namespace.id, key, hash, &pin)?;
             let state = found.and_then(|found| {
                 let old = &found.record;
                 let judged = self.timeline.judge(now, [old.until, old.expires]);
@@ -224,9 +229,16 @@ impl Engine {
                 body: &body,
             };
             let draft = Draft::new(&record);
-            let is_exit = draft.padded_len() as u64 <= release;
+            let is_exit = draft.room() as u64 <= release;
             let change = RoomChange { release, reserve: 0, is_exit };
-            if let Some(location) = self.append(&draft, change)? {
+            // R5: it stays for as long as what it forgets.
+            let class = match old {
+                Some(old) if old.kind == Kind::Complete => {
+                    Class::geometric(old.expires.since(now.lower))
+                }
+                _ => Class::Claims,
+            };
+            if let Some(location) = self.append(&draft, class, change)? {
                 match found {
                     Some(found) => {
                         self.end_entry(&mut shard, found.position, location, now.lower);
@@ -249,13 +261,14 @@ impl Engine {
         self.check_process()?;
         let mut orphans = Vec::new();
         for index in 0..self.shards.len() {
+            let pin = Pin::new();
             let shard = self.shards[index].lock(&self.wal);
             if shard.is_closed {
                 return Err(StoreError::Closed);
             }
             shard.table.for_each(|_, slot: Slot| {
                 if !slot.is_done() {
-                    let record = self.wal.segments.record(slot.location())?;
+                    let record = self.wal.segments.record(slot.location(), &pin)?;
                     if of.is_none_or(|of| of == record.namespace) {
                         orphans.extend(self.orphan(&record));
                     }

@@ -24,8 +24,9 @@ pub(crate) const SEGMENTS_START: u64 = ((1 + SLOTS) * PAGE_BYTES) as u64;
 
 /// A store has at most this many data files.
 pub(crate) const FILES_MAX: u32 = 16_384;
-/// Segments of a store's first file; each next one doubles.
-pub(crate) const SEGMENTS_FIRST: u32 = 4;
+/// Segments of a store's first file; each next one doubles. Claims and completions fill one each,
+/// and some are kept for exits.
+pub(crate) const SEGMENTS_FIRST: u32 = 8;
 /// Segments of a file at most.
 pub(crate) const SEGMENTS_MAX: u32 = 256;
 

@@ -301,8 +301,8 @@ mod tests {
 
     #[test]
     fn another_version_is_named_and_not_called_damaged() {
-        let newer = foreign(|bytes| bytes[8] = 2);
-        let flaw = Flaw::Foreign { major: 2, minor: 0, incompat: 0, ro_compat: 0 };
+        let newer = foreign(|bytes| bytes[8] = 3);
+        let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: 0, ro_compat: 0 };
         assert_eq!(Meta::decode(&newer), Err(flaw));
         let feature = foreign(|bytes| bytes[20] = 1);
         assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 1, .. })));

@@ -8,6 +8,7 @@
 pub(crate) mod ext;
 pub(crate) mod file;
 pub(crate) mod flags;
+pub(crate) mod index;
 pub(crate) mod mark;
 pub(crate) mod meta;
 pub(crate) mod names;
@@ -15,7 +16,7 @@ pub(crate) mod record;
 pub(crate) mod segment;
 
 /// Raised by every change of bytes; a store of another major is refused by name.
-pub(crate) const FORMAT_MAJOR: u16 = 1;
+pub(crate) const FORMAT_MAJOR: u16 = 2;
 /// Raised by additions that a reader of the same major may ignore.
 pub(crate) const FORMAT_MINOR: u16 = 0;
 
@@ -185,6 +186,7 @@ mod tests {
             ("mark", mark::HEADER_BYTES),
             ("mark entry", mark::ENTRY_BYTES),
             ("segment", segment::HEADER_BYTES),
+            ("index entry", index::ENTRY_BYTES),
             ("trailer", segment::TRAILER_BYTES),
             ("record", record::HEADER_BYTES),
         ];

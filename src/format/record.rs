@@ -22,8 +22,8 @@ use super::ext::{
     DIGEST_BYTES, EXT_BYTES_MAX, Ext, FINGERPRINT_BYTES, HeadBytes, PREVIOUS_BYTES,
     REFERENCE_BYTES, TOKEN_BYTES,
 };
-use super::flags::{BodyState, Flags};
-use super::{Fields, FieldsMut};
+use super::flags::{BodyState, Flags, ParkedBy};
+use super::{Fields, FieldsMut, index};
 use crate::checksum::{Place, crc32};
 use crate::types::{FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
 
@@ -43,14 +43,14 @@ pub(crate) const fn padded(len: usize) -> usize {
     len.next_multiple_of(Location::UNIT_BYTES)
 }
 
-/// The most that a record without a body takes which ends or renews a claim on a key of `key_len`
-/// bytes: what a granted claim keeps reserved for each.
+/// The most room that a record without a body takes which ends or renews a claim on a key of
+/// `key_len` bytes, with its entry in the index: what a granted claim keeps reserved for each.
 pub(crate) const fn exit_bytes_max(key_len: usize, has_fingerprint: bool) -> usize {
     // A completion's, with the longest extensions. A renewal or a park record has the previous
     // claim in place of the digest, which is shorter.
     let fingerprint = if has_fingerprint { FINGERPRINT_BYTES } else { 0 };
     let ext = fingerprint + REFERENCE_BYTES + TOKEN_BYTES + DIGEST_BYTES;
-    padded(HEADER_BYTES + ext + key_len)
+    padded(HEADER_BYTES + ext + key_len) + index::ENTRY_BYTES
 }
 
 /// What a record does to its key. Bit 7 of an unknown kind means that a reader may skip it.
@@ -69,7 +69,7 @@ pub(crate) enum Kind {
 impl Kind {
     const SKIPPABLE: u8 = 0x80;
 
-    fn decode(byte: u8) -> Option<Self> {
+    pub(super) fn decode(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::Claim,
             2 => Self::Complete,
@@ -240,6 +240,21 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// When the record has had its time where it lies: what it says then is over, or fits into a
+    /// shorter record. A completion's body is kept until the replay window ends, the key until the
+    /// dedupe window does.
+    pub(crate) fn due(&self) -> Timestamp {
+        let has_body = self.kind == Kind::Complete && self.flags.body() == BodyState::Kept;
+        if has_body { self.until.min(self.expires) } else { self.expires }
+    }
+
+    /// The time that the record bears witness to. A claim that an open has parked bears witness to
+    /// that open: until all are parked, the others must be judged by when their owner was lost.
+    pub(crate) fn witnessed(&self) -> Timestamp {
+        let by_open = self.kind == Kind::Park && self.flags.parked_by() == ParkedBy::Orphaned;
+        if by_open { Timestamp::default() } else { self.at }
+    }
+
     /// The first attempt's token.
     pub(crate) fn first_token(&self) -> FencingToken {
         self.ext.first_token.unwrap_or(self.token)
@@ -258,7 +273,10 @@ pub(crate) struct Draft<'a> {
     head: HeadBytes,
     crc: u32,
     body: &'a [u8],
-    expires: Timestamp,
+    /// But for the place.
+    entry: index::Entry,
+    due: Timestamp,
+    witnessed: Timestamp,
 }
 
 impl<'a> Draft<'a> {
@@ -290,7 +308,17 @@ impl<'a> Draft<'a> {
             .u16(record.attempt)
             .u16(ext_len as u16);
         let crc = crc32(&head[WORD_BYTES..]);
-        Self { head, crc, body: record.body, expires: record.expires }
+        let entry = index::Entry {
+            key_hash: record.key_hash,
+            token: record.token,
+            kind: record.kind,
+            namespace: record.namespace,
+            offset: 0,
+            len: padded(len) as u32,
+            expires: record.expires,
+        };
+        let (due, witnessed) = (record.due(), record.witnessed());
+        Self { head, crc, body: record.body, entry, due, witnessed }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -301,8 +329,28 @@ impl<'a> Draft<'a> {
         padded(self.len())
     }
 
+    /// What the record takes of a segment, with its entry in the index.
+    pub(crate) fn room(&self) -> usize {
+        self.padded_len() + index::ENTRY_BYTES
+    }
+
     pub(crate) fn expires(&self) -> Timestamp {
-        self.expires
+        self.entry.expires
+    }
+
+    /// The record's entry in the index of its segment, when it lies at `offset`.
+    pub(crate) fn entry(&self, offset: u32) -> index::Entry {
+        index::Entry { offset, ..self.entry }
+    }
+
+    /// See [`Record::due`].
+    pub(crate) fn due(&self) -> Timestamp {
+        self.due
+    }
+
+    /// See [`Record::witnessed`].
+    pub(crate) fn witnessed(&self) -> Timestamp {
+        self.witnessed
     }
 
     /// Length and checksum, for this place: the word that is stored last.

@@ -1,14 +1,14 @@
 //! Segments: one fixed-size piece of a data file, filled with records front to back.
 //!
 //! ```text
-//! | header 64 B | zeros to 512 | record | record | ... | 16 zeros | trailer 32 B |
+//! | header 64 B | zeros to 512 | record | record | ... | 16 zeros | ... | index | trailer 64 B |
 //! ```
 //!
 //! ```text
 //! header   0  magic 4 | version 2 | header_len 2 | store id 16 | segment 4 | lane 2 | class 2
 //!         32  generation 8 | created_ms 8 | ttl_ceiling_ms 8 | state 4 | crc 4
-//! trailer  0  magic 4 | entries 4 | data_end 4 | max_expires_s 4 | generation 8
-//!         24  entries_crc 4 | crc 4
+//! trailer  0  magic 4 | entries 4 | data_end 4 | class 4 | generation 8 | max_expires_ms 8
+//!         32  due_ms 8 | latest_ms 8 | zeros 8 | entries_crc 4 | crc 4
 //! ```
 //!
 //! The header has a sector of its own, so that writing it never shares an atomic unit with the
@@ -16,18 +16,21 @@
 //! a segment of a listed file always has a valid header: a bad one is damage.
 //!
 //! The trailer is written when the segment is sealed, and says where the data end. It is valid iff
-//! its checksum matches and its generation is the header's. `entries` counts the index entries in
-//! front of it; zero means that the segment has no index and is scanned.
+//! its checksum matches and its generation is the header's. `entries` counts the entries of the
+//! index in front of it ([`super::index`]); with none, the segment is scanned.
 //!
-//! Lane, class, the ceiling of the class's ttl and the state are zero in this version: one stream.
+//! A prepared segment serves whichever stream needs one next, so its header does not say which: lane,
+//! class and ttl ceiling are zero there, and the class stands in the trailer (0: claims, 1:
+//! completions; docs/decisions/0014-recycling.md). `state` is 1 in a segment that was used before:
+//! behind its tail lie records of earlier generations, and only a terminator tells where it ends.
 
 use super::record::TERMINATOR_BYTES;
-use super::{Fields, FieldsMut, ROLE_SEGMENT, SECTOR_BYTES};
+use super::{Fields, FieldsMut, ROLE_SEGMENT, SECTOR_BYTES, index};
 use crate::checksum::{Place, crc32};
 use crate::types::{Generation, Location, SegmentId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 64;
-pub(crate) const TRAILER_BYTES: usize = 32;
+pub(crate) const TRAILER_BYTES: usize = 64;
 /// Where the first record starts.
 pub(crate) const DATA_START: u32 = SECTOR_BYTES as u32;
 
@@ -41,9 +44,14 @@ const _: () = {
     assert!((TRAILER_BYTES + TERMINATOR_BYTES).is_multiple_of(Location::UNIT_BYTES));
 };
 
-/// Where the last record must have ended.
+/// Where the last record must have ended, in a segment without an index.
 pub(crate) const fn data_limit(segment_bytes: u32) -> u32 {
     segment_bytes - (TRAILER_BYTES + TERMINATOR_BYTES) as u32
+}
+
+/// Where the index of so many entries starts.
+pub(crate) const fn index_offset(segment_bytes: u32, entries: u32) -> u32 {
+    trailer_offset(segment_bytes).saturating_sub(entries * index::ENTRY_BYTES as u32)
 }
 
 /// Where the trailer starts.
@@ -57,6 +65,17 @@ pub(crate) struct Header {
     pub(crate) segment: SegmentId,
     pub(crate) generation: Generation,
     pub(crate) created: Timestamp,
+    /// Whether the segment had records in an earlier generation.
+    pub(crate) is_recycled: bool,
+}
+
+/// What the records of a segment are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Content {
+    /// Claims and what ends them without an outcome; when room is scarce also completions.
+    Claims,
+    /// Completions, and what forgot them.
+    Completions,
 }
 
 /// Why a segment's header or trailer is none.
@@ -86,7 +105,8 @@ impl Header {
             .zeros(4)
             .u64(self.generation.0)
             .u64(self.created.ms())
-            .zeros(12);
+            .zeros(8)
+            .u32(u32::from(self.is_recycled));
         let crc = crc32(&bytes[..HEADER_BYTES - 4]) ^ place(store_id).mask(0, HEADER_BYTES as u32);
         FieldsMut::new(&mut bytes[HEADER_BYTES - 4..]).u32(crc);
         bytes
@@ -117,13 +137,15 @@ impl Header {
         let stream_is_zero = fields.zeros(4);
         let generation = Generation(fields.u64());
         let created = Timestamp::from_ms(fields.u64());
-        let state_is_zero = fields.zeros(12);
+        let ttl_is_zero = fields.zeros(8);
+        let state = fields.u32();
         let crc = crc32(&bytes[..HEADER_BYTES - 4]) ^ place(&owner).mask(0, HEADER_BYTES as u32);
         let known = magic == MAGIC && version == VERSION && usize::from(len) == HEADER_BYTES;
         if crc != fields.u32()
             || !known
             || !stream_is_zero
-            || !state_is_zero
+            || !ttl_is_zero
+            || state > 1
             || generation > Generation::MAX
         {
             return Err(Flaw::Header);
@@ -131,18 +153,26 @@ impl Header {
         if owner != *store_id {
             return Err(Flaw::Store);
         }
-        Ok(Self { segment, generation, created })
+        Ok(Self { segment, generation, created, is_recycled: state == 1 })
     }
 }
 
 /// The last bytes of a sealed segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Trailer {
+    /// Entries of the index; with none, the segment has no index.
+    pub(crate) entries: u32,
+    pub(crate) entries_crc: u32,
     /// Where the data end: the offset behind the last record's pad.
     pub(crate) data_end: u32,
+    pub(crate) content: Content,
+    pub(crate) generation: Generation,
     /// The latest `expires` of all records.
     pub(crate) max_expires: Timestamp,
-    pub(crate) generation: Generation,
+    /// When the last record has had its time here, see [`super::record::Record::due`].
+    pub(crate) due: Timestamp,
+    /// The latest time that a record bears witness to, see [`super::record::Record::witnessed`].
+    pub(crate) latest: Timestamp,
 }
 
 impl Trailer {
@@ -151,11 +181,15 @@ impl Trailer {
         let mut bytes = [0; TRAILER_BYTES];
         FieldsMut::new(&mut bytes)
             .put(&TRAILER_MAGIC)
-            .u32(0)
+            .u32(self.entries)
             .u32(self.data_end)
-            .u32(seconds_rounded_up(self.max_expires))
+            .u32(self.content as u32)
             .u64(self.generation.0)
-            .u32(0);
+            .u64(self.max_expires.ms())
+            .u64(self.due.ms())
+            .u64(self.latest.ms())
+            .zeros(8)
+            .u32(self.entries_crc);
         let crc = crc32(&bytes[..TRAILER_BYTES - 4]) ^ place.mask(0, TRAILER_BYTES as u32);
         FieldsMut::new(&mut bytes[TRAILER_BYTES - 4..]).u32(crc);
         bytes
@@ -170,21 +204,37 @@ impl Trailer {
     ) -> Option<Self> {
         let mut fields = Fields::new(bytes);
         let (magic, entries) = (fields.array::<4>(), fields.u32());
-        let data_end = fields.u32();
-        let max_expires = match fields.u32() {
-            u32::MAX => Timestamp::MAX,
-            seconds => Timestamp::from_ms(u64::from(seconds) * 1000),
-        };
+        let (data_end, content) = (fields.u32(), fields.u32());
         let of = Generation(fields.u64());
+        let max_expires = Timestamp::from_ms(fields.u64());
+        let due = Timestamp::from_ms(fields.u64());
+        let latest = Timestamp::from_ms(fields.u64());
+        let rest_is_zero = fields.zeros(8);
         let entries_crc = fields.u32();
         let crc = crc32(&bytes[..TRAILER_BYTES - 4]) ^ place.mask(0, TRAILER_BYTES as u32);
+        let content = match content {
+            0 => Content::Claims,
+            1 => Content::Completions,
+            _ => return None,
+        };
         let valid = crc == fields.u32()
             && magic == TRAILER_MAGIC
-            && (entries, entries_crc) == (0, 0)
+            && rest_is_zero
+            && entries <= segment_bytes / index::ENTRY_BYTES as u32
             && of == generation
             && (DATA_START..=data_limit(segment_bytes)).contains(&data_end)
+            && data_end <= index_offset(segment_bytes, entries)
             && (data_end as usize).is_multiple_of(Location::UNIT_BYTES);
-        valid.then_some(Self { data_end, max_expires, generation })
+        valid.then_some(Self {
+            entries,
+            entries_crc,
+            data_end,
+            content,
+            generation,
+            max_expires,
+            due,
+            latest,
+        })
     }
 
     /// The generation that the bytes of a trailer name, be they valid or not.
@@ -196,11 +246,6 @@ impl Trailer {
     pub(crate) fn covers(&self, max_expires: Timestamp) -> bool {
         max_expires <= self.max_expires
     }
-}
-
-/// Seconds since the Unix epoch, rounded up; `u32::MAX` stands for never.
-fn seconds_rounded_up(time: Timestamp) -> u32 {
-    u32::try_from(time.ms().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -215,6 +260,20 @@ mod tests {
             segment: SegmentId(7),
             generation: Generation(0x1234_5678_9abc),
             created: Timestamp::from_ms(1_700_000_000_000),
+            is_recycled: true,
+        }
+    }
+
+    fn trailer(generation: u64) -> Trailer {
+        Trailer {
+            entries: 3,
+            entries_crc: 77,
+            data_end: 4096,
+            content: Content::Completions,
+            generation: Generation(generation),
+            max_expires: Timestamp::MAX,
+            due: Timestamp::from_ms(1_800_000_000_001),
+            latest: Timestamp::from_ms(1_700_000_000_001),
         }
     }
 
@@ -241,13 +300,10 @@ mod tests {
     fn a_trailer_is_valid_for_its_own_generation_only() {
         let place = |generation| Place::segment(&STORE, SegmentId(7), generation);
         let generation = Generation(4);
-        let max_expires = Timestamp::from_ms(1_800_000_000_001);
-        let trailer = Trailer { data_end: 4096, max_expires, generation };
-        let bytes = trailer.encode(place(generation));
-        let read = Trailer::decode(&bytes, place(generation), generation, SEGMENT_BYTES).unwrap();
-        assert_eq!((read.data_end, read.generation), (4096, generation));
-        assert!(read.covers(max_expires));
-        assert_eq!(read.max_expires.ms(), 1_800_000_001_000);
+        let bytes = trailer(4).encode(place(generation));
+        let read = Trailer::decode(&bytes, place(generation), generation, SEGMENT_BYTES);
+        assert_eq!(read, Some(trailer(4)));
+        assert!(trailer(4).covers(Timestamp::MAX));
         assert_eq!(Trailer::generation_named(&bytes), generation);
         let next = Generation(5);
         assert_eq!(Trailer::decode(&bytes, place(next), next, SEGMENT_BYTES), None);
@@ -256,19 +312,9 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Trailer::decode(&bad, place(generation), generation, SEGMENT_BYTES), None);
         }
-        assert_eq!(Trailer::decode(&[0; 32], place(generation), generation, SEGMENT_BYTES), None);
-    }
-
-    #[test]
-    fn never_is_kept_in_a_trailer() {
-        let place = Place::segment(&STORE, SegmentId(7), Generation(1));
-        let trailer = Trailer {
-            data_end: DATA_START,
-            max_expires: Timestamp::MAX,
-            generation: Generation(1),
-        };
-        let bytes = trailer.encode(place);
-        let read = Trailer::decode(&bytes, place, Generation(1), SEGMENT_BYTES).unwrap();
-        assert_eq!(read, trailer);
+        assert_eq!(
+            Trailer::decode(&[0; TRAILER_BYTES], place(generation), generation, SEGMENT_BYTES),
+            None
+        );
     }
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariants
-//! - E1  Bytes below `filled` are not written while the extent exists.
+//! - E1  Bytes below `filled` are not written while the extent exists. A stretch that is to be
+//!   filled again gets a new extent, once the old one is gone ([`Stretches`]).
 //! - E2  Bytes at or above `filled` are touched by the one [`ExtentWriter`] only (or by the kernel,
 //!   on its behalf).
 //! - E3  `filled` is raised by the writer, with Release, after the bytes below it were written; a
@@ -34,9 +35,51 @@ pub(crate) struct Extent {
     /// Set while an [`ExtentWriter`] exists.
     has_writer: AtomicBool,
     region: Arc<dyn Region>,
+    /// Which of these stretches it is, to be given back at the end.
+    of: Option<(Arc<Stretches>, u32)>,
     /// Where in the region it starts.
     #[cfg(any(test, feature = "test-util"))]
     start: usize,
+}
+
+/// The part of a region from `start` on, cut into stretches of equal length, each of which is one
+/// extent at a time.
+#[derive(Debug)]
+pub(crate) struct Stretches {
+    region: Arc<dyn Region>,
+    start: usize,
+    len: u32,
+    is_taken: Box<[AtomicBool]>,
+}
+
+impl Stretches {
+    pub(crate) fn new(region: Arc<dyn Region>, start: usize, len: u32, count: u32) -> Self {
+        let is_taken = (0..count).map(|_| AtomicBool::new(false)).collect();
+        Self { region, start, len, is_taken }
+    }
+
+    /// Stretch `index` as an extent, of which the first `filled` bytes are final; `None` while
+    /// there is one.
+    pub(crate) fn extent(self: &Arc<Self>, index: u32, filled: u32) -> Option<Extent> {
+        let is_taken = self.is_taken.get(index as usize)?;
+        // Acquire pairs with the Release at the end of the extent before: whoever read or wrote
+        // through it is done.
+        if is_taken.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let start = self.start + index as usize * self.len as usize;
+        let mut extent = Extent::new(Arc::clone(&self.region), start, self.len, filled);
+        extent.of = Some((Arc::clone(self), index));
+        Some(extent)
+    }
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        if let Some((stretches, index)) = &self.of {
+            stretches.is_taken[*index as usize].store(false, Ordering::Release);
+        }
+    }
 }
 
 // SAFETY: `base` points into `region`, which the extent keeps alive and which is itself `Send` and
@@ -47,6 +90,7 @@ unsafe impl Sync for Extent {}
 
 impl Extent {
     /// The `len` bytes of `region` from `start` on, of which the first `filled` are already final.
+    /// The caller makes no two that overlap, unless nobody writes to either.
     pub(crate) fn new(region: Arc<dyn Region>, start: usize, len: u32, filled: u32) -> Self {
         let end = start.checked_add(len as usize);
         assert!(end.is_some_and(|end| end <= region.len()), "an extent lies within its region");
@@ -60,6 +104,7 @@ impl Extent {
             filled,
             has_writer,
             region,
+            of: None,
             #[cfg(any(test, feature = "test-util"))]
             start,
         }
@@ -199,6 +244,21 @@ mod tests {
         assert_eq!(extent.bytes(0, 16).unwrap(), b"lencrc..record!!");
         assert!(extent.bytes(0, 17).is_none());
         assert!(extent.bytes(9, 8).is_none());
+    }
+
+    #[test]
+    fn a_stretch_is_one_extent_at_a_time() {
+        let region = Arc::new(HeapRegion::new(4096).unwrap());
+        let stretches = Arc::new(Stretches::new(region, 64, 256, 3));
+        let first = Arc::new(stretches.extent(1, 0).unwrap());
+        first.writer().unwrap().put(0, b"first");
+        assert!(stretches.extent(1, 0).is_none());
+        assert!(stretches.extent(3, 0).is_none());
+        let beside = Arc::new(stretches.extent(2, 256).unwrap());
+        assert_eq!(beside.bytes(0, 5).unwrap(), [0; 5]);
+        drop(first);
+        let again = stretches.extent(1, 5).unwrap();
+        assert_eq!(again.bytes(0, 5).unwrap(), b"first");
     }
 
     #[test]

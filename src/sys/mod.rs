@@ -7,12 +7,14 @@
 //! nothing.
 //!
 //! Unsafe code lives in this folder alone: `extent` (reading and filling mapped memory), `region`
-//! (owning it) and `fork` (a page the kernel wipes in a child).
+//! (owning it), `pin` (borrowing what may be taken away) and `fork` (a page the kernel wipes in a
+//! child).
 
 pub(crate) mod clock;
 pub(crate) mod extent;
 pub(crate) mod fork;
 pub(crate) mod heap;
+pub(crate) mod pin;
 pub(crate) mod point;
 pub(crate) mod real;
 pub(crate) mod region;

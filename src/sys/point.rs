@@ -29,6 +29,11 @@ pub enum Point {
     BeforeHeaderSync,
     BeforeListing,
     BehindListing,
+    CopyBehindInsert,
+    PurgeBehindWalk,
+    RecycleBeforeHeader,
+    RecycleBehindHeader,
+    RecycleBehindSync,
     OpenBehindRead,
     OpenBehindEpoch,
     OpenBehindRewrite,
@@ -43,7 +48,7 @@ pub enum Point {
 impl Point {
     /// All of them.
     #[cfg(any(test, feature = "test-util"))]
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::BeforeLength,
         Self::BehindLength,
         Self::BehindInsert,
@@ -62,6 +67,11 @@ impl Point {
         Self::BeforeHeaderSync,
         Self::BeforeListing,
         Self::BehindListing,
+        Self::CopyBehindInsert,
+        Self::PurgeBehindWalk,
+        Self::RecycleBeforeHeader,
+        Self::RecycleBehindHeader,
+        Self::RecycleBehindSync,
         Self::OpenBehindRead,
         Self::OpenBehindEpoch,
         Self::OpenBehindRewrite,

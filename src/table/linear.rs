@@ -107,6 +107,14 @@ impl Table {
         Ok(None)
     }
 
+    /// Loads what looking for this hash will look at first. Nothing follows from what it gives; but
+    /// loads that do not wait for one another overlap.
+    #[inline]
+    pub(crate) fn touch(&self, hash: KeyHash) -> u64 {
+        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
+        bucket.slot(0).map_or(0, |slot| slot.location().units())
+    }
+
     /// Adds an entry. The caller knows that the key has none.
     pub(crate) fn insert(&mut self, hash: KeyHash, location: Location, done: bool) {
         let slot = Slot::new(location, Tag::of(hash, self.main.first_bits()), done);

@@ -13,7 +13,7 @@ use crate::error::{Failure, OpenError};
 use crate::format::file::{self, Header};
 use crate::format::mark::{self, Mark};
 use crate::format::{PAGE_BYTES, segment};
-use crate::sys::extent::Extent;
+use crate::sys::extent::{Extent, Stretches};
 use crate::sys::point::{Point, reach};
 use crate::sys::{File, FileSystem, Region};
 use crate::types::{FileId, Generation, SegmentId, Timestamp};
@@ -23,7 +23,8 @@ use crate::types::{FileId, Generation, SegmentId, Timestamp};
 pub(crate) struct DataFile {
     header: Header,
     file: Arc<dyn File>,
-    region: Arc<dyn Region>,
+    /// The mapped segments.
+    stretches: Arc<Stretches>,
     path: PathBuf,
     /// Whether something was written since the last round took the file. Changed under the lane's
     /// lock only.
@@ -115,7 +116,9 @@ impl Filling {
         for index in 0..header.segments {
             let segment = SegmentId(first.0 + index);
             let generation = Generation(first_generation.0 + u64::from(index));
-            let head = segment::Header { segment, generation, created: now }.encode(store_id);
+            let (created, is_recycled) = (now, false);
+            let head = segment::Header { segment, generation, created, is_recycled };
+            let head = head.encode(store_id);
             let at = segment_offset(&header, segment);
             self.file.write_at(&[IoSlice::new(&head)], at).map_err(failed("write"))?;
         }
@@ -179,8 +182,11 @@ impl DataFile {
     }
 
     fn new(header: Header, file: Arc<dyn File>, region: Arc<dyn Region>, path: PathBuf) -> Self {
+        // The whole file was mapped, so its length fits.
+        let start = file::SEGMENTS_START as usize;
+        let stretches = Stretches::new(region, start, header.segment_bytes, header.segments);
         let (dirty, mark_slot) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Self { header, file, region, path, dirty, mark_slot }
+        Self { header, file, stretches: Arc::new(stretches), path, dirty, mark_slot }
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -196,11 +202,10 @@ impl DataFile {
         segment_offset(&self.header, segment)
     }
 
-    /// The memory of a segment, of which the first `filled` bytes are final.
-    pub(crate) fn extent(&self, segment: SegmentId, filled: u32) -> Extent {
-        // The whole file was mapped, so its length fits.
-        let start = self.segment_offset(segment) as usize;
-        Extent::new(Arc::clone(&self.region), start, self.header.segment_bytes, filled)
+    /// The memory of a segment, of which the first `filled` bytes are final; `None` while somebody
+    /// may still read what the segment was before.
+    pub(crate) fn extent(&self, segment: SegmentId, filled: u32) -> Option<Extent> {
+        self.stretches.extent(segment.0 - self.header.first.0, filled)
     }
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> IoResult<()> {

@@ -1,41 +1,46 @@
-//! The lane: one writer's stream of segments.
+//! The lane: the streams of segments that records are appended to.
 //!
-//! A lane owns its active segment exclusively, so at most the last record of a segment can be
-//! unfinished after a kill, and no hole hides an acknowledged record behind it.
+//! A stream owns its active segment exclusively, so at most the last record of a segment can be
+//! unfinished after a kill, and no hole hides an acknowledged record behind it. Each class has a
+//! stream; all of them take from the same prepared segments.
 //!
 //! ```text
-//! prepared -> active -> sealed (unstable) -> stable
+//! prepared -> active -> sealed (unstable) -> stable -> recycled: prepared again
 //! ```
 //!
 //! A prepared segment is empty and its header is durable. A sealed one is unstable until a round
-//! that began after the sealing has ended.
+//! that began after the sealing has ended; then [`Lane::take_sealed`] hands it over, to be recycled
+//! when its time has come.
 //!
 //! Room. A granted claim must be completable on a full disk, so it reserves room for its exits
-//! (`held`). Only whole prepared segments count as room, never what is left of the active one: an
-//! open seals the active segment and would lose it. A record that is not an exit is refused when
-//! the prepared segments left over would hold less than what is reserved, and two more: each open,
-//! after a crash or not, costs a segment.
+//! (`held`). Only whole prepared segments count as room, never what is left of the active ones: an
+//! open seals them. A record that is not an exit is refused when the prepared segments left over
+//! would hold less than what is reserved, and two more. Where there is no more than that, exits of
+//! all classes go to the stream of claims, so that no class takes a segment for one record.
 //!
 //! Invariants
-//! - W3  An exit always fits: room in the active segment plus the prepared ones is at least `held`.
-//!   (A prepared segment counts for its data area less the longest exit, which may go to waste at
-//!   its end.)
+//! - W3  An exit always fits: room in the active segment of claims plus the prepared ones is at
+//!   least `held`. (A prepared segment counts for its data area less the longest exit, which may go
+//!   to waste at its end.)
 //! - W4  Every tail handed to a round was reached by appends that finished before.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::class::Class;
 use super::data_file::DataFile;
-use super::segments::{Segment, Segments};
+use super::segments::Segment;
+use super::stream::{Active, SealedSegment, Stream};
 use crate::error::Failure;
 use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, exit_bytes_max, padded};
-use crate::format::segment::{DATA_START, Trailer, data_limit, trailer_offset};
+use crate::format::segment::{DATA_START, data_limit, index_offset, trailer_offset};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::types::{Generation, KEY_BYTES_MAX, Location, SegmentId, Timestamp};
+use crate::types::{Generation, KEY_BYTES_MAX, Location, SegmentId};
 
 /// How bytes get into a segment (docs/decisions/0005-append.md).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +51,7 @@ pub(crate) enum Append {
     Positioned,
 }
 
+/// What an append does to the room that is reserved.
 /// What an append does to the room that is reserved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RoomChange {
@@ -66,33 +72,6 @@ pub(crate) enum AppendError {
     Failed(Arc<Failure>),
 }
 
-/// See the file's header.
-#[derive(Debug)]
-pub(crate) struct Lane {
-    append: Append,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    active: Option<Active>,
-    /// In rising order of generations.
-    prepared: VecDeque<SegmentId>,
-    /// Sealed, and not yet known to be stable; oldest first.
-    unstable: Vec<SegmentId>,
-    held: u64,
-    /// Whether everything up to the present tails is durable and the last mark says so.
-    proven: bool,
-    appended_bytes: u64,
-}
-
-#[derive(Debug)]
-struct Active {
-    segment: SegmentId,
-    writer: ExtentWriter,
-    max_expires: Timestamp,
-}
-
 /// What a round has to do, taken when it began.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -101,8 +80,10 @@ pub(crate) struct Plan {
     pub(crate) stable: Generation,
     /// Files with something to sync.
     pub(crate) files: Vec<Arc<DataFile>>,
-    /// The file that is written to at present.
-    pub(crate) current: Option<Arc<DataFile>>,
+    /// The file that the mark goes to: one that is synced anyway, if there is one.
+    pub(crate) marked: Option<Arc<DataFile>>,
+    /// Those of the entries.
+    segments: Vec<Arc<Segment>>,
     /// How many of the unstable segments there were: the oldest ones.
     sealed: usize,
 }
@@ -113,14 +94,56 @@ pub(crate) struct Supply {
     pub(crate) prepared: u64,
     pub(crate) held: u64,
     pub(crate) appended_bytes: u64,
+    /// Bytes of records in active and sealed segments.
+    pub(crate) used_bytes: u64,
     /// Whether the store should grow before it must.
     pub(crate) is_low: bool,
     /// Whether it must, for the next claim to be granted.
     pub(crate) is_short: bool,
 }
 
-/// Segments beyond what is reserved that only exits may use.
+/// See the file's header.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    append: Append,
+    segment_bytes: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The stream of claims is the first one.
+    streams: Vec<Stream>,
+    /// In rising order of generations; with each, how many segments had become active when it came.
+    prepared: VecDeque<(Arc<Segment>, u64)>,
+    /// Generations of headers that were written and may not be durable yet.
+    headed: Vec<Generation>,
+    /// Sealed, and not yet known to be stable; oldest first.
+    unstable: Vec<(Arc<Segment>, SealedSegment)>,
+    /// Durable in full, and not yet handed over.
+    sealed: Vec<SealedSegment>,
+    /// Sealed and durable in full, with their ends: they are listed in every mark until the stable
+    /// generation has passed them (R9).
+    settled: Vec<(SegmentId, Generation, u32)>,
+    files: Vec<Arc<DataFile>>,
+    /// How many segments of claims became active.
+    claims: u64,
+    /// How many segments became active.
+    activations: u64,
+    held: u64,
+    /// Whether everything up to the present tails is durable and the last mark says so.
+    proven: bool,
+    appended_bytes: u64,
+    used_bytes: u64,
+}
+
+/// Segments beyond what is reserved that only exits, and copies, may use.
 const SPARE_SEGMENTS: u64 = 2;
+/// Streams at most, before classes are rounded up.
+const STREAMS_MAX: usize = 17;
+/// When so many segments have become active since, a prepared one is used next, wherever it lies,
+/// and an active one is sealed: what is newer than the oldest of them is not stable.
+const BEHIND_MAX: u64 = 64;
 
 /// Data bytes that a prepared segment is good for (W3).
 fn usable_bytes(segment_bytes: u32) -> u64 {
@@ -128,14 +151,98 @@ fn usable_bytes(segment_bytes: u32) -> u64 {
     u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
 }
 
-impl Lane {
-    pub(crate) fn new(append: Append) -> Self {
-        Self { append, state: Mutex::new(State { proven: true, ..State::default() }) }
+/// Who asks for room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asker {
+    /// A call, which leaves room for the exits of others.
+    Call,
+    /// An exit, which has room reserved.
+    Exit,
+    /// A copy, whose original gives its room back later.
+    Copy,
+}
+
+impl State {
+    /// The stream of this class.
+    fn stream(&mut self, class: Class) -> usize {
+        let find = |streams: &[Stream], class| streams.iter().position(|it| it.class == class);
+        if let Some(index) = find(&self.streams, class) {
+            return index;
+        }
+        let class = if self.streams.len() < STREAMS_MAX { class } else { class.rounded_up() };
+        find(&self.streams, class).unwrap_or_else(|| {
+            self.streams.push(Stream { class, active: None });
+            self.streams.len() - 1
+        })
     }
 
-    /// Hands prepared segments to the lane, in rising order of generations, all above those it has.
-    pub(crate) fn add_prepared(&self, segments: impl IntoIterator<Item = SegmentId>) {
-        self.state.lock().prepared.extend(segments);
+    /// Whether a record that takes so much `room` fits the stream's active segment.
+    fn fits(&self, stream: usize, room: u32, segment_bytes: u32) -> bool {
+        let active = self.streams[stream].active.as_ref();
+        active.is_some_and(|active| {
+            // A segment's bytes.
+            let used = active.writer.filled() + active.index.len() as u32;
+            used + room <= data_limit(segment_bytes)
+        })
+    }
+
+    /// Takes the prepared segment to be filled next: one in a file that is written to anyway, so
+    /// that a round syncs few files, unless another has been waiting for long.
+    fn next_prepared(&mut self) -> Option<Arc<Segment>> {
+        let (_, came) = self.prepared.front()?;
+        let is_old = came + BEHIND_MAX < self.activations;
+        let file = self.streams.iter().find_map(|it| it.active.as_ref()).map(|it| &it.segment.file);
+        let beside = file.filter(|_| !is_old).and_then(|file| {
+            self.prepared.iter().position(|(segment, _)| Arc::ptr_eq(&segment.file, file))
+        });
+        self.prepared.remove(beside.unwrap_or(0)).map(|(segment, _)| segment)
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(append: Append, segment_bytes: u32) -> Self {
+        let streams = vec![Stream { class: Class::Claims, active: None }];
+        let state = State { streams, proven: true, ..State::default() };
+        Self { append, segment_bytes, state: Mutex::new(state) }
+    }
+
+    /// A data file whose changes rounds have to sync.
+    pub(crate) fn add_file(&self, file: Arc<DataFile>) {
+        self.state.lock().files.push(file);
+    }
+
+    /// Tells that a segment whose `bytes` of records are gone got a header of this generation: the
+    /// next round makes it durable.
+    pub(crate) fn add_headed(&self, id: SegmentId, generation: Generation, bytes: u64) {
+        let mut state = self.state.lock();
+        state.settled.retain(|(settled, ..)| *settled != id);
+        state.headed.push(generation);
+        state.used_bytes -= bytes;
+        state.proven = false;
+    }
+
+    /// Asks the next round for a mark, though there may be nothing else to do.
+    pub(crate) fn want_mark(&self) {
+        self.state.lock().proven = false;
+    }
+
+    /// Hands over an empty segment whose header is durable.
+    pub(crate) fn add_prepared(&self, segment: Arc<Segment>) {
+        let mut state = self.state.lock();
+        state.headed.retain(|headed| *headed != segment.generation);
+        let at = state.prepared.partition_point(|(it, _)| it.generation < segment.generation);
+        let came = state.activations;
+        state.prepared.insert(at, (segment, came));
+    }
+
+    /// Counts a segment that recovery found, and gives its order, see [`SealedSegment`]. Those of
+    /// claims come first, in the order in which they were filled.
+    pub(crate) fn add_used(&self, bytes: u64, is_claims: bool) -> u64 {
+        let mut state = self.state.lock();
+        state.used_bytes += bytes;
+        let order = state.claims;
+        state.claims += u64::from(is_claims);
+        order
     }
 
     /// Reserves room for claims that recovery found.
@@ -143,11 +250,18 @@ impl Lane {
         self.state.lock().held += bytes;
     }
 
+    /// Gives back what was reserved for a claim that nobody can finish any more.
+    pub(crate) fn release(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        debug_assert!(bytes <= state.held, "room is released once");
+        state.held = state.held.saturating_sub(bytes);
+    }
+
     /// What there is, in a store of `total` segments. It should grow when, beyond what claims may
     /// not use, less than an eighth of them is left, at least two and at most 64.
-    pub(crate) fn supply(&self, segments: &Segments, total: u64) -> Supply {
+    pub(crate) fn supply(&self, total: u64) -> Supply {
         let state = self.state.lock();
-        let usable = usable_bytes(segments.segment_bytes());
+        let usable = usable_bytes(self.segment_bytes);
         let prepared = state.prepared.len() as u64;
         let room = prepared * usable;
         let wanted = SPARE_SEGMENTS + (total / 8).clamp(2, 64);
@@ -155,6 +269,7 @@ impl Lane {
             prepared,
             held: state.held,
             appended_bytes: state.appended_bytes,
+            used_bytes: state.used_bytes,
             is_low: room < state.held + wanted * usable,
             is_short: room < state.held + SPARE_SEGMENTS * usable,
         }
@@ -164,44 +279,72 @@ impl Lane {
     /// killed process does not lose it.
     pub(crate) fn append(
         &self,
-        segments: &Segments,
         draft: &Draft<'_>,
+        class: Class,
         change: RoomChange,
     ) -> Result<Location, AppendError> {
-        let segment_bytes = segments.segment_bytes();
+        let asker = if change.is_exit { Asker::Exit } else { Asker::Call };
+        self.append_for(draft, class, change, asker)
+    }
+
+    /// Appends a copy of a record that is to be given up where it lies.
+    pub(crate) fn append_copy(
+        &self,
+        draft: &Draft<'_>,
+        class: Class,
+    ) -> Result<Location, AppendError> {
+        self.append_for(draft, class, RoomChange::default(), Asker::Copy)
+    }
+
+    fn append_for(
+        &self,
+        draft: &Draft<'_>,
+        class: Class,
+        change: RoomChange,
+        asker: Asker,
+    ) -> Result<Location, AppendError> {
         // Callers keep bodies within half a segment, so a record fits an empty one.
-        let len = draft.padded_len() as u32;
+        let room = draft.room() as u32;
         let mut state = self.state.lock();
-        let fits = state
-            .active
-            .as_ref()
-            .is_some_and(|active| active.writer.filled() + len <= data_limit(segment_bytes));
-        let prepared_after = (state.prepared.len() as u64).checked_sub(u64::from(!fits));
         debug_assert!(change.release <= state.held + change.reserve, "room is released once");
         debug_assert!(
-            !change.is_exit || u64::from(len) + change.reserve <= change.release,
-            "W3: an exit of {len} bytes against {change:?}"
+            !change.is_exit || u64::from(room) + change.reserve <= change.release,
+            "W3: an exit of {room} bytes against {change:?}"
         );
         let held_after = (state.held + change.reserve).saturating_sub(change.release);
-        let Some(prepared_after) = prepared_after else { return Err(AppendError::NoRoom) };
-        if !change.is_exit && held_after > 0 {
-            let usable = usable_bytes(segment_bytes);
-            if prepared_after * usable < held_after + SPARE_SEGMENTS * usable {
+        let usable = usable_bytes(self.segment_bytes);
+        let leaves = |prepared: u64, spare: u64| prepared * usable >= held_after + spare * usable;
+        let prepared = state.prepared.len() as u64;
+        let mut stream = state.stream(class);
+        let mut fits = state.fits(stream, room, self.segment_bytes);
+        let has_room = prepared.checked_sub(u64::from(!fits)).is_some_and(|after| match asker {
+            Asker::Call => held_after == 0 || leaves(after, SPARE_SEGMENTS),
+            Asker::Exit => fits || class == Class::Claims || leaves(after, SPARE_SEGMENTS),
+            Asker::Copy => fits || leaves(after, 0),
+        });
+        if !has_room {
+            // The last segments are for exits, and shared by all classes.
+            stream = state.stream(Class::Claims);
+            fits = state.fits(stream, room, self.segment_bytes);
+            if asker != Asker::Exit || !(fits || prepared > 0) {
                 return Err(AppendError::NoRoom);
             }
         }
         if !fits {
-            self.rotate(&mut state, segments).map_err(AppendError::Failed)?;
+            self.rotate(&mut state, stream).map_err(AppendError::Failed)?;
         }
-        let Some(active) = &mut state.active else { return Err(AppendError::NoRoom) };
-        let segment = known(segments, active.segment);
+        let Some(active) = &mut state.streams[stream].active else {
+            return Err(AppendError::NoRoom);
+        };
         let offset = active.writer.filled();
-        self.write(segment, &mut active.writer, draft).map_err(AppendError::Failed)?;
-        active.max_expires = active.max_expires.max(draft.expires());
+        self.write(&active.segment, &mut active.writer, draft).map_err(AppendError::Failed)?;
+        active.note(draft, offset);
+        let location = Location::new(active.segment.id, offset, self.segment_bytes);
         state.held = held_after;
         state.proven = false;
-        state.appended_bytes += u64::from(len);
-        Ok(Location::new(segment.id, offset, segment_bytes))
+        state.appended_bytes += u64::from(room);
+        state.used_bytes += u64::from(room);
+        Ok(location)
     }
 
     fn write(
@@ -243,58 +386,118 @@ impl Lane {
         Ok(())
     }
 
-    /// Seals the active segment and makes the first prepared one active. There is one.
-    fn rotate(&self, state: &mut State, segments: &Segments) -> Result<(), Arc<Failure>> {
-        self.seal(state, segments)?;
-        if let Some(id) = state.prepared.pop_front() {
-            let writer = known(segments, id).extent.writer();
-            debug_assert!(writer.is_some(), "a prepared segment has no writer");
-            let max_expires = Timestamp::default();
-            state.active = writer.map(|writer| Active { segment: id, writer, max_expires });
-        }
+    /// Seals the stream's active segment and makes a prepared one active. There is one.
+    fn rotate(&self, state: &mut State, stream: usize) -> Result<(), Arc<Failure>> {
+        self.seal(state, stream)?;
+        let Some(segment) = state.next_prepared() else { return Ok(()) };
+        let writer = segment.extent.writer();
+        debug_assert!(writer.is_some(), "a prepared segment has no writer");
+        let Some(writer) = writer else { return Ok(()) };
+        let (order, activation) = (state.claims, state.activations);
+        state.activations += 1;
+        state.claims += u64::from(state.streams[stream].class == Class::Claims);
+        let active = Active::new(segment, writer, order, activation);
+        state.streams[stream].active = Some(active);
         Ok(())
     }
 
-    fn seal(&self, state: &mut State, segments: &Segments) -> Result<(), Arc<Failure>> {
-        let Some(mut active) = state.active.take() else { return Ok(()) };
-        let segment = known(segments, active.segment);
-        let trailer = Trailer {
-            data_end: active.writer.filled(),
-            max_expires: active.max_expires,
-            generation: segment.generation,
-        };
-        let bytes = trailer.encode(segment.place);
-        let at = trailer_offset(segments.segment_bytes());
+    fn seal(&self, state: &mut State, stream: usize) -> Result<(), Arc<Failure>> {
+        let class = state.streams[stream].class;
+        let Some(mut active) = state.streams[stream].active.take() else { return Ok(()) };
+        let (segment, end) = (Arc::clone(&active.segment), active.writer.filled());
+        let (index, trailer) = (&active.index, active.trailer(class));
+        let (entries, bytes) = (trailer.entries, trailer.encode(segment.place));
+        let at = index_offset(self.segment_bytes, entries);
         segment.file.set_dirty();
         reach(Point::BeforeTrailer);
         match self.append {
-            Append::Mapped => active.writer.put(at, &bytes),
+            Append::Mapped => {
+                active.writer.put(at, index);
+                active.writer.put(trailer_offset(self.segment_bytes), &bytes);
+            }
             Append::Positioned => {
-                segment.file.write_at(&[IoSlice::new(&bytes)], segment.file_offset(at))?;
+                let parts = [IoSlice::new(index), IoSlice::new(&bytes)];
+                segment.file.write_at(&parts, segment.file_offset(at))?;
             }
         }
         reach(Point::BehindTrailer);
-        state.unstable.push(active.segment);
+        let is_claims = class == Class::Claims;
+        let order = if is_claims { active.order } else { state.claims };
+        let file = Arc::clone(&segment.file);
+        let sealed =
+            SealedSegment { id: segment.id, file, is_claims, end, entries, due: active.due, order };
+        state.unstable.push((segment, sealed));
         state.proven = false;
         Ok(())
     }
 
-    /// Seals the active segment, for good: the store is closing.
-    pub(crate) fn seal_active(&self, segments: &Segments) -> Result<(), Arc<Failure>> {
+    /// Seals all active segments for good: the store is closing.
+    pub(crate) fn seal_all(&self) -> Result<(), Arc<Failure>> {
         let mut state = self.state.lock();
-        self.seal(&mut state, segments)
+        (0..state.streams.len()).try_for_each(|stream| self.seal(&mut state, stream))
+    }
+
+    /// Seals the active segments that have been filled for long enough, by the monotonic clock, and
+    /// that of claims whatever its age when its number is before `claims_before`. Gives the time
+    /// until the next one is.
+    pub(crate) fn seal_aged(
+        &self,
+        now: Duration,
+        claims_before: u64,
+    ) -> Result<Option<Duration>, Arc<Failure>> {
+        let mut state = self.state.lock();
+        let activations = state.activations;
+        let active = state.streams.iter().filter(|it| it.active.is_some());
+        let shortest = active.map(|it| it.class.fill_time()).min();
+        let mut next: Option<Duration> = None;
+        for stream in 0..state.streams.len() {
+            let Stream { class, active } = &mut state.streams[stream];
+            let Some(active) = active else { continue };
+            let is_claims = *class == Class::Claims;
+            // Completions wait for claims.
+            let fill_time = shortest.filter(|_| is_claims).unwrap_or(class.fill_time());
+            let age = now.saturating_sub(*active.seen.get_or_insert(now));
+            let is_behind = active.activation + BEHIND_MAX < activations;
+            let is_awaited = is_claims && active.order < claims_before;
+            if age >= fill_time || is_behind || is_awaited {
+                self.seal(&mut state, stream)?;
+            } else {
+                let left = fill_time - age;
+                next = Some(next.map_or(left, |next| next.min(left)));
+            }
+        }
+        Ok(next)
+    }
+
+    /// Hands over what was sealed and is durable in full by now.
+    pub(crate) fn take_sealed(&self) -> Vec<SealedSegment> {
+        std::mem::take(&mut self.state.lock().sealed)
+    }
+
+    /// Declares everything durable: the store is in memory, and has no rounds.
+    pub(crate) fn skip_rounds(&self) {
+        let mut state = self.state.lock();
+        let sealed: Vec<_> = state.unstable.drain(..).map(|(_, sealed)| sealed).collect();
+        state.sealed.extend(sealed);
     }
 
     /// Takes down what a round that begins now has to make durable; `None` when everything is, and
     /// the last mark says so. Whatever is appended from now on is the next round's.
-    pub(crate) fn begin_round(&self, segments: &Segments) -> Option<Plan> {
+    pub(crate) fn begin_round(&self) -> Option<Plan> {
         let mut state = self.state.lock();
         if state.proven {
             return None;
         }
-        let active = state.active.as_ref().map(|active| active.segment);
-        let listed = || state.unstable.iter().copied().chain(active).map(|id| known(segments, id));
-        let entries = listed()
+        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
+        let unstable = state.unstable.iter().map(|(segment, _)| segment);
+        let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
+        let prepared = state.prepared.front().map(|(segment, _)| segment);
+        // R8: the least generation of all that is active, prepared or about to be, or sealed since
+        // the last completed round began.
+        let used = segments.iter().chain(prepared).map(|it| it.generation);
+        let stable = used.chain(state.headed.iter().copied()).min().unwrap_or_default();
+        let mut entries: Vec<_> = segments
+            .iter()
             .map(|segment| Entry {
                 segment: segment.id,
                 generation: segment.generation,
@@ -305,51 +508,49 @@ impl Lane {
                 attempted: segment.extent.filled(),
             })
             .collect();
-        // R8: the least generation of all that is active, prepared, or sealed since the last
-        // completed round began.
-        let prepared = state.prepared.front().map(|id| known(segments, *id));
-        let stable = listed().chain(prepared).map(|segment| segment.generation).min();
-        let mut files: Vec<Arc<DataFile>> = Vec::new();
-        for segment in listed() {
-            if segment.file.take_dirty() {
-                files.push(Arc::clone(&segment.file));
-            }
-        }
-        let current = listed().last().or(prepared).map(|segment| Arc::clone(&segment.file));
+        let last = segments.last().or(prepared).map(|segment| Arc::clone(&segment.file));
+        state.settled.retain(|(_, generation, _)| *generation >= stable);
+        let settled = state.settled.iter().map(|&(segment, generation, end)| Entry {
+            segment,
+            generation,
+            durable: end,
+            attempted: end,
+        });
+        entries.extend(settled);
+        let files: Vec<_> = state.files.iter().filter(|file| file.take_dirty()).cloned().collect();
+        let marked = files.first().cloned().or(last).or_else(|| state.files.last().cloned());
         let sealed = state.unstable.len();
         // Until something is appended, this round's mark is the last word, if it proves it all.
         state.proven = true;
-        Some(Plan { entries, stable: stable.unwrap_or_default(), files, current, sealed })
+        Some(Plan { entries, stable, files, marked, segments, sealed })
     }
 
     /// The round that took `plan` has ended: everything in it is durable.
-    pub(crate) fn end_round(&self, segments: &Segments, plan: &Plan) {
+    pub(crate) fn end_round(&self, plan: &Plan) {
         let mut state = self.state.lock();
-        for entry in &plan.entries {
-            known(segments, entry.segment).set_durable(entry.attempted);
+        for (segment, entry) in plan.segments.iter().zip(&plan.entries) {
+            segment.set_durable(entry.attempted);
         }
-        state.unstable.drain(..plan.sealed);
+        let ended: Vec<_> = state.unstable.drain(..plan.sealed).collect();
+        for (segment, sealed) in ended {
+            state.settled.push((segment.id, segment.generation, sealed.end));
+            state.sealed.push(sealed);
+        }
         if plan.entries.iter().any(|entry| entry.durable != entry.attempted) {
             // The mark could not yet say so; the next one can (R10).
             state.proven = false;
         }
     }
 
-    /// The generation of the segment that will be filled next.
-    pub(crate) fn first_prepared(&self, segments: &Segments) -> Option<Generation> {
-        let first = self.state.lock().prepared.front().copied();
-        first.map(|id| known(segments, id).generation)
+    /// The least generation that is prepared, or about to be.
+    pub(crate) fn first_prepared(&self) -> Option<Generation> {
+        let state = self.state.lock();
+        let first = state.prepared.front().map(|(segment, _)| segment.generation);
+        first.into_iter().chain(state.headed.iter().copied()).min()
     }
 
     /// Whether a mark is still owed for what is durable already, and nothing else.
     pub(crate) fn is_proven(&self) -> bool {
         self.state.lock().proven
-    }
-}
-
-fn known(segments: &Segments, id: SegmentId) -> &Segment {
-    match segments.get(id) {
-        Some(segment) => segment,
-        None => unreachable!("segment {} was handed to the lane", id.0),
     }
 }

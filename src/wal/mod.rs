@@ -1,8 +1,8 @@
 //! The write-ahead log: all segments together. The WAL is the store: there is no second copy.
 //!
 //! [`Wal`] joins the parts of this folder: data files, segments, the lane that fills them, the
-//! rounds that make them durable, the meta and names files beside them, and the poison that ends
-//! it all. It knows records as bytes with a length and an expiry; what they mean is the engine's.
+//! rounds that make them durable, their recycling, the meta and names files beside them, and the
+//! poison that ends it all. It knows records as bytes with a length and an expiry; what they mean is the engine's.
 //!
 //! Locks, in the order in which they may be held together: the gate, growth, then meta or lane.
 //! Rounds is held alone. None but the gate, growth and meta is held across a file operation that
@@ -15,13 +15,16 @@
 //!   before the directory is given up: nothing is written to files that another process may have
 //!   opened.
 
+pub(crate) mod class;
 pub(crate) mod data_file;
 pub(crate) mod lane;
 pub(crate) mod meta;
 pub(crate) mod names;
 pub(crate) mod poison;
+pub(crate) mod recycle;
 pub(crate) mod rounds;
 pub(crate) mod segments;
+pub(crate) mod stream;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -39,13 +42,14 @@ use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::types::{Epoch, FileId, Generation, Location, SegmentId, Timestamp};
 
+use class::Class;
 use data_file::{DataFile, Filling};
 use lane::{Append, AppendError, Lane, RoomChange, Supply};
 use meta::MetaFile;
 use names::{AppendFailure, NamesFile};
 use poison::Poison;
 use rounds::Rounds;
-use segments::{Segment, Segments};
+use segments::Segments;
 
 /// Generations are reserved in the meta file this many at a time, beyond those needed at once.
 const GENERATION_STEP: u64 = 1024;
@@ -131,11 +135,11 @@ pub(crate) struct WalParts {
 impl Wal {
     pub(crate) fn new(parts: WalParts) -> Self {
         let WalParts { fs, store_id, append, segments, meta, names, growth, epoch } = parts;
-        Self {
+        let wal = Self {
             fs,
             store_id,
+            lane: Lane::new(append, segments.segment_bytes()),
             segments,
-            lane: Lane::new(append),
             rounds: Rounds::default(),
             poison: Poison::default(),
             meta,
@@ -145,7 +149,11 @@ impl Wal {
             epoch: AtomicU32::new(epoch.0),
             mark_round: AtomicU64::new(1),
             gate: RwLock::new(Gate::Open),
+        };
+        for file in &wal.growth.lock().files {
+            wal.lane.add_file(Arc::clone(file));
         }
+        wal
     }
 
     /// Poisons the store for `cause`; the call that met it may have had its effect. Threads that
@@ -175,9 +183,26 @@ impl Wal {
     pub(crate) fn append(
         &self,
         draft: &Draft<'_>,
+        class: Class,
         change: RoomChange,
     ) -> Result<Option<Location>, StoreError> {
-        match self.lane.append(&self.segments, draft, change) {
+        self.appended(self.lane.append(draft, class, change))
+    }
+
+    /// Appends a copy of a record that lies in a segment about to be recycled.
+    pub(crate) fn append_copy(
+        &self,
+        draft: &Draft<'_>,
+        class: Class,
+    ) -> Result<Option<Location>, StoreError> {
+        self.appended(self.lane.append_copy(draft, class))
+    }
+
+    fn appended(
+        &self,
+        result: Result<Location, AppendError>,
+    ) -> Result<Option<Location>, StoreError> {
+        match result {
             Ok(location) => Ok(Some(location)),
             Err(AppendError::NoRoom) => Ok(None),
             Err(AppendError::Failed(cause)) => Err(self.fail(cause)),
@@ -189,15 +214,15 @@ impl Wal {
         self.lane.hold(bytes);
     }
 
-    /// Hands over segments that recovery found or made empty, in rising order of generations.
-    pub(crate) fn add_prepared(&self, segments: impl IntoIterator<Item = SegmentId>) {
-        self.lane.add_prepared(segments);
+    /// Gives back room of a claim that nobody can finish any more.
+    pub(crate) fn release_room(&self, bytes: u64) {
+        self.lane.release(bytes);
     }
 
     /// What room there is, and whether the store should grow.
     pub(crate) fn supply(&self) -> Supply {
         let total = u64::from(self.growth.lock().segments());
-        self.lane.supply(&self.segments, total)
+        self.lane.supply(total)
     }
 
     /// How often the store has grown: read it before an append, hand it to [`Wal::grow`] after.
@@ -332,10 +357,9 @@ impl Wal {
         growth.last_try_failed = false;
         growth.files.push(Arc::clone(&file));
         for (id, generation) in file.header().ids().zip(first_generation.0..) {
-            let (generation, file) = (Generation(generation), Arc::clone(&file));
-            self.segments.add(Segment::new(&self.store_id, file, id, generation, DATA_START));
+            self.enter(&file, id, Generation(generation), DATA_START);
         }
-        self.lane.add_prepared(file.header().ids());
+        self.lane.add_file(file);
         self.growths.fetch_add(1, Ordering::Release);
         Ok(Ok(()))
     }
@@ -343,7 +367,7 @@ impl Wal {
     /// What the leader of a round does: writes the mark, syncs what is dirty, and notes what is
     /// durable now. Everything appended before the call is.
     pub(crate) fn sync_round(&self, now: Timestamp) -> Result<(), Arc<Failure>> {
-        let Some(plan) = self.lane.begin_round(&self.segments) else { return Ok(()) };
+        let Some(plan) = self.lane.begin_round() else { return Ok(()) };
         let mark = Mark {
             epoch: Epoch(self.epoch.load(Ordering::Relaxed)),
             round: self.mark_round.fetch_add(1, Ordering::Relaxed),
@@ -351,21 +375,19 @@ impl Wal {
             stable: plan.stable,
             entries: plan.entries.clone(),
         };
-        let any_file = || self.growth.lock().files.last().cloned();
-        let marked = plan.current.clone().or_else(any_file);
         reach(Point::BeforeMark);
-        if let Some(marked) = &marked {
+        if let Some(marked) = &plan.marked {
             marked.write_mark(&self.store_id, &mark)?;
             reach(Point::BeforeRoundSync);
             marked.sync()?;
         }
         for file in &plan.files {
-            if marked.as_ref().is_none_or(|marked| !Arc::ptr_eq(marked, file)) {
+            if plan.marked.as_ref().is_none_or(|marked| !Arc::ptr_eq(marked, file)) {
                 file.sync()?;
             }
         }
         reach(Point::BehindRoundSync);
-        self.lane.end_round(&self.segments, &plan);
+        self.lane.end_round(&plan);
         Ok(())
     }
 
@@ -374,15 +396,15 @@ impl Wal {
         self.lane.is_proven()
     }
 
-    /// Seals the active segment for good.
-    pub(crate) fn seal_active(&self) -> Result<(), StoreError> {
-        self.lane.seal_active(&self.segments).map_err(|cause| self.fail(cause))
+    /// Seals the active segments for good.
+    pub(crate) fn seal_all(&self) -> Result<(), StoreError> {
+        self.lane.seal_all().map_err(|cause| self.fail(cause))
     }
 
     /// The least generation that may still be written to, when no segment is active.
     pub(crate) fn stable_generation(&self) -> Generation {
         let fresh = self.growth.lock().next_generation;
-        self.lane.first_prepared(&self.segments).unwrap_or(fresh)
+        self.lane.first_prepared().unwrap_or(fresh)
     }
 
     /// Appends an entry to the names file, durably, and counts it in the meta file, which `count`
@@ -431,7 +453,7 @@ impl Wal {
         let growth = self.growth.lock();
         let disk = growth.files.iter().map(|file| file.header().file_bytes()).sum();
         let total = u64::from(growth.segments());
-        let used = total - self.lane.supply(&self.segments, total).prepared;
+        let used = total - self.lane.supply(total).prepared;
         (disk, used * u64::from(self.segments.segment_bytes()))
     }
 }

@@ -24,6 +24,13 @@ use crate::sys::sync::{Condvar, Mutex};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Ticket(u64);
 
+impl Ticket {
+    /// Whether its round has ended, when so many have.
+    pub(crate) fn is_over(self, completed: u64) -> bool {
+        completed >= self.0
+    }
+}
+
 /// See the file's header.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {

@@ -3,19 +3,20 @@
 //! Readers come here with a location and get a record. They take no lock.
 //!
 //! Invariants
-//! - W1  The bytes of a segment below its filled part's end are never written again while it bears
-//!   its generation; so a record once returned stays what it is.
+//! - W1  The bytes of a segment below its filled part's end are never written again while anybody
+//!   can read them under the pin he found them with; so a record once returned stays what it is.
 //! - W2  `durable` is at or below the filled part's end, and everything below it was synced.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use super::data_file::DataFile;
 use crate::checksum::Place;
 use crate::chunked::Chunked;
 use crate::error::StoreError;
-use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record};
+use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record, is_skippable, padded};
 use crate::sys::extent::Extent;
+use crate::sys::pin::{Pin, Shelf};
 use crate::types::{Generation, Location, SegmentId};
 
 /// One segment in one generation.
@@ -33,22 +34,17 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// The segment as recovery found it, or as it was prepared: `filled` bytes are final, and all
-    /// of them durable.
+    /// of them durable. `None` while somebody may still read what it was before.
     pub(crate) fn new(
         store_id: &[u8; 16],
         file: Arc<DataFile>,
         id: SegmentId,
         generation: Generation,
         filled: u32,
-    ) -> Self {
-        Self {
-            id,
-            generation,
-            place: Place::segment(store_id, id, generation),
-            extent: Arc::new(file.extent(id, filled)),
-            file,
-            durable: AtomicU32::new(filled),
-        }
+    ) -> Option<Arc<Self>> {
+        let extent = Arc::new(file.extent(id, filled)?);
+        let (place, durable) = (Place::segment(store_id, id, generation), AtomicU32::new(filled));
+        Some(Arc::new(Self { id, generation, place, file, extent, durable }))
     }
 
     pub(crate) fn durable(&self) -> u32 {
@@ -85,41 +81,64 @@ impl Segment {
         let bytes = self.extent.bytes(offset, end).ok_or(Flaw::Length)?;
         Record::decode(bytes, self.place, offset)
     }
+
+    /// The record at `offset`, and where the next one starts. `None` in its place: it is of a kind
+    /// that this version may pass over.
+    pub(crate) fn step(&self, offset: u32) -> Result<(Option<Record<'_>>, u32), StoreError> {
+        let found = match self.record(offset) {
+            Ok(record) => Some(record),
+            Err(flaw) if is_skippable(flaw) => None,
+            Err(flaw) => return Err(self.corrupt(offset, flaw)),
+        };
+        let header = self.extent.bytes(offset, offset + HEADER_BYTES as u32);
+        let sizes = Extents::read(header.unwrap_or_default(), usize::MAX);
+        let sizes = sizes.map_err(|flaw| self.corrupt(offset, flaw))?;
+        // It lies within the segment, as was checked above.
+        Ok((found, offset + padded(sizes.len) as u32))
+    }
 }
 
-/// All segments of a store, by number.
+/// All segments of a store that hold records or are to be filled, by number. Those that are being
+/// recycled are not there.
 #[derive(Debug)]
 pub(crate) struct Segments {
     segment_bytes: u32,
-    slots: Chunked<OnceLock<Segment>>,
+    shelves: Chunked<Shelf<Segment>>,
 }
 
 impl Segments {
     pub(crate) fn new(segment_bytes: u32) -> Self {
-        Self { segment_bytes, slots: Chunked::new(2) }
+        Self { segment_bytes, shelves: Chunked::new(2) }
     }
 
     pub(crate) fn segment_bytes(&self) -> u32 {
         self.segment_bytes
     }
 
-    /// Enters a segment. Each number is entered once.
-    pub(crate) fn add(&self, segment: Segment) {
-        let slot = self.slots.ensure(segment.id.0);
-        let entered = slot.set(segment);
-        debug_assert!(entered.is_ok(), "a segment is entered once");
+    /// Enters a segment.
+    pub(crate) fn add(&self, segment: Arc<Segment>) {
+        self.shelves.ensure(segment.id.0).put(segment);
+    }
+
+    /// Takes a segment out, once no location in any table names it and no pin remembers one.
+    pub(crate) fn remove(&self, id: SegmentId) {
+        self.shelves.ensure(id.0).take();
     }
 
     #[inline]
-    pub(crate) fn get(&self, id: SegmentId) -> Option<&Segment> {
-        self.slots.get(id.0)?.get()
+    pub(crate) fn get<'p>(&'p self, id: SegmentId, pin: &'p Pin) -> Option<&'p Segment> {
+        self.shelves.get(id.0)?.get(pin)
     }
 
-    /// The record at `location`, checked whole but for its body.
+    /// The record at `location`, which was found under `pin`, checked whole but for its body.
     #[inline]
-    pub(crate) fn record(&self, location: Location) -> Result<Record<'_>, StoreError> {
+    pub(crate) fn record<'p>(
+        &'p self,
+        location: Location,
+        pin: &'p Pin,
+    ) -> Result<Record<'p>, StoreError> {
         let (id, offset) = location.split(self.segment_bytes);
-        let segment = self.known(id);
+        let segment = self.known(id, pin);
         segment.record(offset).map_err(|flaw| segment.corrupt(offset, flaw))
     }
 
@@ -129,27 +148,29 @@ impl Segments {
         &self,
         record: &Record<'_>,
         location: Location,
+        pin: &Pin,
     ) -> Result<(), StoreError> {
         record.check_body().map_err(|flaw| {
             let (id, offset) = location.split(self.segment_bytes);
-            self.known(id).corrupt(offset, flaw)
+            self.known(id, pin).corrupt(offset, flaw)
         })
     }
 
     /// Whether the record at `location` survives power loss.
-    pub(crate) fn is_durable(&self, location: Location) -> bool {
+    pub(crate) fn is_durable(&self, location: Location, pin: &Pin) -> bool {
         let (id, offset) = location.split(self.segment_bytes);
         // A record ends within its segment and starts at its durable end at the earliest when it
         // is not durable: records become durable whole.
-        offset < self.known(id).durable()
+        offset < self.known(id, pin).durable()
     }
 
-    /// A segment that some location names: locations come from appends and from recovery only.
+    /// A segment that some location names which was found under `pin`: locations come from appends
+    /// and from recovery, and a segment goes when no table has one in it.
     #[inline]
-    fn known(&self, id: SegmentId) -> &Segment {
-        match self.get(id) {
+    fn known<'p>(&'p self, id: SegmentId, pin: &'p Pin) -> &'p Segment {
+        match self.get(id, pin) {
             Some(segment) => segment,
-            None => unreachable!("no record was ever written to segment {}", id.0),
+            None => unreachable!("no record lies in segment {}", id.0),
         }
     }
 }

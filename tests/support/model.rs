@@ -533,6 +533,9 @@ impl Model {
                 let State::Done(done) = self.state(key) else { unreachable!() };
                 let (same, kept) = match (&done.body, &bring.body) {
                     (Stored::None, None) => (true, BodyKept::None),
+                    (Stored::Kept(old), Some(new)) if self.now >= done.replay_until => {
+                        (old == new, BodyKept::NoReplay)
+                    }
                     (Stored::Kept(old), Some(new)) => (old == new, BodyKept::Kept),
                     (Stored::TooLarge(old), Some(new)) => (old == new, BodyKept::TooLarge),
                     (Stored::NoReplay(old), Some(new)) => (old == new, BodyKept::NoReplay),

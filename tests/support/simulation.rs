@@ -447,7 +447,18 @@ impl Simulation {
     }
 
     fn maintain(&mut self) {
+        let before = self.store().stats();
         self.store().maintain();
+        let after = self.store().stats();
+        for (what, before, after) in [
+            ("maintenance purged", before.purged, after.purged),
+            ("maintenance copied", before.copied, after.copied),
+            ("maintenance recycled", before.recycled, after.recycled),
+        ] {
+            if after > before {
+                self.see(what);
+            }
+        }
         if self.disk.crashed().is_none() && !self.is_poisoned() && self.new_rounds() > 0 {
             self.raise_all();
             self.see("maintenance made a round");

@@ -8,19 +8,19 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::OpenRequest;
-use super::scan::{Records, Scan, Scanner, Sealed, corrupt};
+use super::scan::{Records, Scan, Scanner, Sealed, corrupt, read_index};
 use super::winners::Winners;
 use crate::answer::Gap;
 use crate::engine::gaps::split;
 use crate::error::OpenError;
 use crate::format::file;
 use crate::format::file::id_of_name;
-use crate::format::flags::ParkedBy;
+use crate::format::index::ENTRY_BYTES;
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::NamespaceEntry;
-use crate::format::record::Kind;
-use crate::format::segment::{DATA_START, trailer_offset};
+use crate::format::record::{Record, TERMINATOR_BYTES};
+use crate::format::segment::{Content, DATA_START, Trailer, index_offset, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
 use crate::hash::KeyHasher;
 use crate::report::{RecoveryReport, TornTail};
@@ -30,8 +30,9 @@ use crate::wal::data_file::DataFile;
 use crate::wal::meta::{LoadedMeta, MetaFile};
 use crate::wal::names::NamesFile;
 
-/// A guess at the WAL bytes behind one entry, to size the tables; they grow if it is wrong.
-const ENTRY_BYTES_GUESS: u64 = 320;
+/// Fewer entries than this are no work for several threads.
+const ENTRIES_FOR_THREADS: u64 = 50_000;
+const THREADS_MAX: usize = 8;
 
 /// What the marks vouch for.
 #[derive(Debug, Default)]
@@ -55,6 +56,32 @@ impl Vouched {
             tail.1 = tail.1.max(entry.attempted);
         }
     }
+
+    /// The trailer of a sealed segment of which everything is known to be durable, and which has an
+    /// index (R12).
+    fn trusted(&self, segment: &Sealed) -> Option<Trailer> {
+        let trailer = segment.trailer.filter(|trailer| trailer.entries > 0)?;
+        let tail = self.tails.get(&(segment.id, segment.generation));
+        let is_durable = tail.is_some_and(|(durable, _)| *durable >= trailer.data_end);
+        (segment.generation < self.stable || is_durable).then_some(trailer)
+    }
+}
+
+impl Scanned {
+    /// A segment that is taken as its trailer says.
+    fn trusted(trailer: &Trailer, is_stable: bool) -> Self {
+        Self {
+            end: trailer.data_end,
+            max_expires: trailer.max_expires,
+            due: trailer.due,
+            latest: trailer.latest,
+            content: trailer.content,
+            entries: trailer.entries,
+            index: Vec::new(),
+            proven: trailer.data_end,
+            is_stable,
+        }
+    }
 }
 
 /// A segment after its scan.
@@ -62,6 +89,12 @@ impl Vouched {
 pub(super) struct Scanned {
     pub(super) end: u32,
     pub(super) max_expires: Timestamp,
+    pub(super) due: Timestamp,
+    pub(super) latest: Timestamp,
+    pub(super) content: Content,
+    /// Entries of its index; and the index, if it was worked out anew.
+    pub(super) entries: u32,
+    pub(super) index: Vec<u8>,
     /// Up to here it is proven durable; what lies behind may be in the page cache only.
     pub(super) proven: u32,
     pub(super) is_stable: bool,
@@ -162,9 +195,10 @@ pub(super) fn read(
     report.was_poisoned = meta.poisoned;
     report.files = files.len();
 
-    let sealed_bytes = segments.iter().filter_map(|segment| segment.trailer);
-    let sealed_bytes: u64 = sealed_bytes.map(|trailer| u64::from(trailer.data_end)).sum();
-    let guess = usize::try_from(sealed_bytes / ENTRY_BYTES_GUESS).unwrap_or(usize::MAX);
+    let completions = segments.iter().filter_map(|segment| segment.trailer);
+    let completions = completions.filter(|trailer| trailer.content == Content::Completions);
+    let guess: u64 = completions.map(|trailer| u64::from(trailer.entries)).sum();
+    let guess = usize::try_from(guess).unwrap_or(usize::MAX);
     let wall = Timestamp::from_ms(request.clock.wall_ns() / 1_000_000);
     let now = wall.max(meta.clock).max(vouched.clock);
     let winners = Winners::new(request.shards, guess, now);
@@ -185,7 +219,7 @@ pub(super) fn read(
         epoch: Epoch(0),
         at: Timestamp::default(),
     };
-    scan_all(&mut found, report)?;
+    scan_all(&mut found, request.in_full, report)?;
     check_counters(fs, &found)?;
     Ok((names, found, meta_file))
 }
@@ -310,52 +344,148 @@ fn read_segments(meta: &Meta, files: &[Arc<DataFile>]) -> Result<Vec<Sealed>, Op
     Ok(segments)
 }
 
-fn scan_all(found: &mut Found, report: &mut RecoveryReport) -> Result<(), OpenError> {
-    let segment_bytes = found.meta.segment_bytes;
+/// Lets all records compete: those of segments that are known to be durable by their index, unless
+/// `in_full`, and the others one by one.
+fn scan_all(
+    found: &mut Found,
+    in_full: bool,
+    report: &mut RecoveryReport,
+) -> Result<(), OpenError> {
     let hashers: HashMap<NamespaceId, KeyHasher> = found
         .namespaces
         .iter()
         .map(|entry| (entry.namespace, found.meta.secret.hasher(entry.namespace)))
         .collect();
-    let mut scanner = Scanner::new(segment_bytes);
-    let mut records = Records::new(&found.segments, segment_bytes);
+    let by_index: Vec<bool> = found
+        .segments
+        .iter()
+        .map(|segment| !in_full && found.vouched.trusted(segment).is_some())
+        .collect();
+    let indexed = found.segments.iter().zip(&by_index).filter(|(_, by_index)| **by_index);
+    let indexed: Vec<&Sealed> = indexed.map(|(segment, _)| segment).collect();
+    let (bad, epoch) = offer_indexes(&indexed, &found.segments, &mut found.winners, &hashers)?;
+    found.epoch = found.epoch.max(epoch);
+    let mut scanner = Scanner::new(found.meta.segment_bytes);
+    let mut records = Records::new(&found.segments, found.meta.segment_bytes);
     let (winners, epoch, at) = (&mut found.winners, &mut found.epoch, &mut found.at);
-    for segment in &found.segments {
-        let scan = scanner.scan(segment, |record, offset, loaded| {
-            let Some(hasher) = hashers.get(&record.namespace) else {
-                let what = format!("it names namespace {}, which is not known", record.namespace.0);
-                return Err(segment.corrupt(offset, what));
-            };
-            if hasher.hash(record.key) != record.key_hash {
-                return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
+    for (segment, by_index) in found.segments.iter().zip(by_index) {
+        let trusted = found.vouched.trusted(segment).filter(|_| by_index);
+        let scanned = match trusted.filter(|_| !bad.contains(&segment.id)) {
+            Some(trailer) => {
+                report.records += u64::from(trailer.entries);
+                report.records_indexed += u64::from(trailer.entries);
+                *at = (*at).max(trailer.latest);
+                // Its records are durable; index and trailer may not be.
+                Scanned::trusted(&trailer, segment.generation < found.vouched.stable)
             }
-            *epoch = (*epoch).max(record.token.epoch());
-            // A claim that an open has parked bears witness to that open. Until all are parked, the
-            // others must be judged by when their owner was lost.
-            let is_witness =
-                record.kind != Kind::Park || record.flags.parked_by() != ParkedBy::Orphaned;
-            if is_witness {
-                *at = (*at).max(record.at);
+            None => {
+                let mut scan = scanner.scan(segment, |record, offset, loaded| {
+                    check_key(segment, &hashers, record, offset)?;
+                    *epoch = (*epoch).max(record.token.epoch());
+                    let location = Location::new(segment.id, offset, found.meta.segment_bytes);
+                    winners.offer(record, location, &mut records, (segment.id, loaded))
+                })?;
+                report.records += scan.records;
+                report.records_skipped += scan.skipped;
+                *at = (*at).max(scan.latest);
+                judge_end(&found.vouched, segment, &mut scan, report)?
             }
-            let location = Location::new(segment.id, offset, segment_bytes);
-            winners.offer(record, location, &mut records, (segment.id, loaded))
-        })?;
-        let scanned = judge_end(&found.vouched, segment, &scan, report)?;
-        report.records += scan.records;
-        report.records_skipped += scan.skipped;
-        report.bytes += u64::from(scan.end - DATA_START);
-        report.segments += usize::from(scan.end > DATA_START);
+        };
+        report.bytes += u64::from(scanned.end - DATA_START);
+        report.segments += usize::from(scanned.end > DATA_START);
         found.scanned.push(scanned);
     }
     let known: HashSet<_> = found.segments.iter().map(|it| (it.id, it.generation)).collect();
     check_vouched(found, &known)
 }
 
+fn check_key(
+    segment: &Sealed,
+    hashers: &HashMap<NamespaceId, KeyHasher>,
+    record: &Record<'_>,
+    offset: u32,
+) -> Result<(), OpenError> {
+    let Some(hasher) = hashers.get(&record.namespace) else {
+        let what = format!("it names namespace {}, which is not known", record.namespace.0);
+        return Err(segment.corrupt(offset, what));
+    };
+    if hasher.hash(record.key) != record.key_hash {
+        return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
+    }
+    Ok(())
+}
+
+/// Lets the records of these segments compete by their indexes, on several threads: each takes some
+/// of the shards, and goes over all entries. Gives the segments whose index cannot be trusted, and
+/// the highest epoch of any token.
+fn offer_indexes(
+    indexed: &[&Sealed],
+    segments: &[Sealed],
+    winners: &mut Winners,
+    hashers: &HashMap<NamespaceId, KeyHasher>,
+) -> Result<(HashSet<SegmentId>, Epoch), OpenError> {
+    let entries: u64 =
+        indexed.iter().filter_map(|it| it.trailer).map(|it| u64::from(it.entries)).sum();
+    let threads = match entries {
+        0 => return Ok((HashSet::new(), Epoch(0))),
+        1..ENTRIES_FOR_THREADS => 1,
+        _ => std::thread::available_parallelism().map_or(1, |it| it.get().min(THREADS_MAX)),
+    };
+    let segment_bytes = indexed.first().map_or(0, |it| it.file.header().segment_bytes);
+    let parts = winners.split(threads);
+    let offer = |mut part: Winners| {
+        let mut records = Records::new(segments, segment_bytes);
+        let (mut buffer, mut bad, mut epoch) = (Vec::new(), Vec::new(), Epoch(0));
+        for segment in indexed {
+            let Some(trailer) = segment.trailer else { continue };
+            let is_good = read_index(segment, &trailer, &mut buffer, |batch| {
+                let touched = batch.iter().fold(0, |sum, it| sum ^ part.touch(it.key_hash));
+                std::hint::black_box(touched);
+                for entry in batch {
+                    if !hashers.contains_key(&entry.namespace) {
+                        let what = format!("its index names namespace {}", entry.namespace.0);
+                        return Err(segment.corrupt(entry.offset, what));
+                    }
+                    epoch = epoch.max(entry.token.epoch());
+                    let location = Location::new(segment.id, entry.offset, segment_bytes);
+                    part.offer_entry(entry, location, &mut records)?;
+                }
+                Ok(())
+            })?;
+            if !is_good {
+                bad.push(segment.id);
+            }
+        }
+        Ok::<_, OpenError>((part, bad, epoch))
+    };
+    let done: Vec<_> = if threads == 1 {
+        parts.into_iter().map(offer).collect()
+    } else {
+        std::thread::scope(|scope| {
+            let offer = &offer;
+            let running: Vec<_> =
+                parts.into_iter().map(|part| scope.spawn(move || offer(part))).collect();
+            let joined = running.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            joined.collect()
+        })
+    };
+    let (mut bad, mut epoch) = (HashSet::new(), Epoch(0));
+    for part in done {
+        let (part, bad_of_part, epoch_of_part) = part?;
+        winners.join(part);
+        bad.extend(bad_of_part);
+        epoch = epoch.max(epoch_of_part);
+    }
+    Ok((bad, epoch))
+}
+
 /// Tells a torn tail from damage.
 fn judge_end(
     vouched: &Vouched,
     segment: &Sealed,
-    scan: &Scan,
+    scan: &mut Scan,
     report: &mut RecoveryReport,
 ) -> Result<Scanned, OpenError> {
     let tail = vouched.tails.get(&(segment.id, segment.generation));
@@ -393,7 +523,29 @@ fn judge_end(
         });
     }
     let proven = if is_stable { scan.end } else { durable.max(DATA_START) };
-    Ok(Scanned { end: scan.end, max_expires: scan.max_expires, proven, is_stable })
+    // A segment of forgets alone may be one of claims.
+    let is_completions = scan.has_completions && !scan.has_claims;
+    let likely = if is_completions { Content::Completions } else { Content::Claims };
+    let mut index = std::mem::take(&mut scan.index);
+    // Entries of a segment are few enough.
+    let entries = (index.len() / ENTRY_BYTES) as u32;
+    let fits = scan.end + TERMINATOR_BYTES as u32
+        <= index_offset(segment.file.header().segment_bytes, entries);
+    if !fits {
+        // Nothing that this writes is so full.
+        index.clear();
+    }
+    Ok(Scanned {
+        end: scan.end,
+        max_expires: scan.max_expires,
+        due: scan.due,
+        latest: scan.latest,
+        content: segment.trailer.map_or(likely, |trailer| trailer.content),
+        entries: if fits { entries } else { 0 },
+        index,
+        proven,
+        is_stable,
+    })
 }
 
 /// A mark that vouches for bytes of a segment needs that segment to be there, in that generation

@@ -5,21 +5,29 @@
 
 use std::collections::HashMap;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::found::Found;
+use super::found::{Found, Scanned};
+use super::scan::Sealed;
+use crate::checksum::crc32;
 use crate::engine::exits::park_record;
 use crate::engine::{Engine, no_room};
 use crate::error::OpenError;
 use crate::format::META_NAME;
+use crate::format::ext::Ext;
 use crate::format::flags::ParkedBy;
-use crate::format::record::Draft;
-use crate::format::segment::{self, DATA_START, Trailer, trailer_offset};
+use crate::format::index;
+use crate::format::record::{Draft, Kind, Record};
+use crate::format::segment::{self, Content, DATA_START, Trailer, index_offset};
 use crate::sys::FileSystem;
+use crate::sys::pin::Pin;
 use crate::table::Slot;
 use crate::types::{Generation, KeyHash, Location, SegmentId, Timestamp};
+use crate::wal::Wal;
+use crate::wal::class::Class;
 use crate::wal::data_file::DataFile;
-use crate::wal::segments::{Segment, Segments};
+use crate::wal::stream::SealedSegment;
 
 /// Pieces in which a tail is written again.
 const REWRITE_BYTES: u32 = 1 << 20;
@@ -46,28 +54,48 @@ pub(super) fn make_good(found: &Found) -> Result<u64, OpenError> {
         }
         let start = segment.file.segment_offset(segment.id);
         if found.distrusts_cache() {
-            let mut at = scanned.proven;
-            while at < scanned.end {
-                let piece = (scanned.end - at).min(REWRITE_BYTES);
-                let mut bytes = vec![0; piece as usize];
-                let offset = start + u64::from(at);
-                segment.file.read_at(&mut bytes, offset).map_err(|error| {
-                    OpenError::io("read", segment.file.path().to_owned(), error)
-                })?;
-                write(&segment.file, &bytes, offset)?;
-                rewritten += u64::from(piece);
-                at += piece;
-            }
+            rewritten += write_again(&segment.file, start, scanned.proven..scanned.end)?;
         }
+        if scanned.index.is_empty() && scanned.entries > 0 {
+            // What was read, and may be in the page cache only.
+            let segment_bytes = found.meta.segment_bytes;
+            let index = index_offset(segment_bytes, scanned.entries);
+            if found.distrusts_cache() {
+                rewritten += write_again(&segment.file, start, index..segment_bytes)?;
+            }
+            continue;
+        }
+        // Who filled it kept room for the index.
         let trailer = Trailer {
+            entries: scanned.entries,
+            entries_crc: index::checksum(&scanned.index, segment.place),
             data_end: scanned.end,
-            max_expires: scanned.max_expires,
+            content: scanned.content,
             generation: segment.generation,
+            max_expires: scanned.max_expires,
+            due: scanned.due,
+            latest: scanned.latest,
         };
-        let at = trailer_offset(found.meta.segment_bytes);
-        write(&segment.file, &trailer.encode(segment.place), start + u64::from(at))?;
+        let at = index_offset(found.meta.segment_bytes, scanned.entries);
+        let bytes = [&scanned.index[..], &trailer.encode(segment.place)].concat();
+        write(&segment.file, &bytes, start + u64::from(at))?;
     }
     Ok(rewritten)
+}
+
+/// Writes a part of the segment that starts at `start` as it is read. Gives its bytes.
+fn write_again(file: &DataFile, start: u64, part: Range<u32>) -> Result<u64, OpenError> {
+    let mut at = part.start;
+    while at < part.end {
+        let piece = (part.end - at).min(REWRITE_BYTES);
+        let mut bytes = vec![0; piece as usize];
+        let offset = start + u64::from(at);
+        file.read_at(&mut bytes, offset)
+            .map_err(|error| OpenError::io("read", file.path().to_owned(), error))?;
+        write(file, &bytes, offset)?;
+        at += piece;
+    }
+    Ok(u64::from(part.end.saturating_sub(part.start)))
 }
 
 fn write(file: &DataFile, bytes: &[u8], offset: u64) -> Result<(), OpenError> {
@@ -85,7 +113,8 @@ pub(super) fn renew_empty(
     let mut generations = HashMap::new();
     for (segment, generation) in found.empty().zip(first.0..) {
         let generation = Generation(generation);
-        let header = segment::Header { segment: segment.id, generation, created: now };
+        let (created, is_recycled) = (now, segment.is_recycled);
+        let header = segment::Header { segment: segment.id, generation, created, is_recycled };
         let bytes = header.encode(&found.meta.store_id);
         write(&segment.file, &bytes, segment.file.segment_offset(segment.id))?;
         generations.insert(segment.id, generation);
@@ -93,24 +122,78 @@ pub(super) fn renew_empty(
     Ok(generations)
 }
 
-/// The segments as the WAL knows them, and those that are ready to be filled, by generation.
+/// Hands the segments to the WAL, and those with records to whoever expires them: claims first, each
+/// kind in the order in which it was filled.
 pub(super) fn take_over(
-    found: &Found,
+    wal: &Wal,
+    found: &[(Sealed, Scanned)],
     generations: &HashMap<SegmentId, Generation>,
-) -> (Segments, Vec<(Generation, SegmentId)>) {
-    let segments = Segments::new(found.meta.segment_bytes);
-    let mut prepared = Vec::new();
-    for (segment, scanned) in found.both() {
-        let generation = generations.get(&segment.id).copied().unwrap_or(segment.generation);
-        if scanned.end == DATA_START {
-            prepared.push((generation, segment.id));
+) -> Vec<SealedSegment> {
+    let mut sealed = Vec::new();
+    for content in [Content::Claims, Content::Completions] {
+        for (segment, scanned) in found {
+            let (id, end) = (segment.id, scanned.end);
+            if end > DATA_START && scanned.content == content {
+                let mut segment = SealedSegment {
+                    id,
+                    file: Arc::clone(&segment.file),
+                    is_claims: content == Content::Claims,
+                    end,
+                    entries: scanned.entries,
+                    due: scanned.due,
+                    order: 0,
+                };
+                segment.order = wal.add_used(segment.bytes(), segment.is_claims);
+                sealed.push(segment);
+            }
         }
-        let file = Arc::clone(&segment.file);
-        let store_id = &found.meta.store_id;
-        segments.add(Segment::new(store_id, file, segment.id, generation, scanned.end));
     }
-    prepared.sort_unstable();
-    (segments, prepared)
+    for (segment, scanned) in found {
+        let generation = generations.get(&segment.id).copied().unwrap_or(segment.generation);
+        wal.enter(&segment.file, segment.id, generation, scanned.end);
+    }
+    sealed
+}
+
+/// Writes a forget for each of these completions, under its own token: it was forgotten, and what
+/// said so is lost. It lasts as long as the completion would (R5). No round is needed: whatever may
+/// be destroyed next is so after two of them.
+pub(super) fn forget_again(engine: &Engine, lost: &[Location]) -> Result<(), OpenError> {
+    for location in lost {
+        loop {
+            let growths = engine.wal.growths();
+            let pin = Pin::new();
+            let old = engine.wal.segments.record(*location, &pin)?;
+            // No actor, and the reason.
+            let body = b"\0its forget was lost";
+            let record = Record {
+                kind: Kind::Forget,
+                flags: old.flags.rules_only(),
+                body_len: body.len() as u32,
+                body_crc: crc32(body),
+                ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
+                body,
+                ..old
+            };
+            let class = Class::geometric(old.expires.since(engine.timeline.now()));
+            if engine.wal.append_copy(&Draft::new(&record), class)?.is_some() {
+                break;
+            }
+            make_room(engine, growths)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes room, or says that there is none.
+fn make_room(engine: &Engine, growths: u64) -> Result<(), OpenError> {
+    if let Some(cause) = engine.make_room(growths)? {
+        return Err(OpenError::Full { cause });
+    }
+    if engine.wal.growths() == growths {
+        return Err(OpenError::Full { cause: no_room() });
+    }
+    Ok(())
 }
 
 /// Writes a park record for every orphan whose rule says so, durably, before anybody is served: a
@@ -124,10 +207,11 @@ pub(super) fn park_orphans(
         loop {
             let growths = engine.wal.growths();
             let mut shard = engine.lock_shard(*hash)?;
-            let claim = engine.wal.segments.record(*location)?;
+            let pin = Pin::new();
+            let claim = engine.wal.segments.record(*location, &pin)?;
             let at = engine.timeline.now();
             let (record, change) = park_record(&claim, ParkedBy::Orphaned, at);
-            if let Some(parked) = engine.append(&Draft::new(&record), change)? {
+            if let Some(parked) = engine.append(&Draft::new(&record), Class::Claims, change)? {
                 let is_it = |slot: Slot| Ok::<_, OpenError>(slot.location() == *location);
                 if let Some((position, _)) = shard.table.find(*hash, is_it)? {
                     shard.table.replace(position, parked, false);
@@ -135,12 +219,7 @@ pub(super) fn park_orphans(
                 break;
             }
             drop(shard);
-            if let Some(cause) = engine.make_room(growths)? {
-                return Err(OpenError::Full { cause });
-            }
-            if engine.wal.growths() == growths {
-                return Err(OpenError::Full { cause: no_room() });
-            }
+            make_room(engine, growths)?;
         }
     }
     // The mark may reach the disk without the records: it does not tell the time of this open.

@@ -23,9 +23,11 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::expiry::Expiry;
 use super::gaps::Gaps;
 use super::maintenance::Background;
 use super::namespaces::Namespaces;
+use super::purge::PurgeCounts;
 use super::shard::{Shard, Tokens};
 use super::state::{Standing, held_bytes, is_orphan};
 use super::time::Timeline;
@@ -47,10 +49,11 @@ use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::lane::Append;
 use crate::wal::meta::MetaFile;
 use crate::wal::names::NamesFile;
+use crate::wal::segments::Segments;
 use crate::wal::{Growth, Wal, WalParts};
 
 use found::{Found, read};
-use mend::{make_good, park_orphans, remove_unlisted, renew_empty, take_over};
+use mend::{forget_again, make_good, park_orphans, remove_unlisted, renew_empty, take_over};
 use scan::Records;
 use winners::Survivors;
 
@@ -73,6 +76,8 @@ pub(crate) struct OpenRequest {
     pub(crate) first_counter: u64,
     /// Whether the store is one that salvage is making.
     pub(crate) is_salvage: bool,
+    /// Whether every record is read, also where an index would do.
+    pub(crate) in_full: bool,
 }
 
 /// Opens the store in the request's directory, making one if there is none.
@@ -146,11 +151,12 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let generations = renew_empty(&found, first_generation, now)?;
     reach(Point::OpenBehindHeaders);
     for file in &found.files {
+        file.take_dirty();
         file.sync().map_err(failed)?;
     }
     reach(Point::OpenBehindSync);
-    let (segments, prepared) = take_over(&found, &generations);
-    let stable = prepared.first().map_or(next_generation, |(generation, _)| *generation);
+    // Every segment was read, and is sealed or newly empty.
+    let stable = generations.values().min().copied().unwrap_or(next_generation);
     let boot_id = fs.boot_id().unwrap_or_default();
     // In both slots: should one go bad, the other tells a data file of an earlier time as well.
     for _ in 0..SLOTS {
@@ -165,7 +171,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         served.map_err(failed)?;
     }
 
-    let Found { files, meta, winners, namespaces, gaps, .. } = found;
+    let Found { files, meta, winners, namespaces, gaps, segments, scanned, .. } = found;
     let wal = Wal::new(WalParts {
         fs,
         store_id: meta.store_id,
@@ -173,20 +179,26 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             Mode::Sync => Append::Positioned,
             Mode::Memory | Mode::Buffered | Mode::Interval(_) => Append::Mapped,
         },
-        segments,
+        segments: Segments::new(meta.segment_bytes),
         meta: meta_file,
         names,
         growth: Growth::new(files, next_generation),
         epoch,
     });
-    wal.add_prepared(prepared.into_iter().map(|(_, segment)| segment));
+    let found: Vec<_> = segments.into_iter().zip(scanned).collect();
+    let sealed = take_over(&wal, &found, &generations);
     wal.hold_room(settled.held_bytes);
     let shards = winners.tables.into_iter().enumerate().map(|(index, table)| {
         let tokens = Tokens::new(epoch, request.first_counter + index as u64);
         Shard::new(table, tokens)
     });
     let engine = Engine {
-        background: Background::new(request.mode, timeline.monotonic()),
+        background: Background::new(
+            request.mode,
+            timeline.monotonic(),
+            Expiry::new(timeline.now(), sealed),
+        ),
+        purge_counts: PurgeCounts::default(),
         namespaces: Namespaces::new(meta.secret, namespaces),
         gaps: Gaps::new(gaps),
         shards: shards.collect(),
@@ -209,6 +221,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         // those that were granted still have the spare segments.
         engine.make_room(engine.wal.growths())?;
     }
+    forget_again(&engine, &settled.to_forget)?;
     if !settled.to_park.is_empty() {
         park_orphans(&engine, &settled.to_park, floor)?;
         reach(Point::OpenBehindPark);
@@ -345,6 +358,7 @@ fn first_generation(found: &Found) -> Generation {
 struct Settled {
     held_bytes: u64,
     to_park: Vec<(KeyHash, Location)>,
+    to_forget: Vec<Location>,
 }
 
 fn settle(
@@ -357,6 +371,7 @@ fn settle(
     let mut settled = Settled::default();
     let gaps = Gaps::new(found.gaps.clone());
     let mut records = Records::new(&found.segments, found.meta.segment_bytes);
+    settled.to_forget = found.winners.unaccounted(&mut records)?;
     let Survivors { completed, expired } =
         found.winners.settle(&mut records, |record, location| {
             // A claim that is parked for having lost its owner lost it when the store stopped. The

@@ -25,6 +25,7 @@ use crate::hash::KeyHasher;
 use crate::report::SalvageReport;
 use crate::sys::FileSystem;
 use crate::types::{Epoch, NamespaceId, Timestamp};
+use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
 /// Losses beyond so many become one gap.
@@ -165,17 +166,17 @@ impl Copy<'_> {
                 copy.flags = copy.flags.with_body(BodyState::ReplayOver);
             }
         }
-        self.append(&Draft::new(&copy))?;
+        self.append(&Draft::new(&copy), class_of(&copy))?;
         self.report.records += 1;
         Ok(())
     }
 
-    fn append(&self, draft: &Draft<'_>) -> Result<(), SalvageError> {
+    fn append(&self, draft: &Draft<'_>, class: Class) -> Result<(), SalvageError> {
         // What claims keep reserved is worked out when the store is opened.
         let change = RoomChange { release: 0, reserve: 0, is_exit: false };
         loop {
             let growths = self.engine.wal.growths();
-            if self.engine.append(draft, change)?.is_some() {
+            if self.engine.append(draft, class, change)?.is_some() {
                 return Ok(());
             }
             if let Some(cause) = self.engine.make_room(growths)? {
@@ -183,6 +184,16 @@ impl Copy<'_> {
             }
         }
     }
+}
+
+/// Where a record belongs: by how long it was to be kept.
+fn class_of(record: &Record<'_>) -> Class {
+    let is_kept = match record.kind {
+        Kind::Complete => true,
+        Kind::Forget => record.expires < Timestamp::MAX,
+        Kind::Claim | Kind::Renew | Kind::Release | Kind::Park => false,
+    };
+    if is_kept { Class::geometric(record.due().since(record.at)) } else { Class::Claims }
 }
 
 /// The gaps that stand for `losses`, numbered from `next` on.
@@ -209,7 +220,7 @@ fn gaps_of(mut losses: Vec<Loss>, next: u32, epoch: Epoch, to: Timestamp) -> Vec
 /// is that of the source: time in which nobody could act has not passed.
 fn finish(engine: &Engine, epoch: Epoch, clock: Timestamp) -> Result<(), SalvageError> {
     engine.wal.abandon_growth();
-    engine.wal.seal_active()?;
+    engine.wal.seal_all()?;
     // The first round makes it durable, the second says so (R10).
     for _ in 0..2 {
         engine.wal.sync_round(clock).map_err(OpenError::Io)?;

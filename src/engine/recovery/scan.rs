@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use crate::checksum::Place;
 use crate::error::OpenError;
-use crate::format::record::{self, Extents, Flaw, HEADER_BYTES, Record, padded};
+use crate::format::index::{self, ENTRY_BYTES, Entry};
+use crate::format::record::{self, Draft, Extents, Flaw, HEADER_BYTES, Kind, Record, padded};
 use crate::format::segment::{
-    self, DATA_START, TRAILER_BYTES, Trailer, data_limit, trailer_offset,
+    self, DATA_START, TRAILER_BYTES, Trailer, data_limit, index_offset, trailer_offset,
 };
 use crate::format::{FORMAT_MAJOR, FORMAT_MINOR};
 use crate::types::{Generation, Location, SegmentId, Timestamp};
@@ -19,6 +20,9 @@ use crate::wal::data_file::DataFile;
 /// Segments are read in pieces of this, so that an empty one costs one small read.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// Entries of an index that are shown together.
+const INDEX_BATCH: usize = 32;
+
 /// A segment as its header and its trailer describe it.
 #[derive(Debug)]
 pub(super) struct Sealed {
@@ -26,6 +30,7 @@ pub(super) struct Sealed {
     pub(super) file: Arc<DataFile>,
     pub(super) generation: Generation,
     pub(super) place: Place,
+    pub(super) is_recycled: bool,
     pub(super) trailer: Option<Trailer>,
 }
 
@@ -46,7 +51,8 @@ impl Sealed {
         let mut tail = [0; TRAILER_BYTES];
         read(file, &mut tail, start + u64::from(trailer_offset(segment_bytes)))?;
         let trailer = Trailer::decode(&tail, place, header.generation, segment_bytes);
-        Ok(Self { id, file: Arc::clone(file), generation: header.generation, place, trailer })
+        let (file, segment::Header { generation, is_recycled, .. }) = (Arc::clone(file), header);
+        Ok(Self { id, file, generation, place, is_recycled, trailer })
     }
 
     pub(super) fn corrupt(&self, offset: u32, what: impl Into<String>) -> OpenError {
@@ -64,17 +70,24 @@ fn read(file: &DataFile, buffer: &mut [u8], offset: u64) -> Result<(), OpenError
 }
 
 /// What a scan found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Scan {
     /// Where the valid records end.
     pub(super) end: u32,
     pub(super) records: u64,
     pub(super) skipped: u64,
     pub(super) max_expires: Timestamp,
+    pub(super) due: Timestamp,
+    pub(super) latest: Timestamp,
+    /// Whether there are completions, and whether there are records of claims.
+    pub(super) has_completions: bool,
+    pub(super) has_claims: bool,
     /// Bytes behind `end` that are not zero, and how many of them look like records, within the
     /// piece that was read.
     pub(super) beyond_bytes: u64,
     pub(super) beyond_records: u64,
+    /// The index that the segment has, or should have.
+    pub(super) index: Vec<u8>,
 }
 
 /// Reads segments one after the other into one buffer.
@@ -116,6 +129,16 @@ impl Scanner {
                     visit(&record, scan.end, &self.buffer[..self.loaded])?;
                     scan.records += 1;
                     scan.max_expires = scan.max_expires.max(record.expires);
+                    scan.due = scan.due.max(record.due());
+                    scan.latest = scan.latest.max(record.witnessed());
+                    scan.index.extend_from_slice(&Draft::new(&record).entry(scan.end).encode());
+                    match record.kind {
+                        Kind::Complete => scan.has_completions = true,
+                        Kind::Forget => {}
+                        Kind::Claim | Kind::Renew | Kind::Release | Kind::Park => {
+                            scan.has_claims = true;
+                        }
+                    }
                 }
                 Ok(_) | Err(Flaw::Crc | Flaw::Length | Flaw::Empty | Flaw::BodyCrc) => break,
                 Err(flaw) if record::is_skippable(flaw) => scan.skipped += 1,
@@ -161,7 +184,47 @@ impl Scanner {
         if last.is_some() {
             scan.beyond_records = count_records(beyond, segment.place, scan.end).records;
         }
+        if segment.is_recycled && scan.beyond_records == 0 {
+            // Of an earlier generation.
+            scan.beyond_bytes = 0;
+        }
     }
+}
+
+/// Reads the index of a sealed segment, into `buffer`, and shows its entries to `visit`. `false`: it
+/// cannot be trusted, and some entries may have been shown.
+pub(super) fn read_index(
+    segment: &Sealed,
+    trailer: &Trailer,
+    buffer: &mut Vec<u8>,
+    mut visit: impl FnMut(&[Entry]) -> Result<(), OpenError>,
+) -> Result<bool, OpenError> {
+    let segment_bytes = segment.file.header().segment_bytes;
+    buffer.resize(trailer.entries as usize * ENTRY_BYTES, 0);
+    let start = segment.file.segment_offset(segment.id);
+    read(&segment.file, buffer, start + u64::from(index_offset(segment_bytes, trailer.entries)))?;
+    if index::checksum(buffer, segment.place) != trailer.entries_crc {
+        return Ok(false);
+    }
+    let mut next = DATA_START;
+    let mut batch = Vec::with_capacity(INDEX_BATCH);
+    for bytes in buffer.chunks_exact(ENTRY_BYTES) {
+        // Records that may be passed over have no entry.
+        let entry = Entry::decode(bytes)
+            .filter(|entry| entry.offset >= next && entry.len as usize >= HEADER_BYTES);
+        let end = entry.and_then(|entry| entry.offset.checked_add(entry.len));
+        let (Some(entry), Some(end)) = (entry, end.filter(|end| *end <= trailer.data_end)) else {
+            return Ok(false);
+        };
+        next = end;
+        batch.push(entry);
+        if batch.len() == INDEX_BATCH {
+            visit(&batch)?;
+            batch.clear();
+        }
+    }
+    visit(&batch)?;
+    Ok(true)
 }
 
 /// What was counted, and how many bytes were checksummed for it.

@@ -2,20 +2,31 @@
 //!
 //! All records compete, releases and forgets and expired ones included; only when all have been
 //! seen are the keys dropped that turn out free. The highest (token, rank) wins; among renewals of
-//! one token the latest deadline; equal ones are copies.
+//! one token the latest deadline; equal ones are copies. The order in which records are offered
+//! does not matter.
+
+use std::collections::HashMap;
 
 use super::scan::Records;
 use crate::error::OpenError;
+use crate::format::index::Entry;
 use crate::format::record::{Kind, Record};
 use crate::table::{Slot, Table};
-use crate::types::{FencingToken, KeyHash, Location, SegmentId, Timestamp};
+use crate::types::{FencingToken, KeyHash, Location, NamespaceId, SegmentId, Timestamp};
 
-/// The tables of a store that is being opened.
+/// The tables of a store that is being opened, or of some of its shards.
 #[derive(Debug)]
 pub(super) struct Winners {
     pub(super) tables: Vec<Table>,
-    /// Completions that were over when they were read; most still are the winner at the end.
-    over: Vec<(KeyHash, Location)>,
+    /// The shard of the first table, and how many shards the store has.
+    first: usize,
+    shards: usize,
+    /// Completions that were over when they were read, surely or perhaps; most still are the winner
+    /// at the end.
+    over: Vec<(KeyHash, Location, bool)>,
+    /// Completions that were not, and lost against a later token.
+    lost: Vec<(KeyHash, Location)>,
+    forgets: HashMap<KeyHash, Vec<Location>>,
     now: Timestamp,
 }
 
@@ -26,8 +37,18 @@ pub(super) struct Survivors {
     pub(super) expired: usize,
 }
 
+/// What decides between records of one key.
+struct Contender {
+    namespace: NamespaceId,
+    key: Vec<u8>,
+    strength: Strength,
+    is_lasting: bool,
+}
+
 /// The order of records of one key.
-fn strength(record: &Record<'_>) -> (FencingToken, u8, [Timestamp; 3]) {
+type Strength = (FencingToken, u8, [Timestamp; 3]);
+
+fn strength(record: &Record<'_>) -> Strength {
     let times = match record.kind {
         Kind::Renew => [record.until, record.expires, record.at],
         _ => [Timestamp::default(); 3],
@@ -35,16 +56,63 @@ fn strength(record: &Record<'_>) -> (FencingToken, u8, [Timestamp; 3]) {
     (record.token, record.kind.rank(), times)
 }
 
+impl Contender {
+    fn of(record: &Record<'_>, now: Timestamp) -> Self {
+        Self {
+            namespace: record.namespace,
+            key: record.key.to_vec(),
+            strength: strength(record),
+            is_lasting: record.kind == Kind::Complete && record.expires > now,
+        }
+    }
+}
+
 impl Winners {
     /// Empty tables of `shards` shards, made for about `entries`. `now` is a time that has come.
     pub(super) fn new(shards: usize, entries: usize, now: Timestamp) -> Self {
         let tables = (0..shards).map(|_| Table::for_entries(entries / shards)).collect();
-        Self { tables, over: Vec::new(), now }
+        Self::of(tables, 0, shards, now)
+    }
+
+    fn of(tables: Vec<Table>, first: usize, shards: usize, now: Timestamp) -> Self {
+        let (over, lost, forgets) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { tables, first, shards, over, lost, forgets, now }
+    }
+
+    /// Gives the tables away, in at most so many parts of neighbouring shards.
+    pub(super) fn split(&mut self, parts: usize) -> Vec<Self> {
+        let each = self.shards.div_ceil(parts.max(1)).max(1);
+        let mut first = 0;
+        let mut split = Vec::new();
+        while !self.tables.is_empty() {
+            let rest = self.tables.split_off(each.min(self.tables.len()));
+            let tables = std::mem::replace(&mut self.tables, rest);
+            let count = tables.len();
+            split.push(Self::of(tables, first, self.shards, self.now));
+            first += count;
+        }
+        split
+    }
+
+    /// Takes back what [`Winners::split`] gave away, part by part in the same order.
+    pub(super) fn join(&mut self, part: Self) {
+        self.tables.extend(part.tables);
+        self.over.extend(part.over);
+        self.lost.extend(part.lost);
+        for (hash, forgets) in part.forgets {
+            self.forgets.entry(hash).or_default().extend(forgets);
+        }
     }
 
     fn shard_of(&self, hash: KeyHash) -> usize {
-        let bits = self.tables.len().trailing_zeros();
+        let bits = self.shards.trailing_zeros();
         hash.0.checked_shr(64 - bits).unwrap_or(0) as usize
+    }
+
+    /// The table of a key; `None` when it is not among these.
+    fn table_of(&self, hash: KeyHash) -> Option<usize> {
+        let table = self.shard_of(hash).checked_sub(self.first)?;
+        (table < self.tables.len()).then_some(table)
     }
 
     /// Lets a record compete. `current` is the segment it lies in, as far as it is loaded.
@@ -55,28 +123,102 @@ impl Winners {
         records: &mut Records<'_>,
         current: (SegmentId, &[u8]),
     ) -> Result<(), OpenError> {
-        let (hash, shard) = (record.key_hash, self.shard_of(record.key_hash));
-        let mut is_stronger = true;
-        let is_same_key = |slot: Slot| {
-            records.with(slot.location(), Some(current), |old| {
+        let now = self.now;
+        let (hash, kind, expires) = (record.key_hash, record.kind, record.expires);
+        self.compete(hash, kind, expires, location, |slot| {
+            let old = records.with(slot.location(), Some(current), |old| {
                 let is_same = old.namespace == record.namespace && old.key == record.key;
-                if is_same {
-                    is_stronger = strength(record) > strength(old);
-                }
-                is_same
-            })
-        };
-        let found = self.tables[shard].find(hash, is_same_key)?;
-        let is_done = record.kind == Kind::Complete;
+                is_same.then(|| Contender::of(old, now))
+            })?;
+            Ok(old.map(|old| (old, Contender::of(record, now))))
+        })
+    }
+
+    /// Lets the record behind an entry of an index compete, if its key is of these shards. Records
+    /// are read only of keys that have an entry with the same hash already.
+    pub(super) fn offer_entry(
+        &mut self,
+        entry: &Entry,
+        location: Location,
+        records: &mut Records<'_>,
+    ) -> Result<(), OpenError> {
+        let now = self.now;
+        let hash = entry.key_hash;
+        self.compete(hash, entry.kind, entry.expires, location, |slot| {
+            let old = records.with(slot.location(), None, |old| {
+                (old.key_hash == hash).then(|| Contender::of(old, now))
+            })?;
+            let Some(old) = old else { return Ok(None) };
+            let new = records.with(location, None, |new| Contender::of(new, now))?;
+            let is_same = old.namespace == new.namespace && old.key == new.key;
+            Ok(is_same.then_some((old, new)))
+        })
+    }
+
+    /// Loads what offering a record of this hash will look at.
+    #[inline]
+    pub(super) fn touch(&self, hash: KeyHash) -> u64 {
+        self.table_of(hash).map_or(0, |table| self.tables[table].touch(hash))
+    }
+
+    /// `meet` gives the record of a slot and the one that is offered, if they are of one key.
+    fn compete(
+        &mut self,
+        hash: KeyHash,
+        kind: Kind,
+        expires: Timestamp,
+        location: Location,
+        mut meet: impl FnMut(Slot) -> Result<Option<(Contender, Contender)>, OpenError>,
+    ) -> Result<(), OpenError> {
+        let Some(table) = self.table_of(hash) else { return Ok(()) };
+        let (mut is_stronger, mut has_lost) = (true, None);
+        let found = self.tables[table].find(hash, |slot| {
+            let Some((old, new)) = meet(slot)? else { return Ok(false) };
+            is_stronger = new.strength > old.strength;
+            let (weaker, at) = if is_stronger { (&old, slot.location()) } else { (&new, location) };
+            let is_lost = weaker.is_lasting && new.strength.0 != old.strength.0;
+            has_lost = is_lost.then_some(at);
+            Ok::<_, OpenError>(true)
+        })?;
+        self.lost.extend(has_lost.map(|at| (hash, at)));
+        if kind == Kind::Forget {
+            self.forgets.entry(hash).or_default().push(location);
+        }
+        let is_done = kind == Kind::Complete;
         match found {
             Some(_) if !is_stronger => return Ok(()),
-            Some((position, _)) => self.tables[shard].replace(position, location, is_done),
-            None => self.tables[shard].insert(hash, location, is_done),
+            Some((position, _)) => self.tables[table].replace(position, location, is_done),
+            None => self.tables[table].insert(hash, location, is_done),
         }
-        if is_done && record.expires <= self.now {
-            self.over.push((hash, location));
+        // An index rounds up to a second.
+        if is_done && expires.ms() < self.now.ms() + 1000 {
+            self.over.push((hash, location, expires <= self.now));
         }
         Ok(())
+    }
+
+    /// Completions that lost against a later token, and that no forget accounts for: it was lost
+    /// when the power was. What they lost against may go before they do (R5).
+    pub(super) fn unaccounted(
+        &self,
+        records: &mut Records<'_>,
+    ) -> Result<Vec<Location>, OpenError> {
+        let mut unaccounted = Vec::new();
+        for (hash, lost) in &self.lost {
+            let key = |record: &Record<'_>| (record.namespace, record.key.to_vec());
+            let (lost_key, token, expires) =
+                records.with(*lost, None, |it| (key(it), it.token, it.expires))?;
+            let mut is_accounted = false;
+            for forget in self.forgets.get(hash).into_iter().flatten() {
+                is_accounted |= records.with(*forget, None, |it| {
+                    it.token >= token && it.expires >= expires && key(it) == lost_key
+                })?;
+            }
+            if !is_accounted {
+                unaccounted.push(*lost);
+            }
+        }
+        Ok(unaccounted)
     }
 
     /// Drops every key that is free, once all records were offered. `keep` sees the winner of each
@@ -87,7 +229,10 @@ impl Winners {
         mut keep: impl FnMut(&Record<'_>, Location) -> bool,
     ) -> Result<Survivors, OpenError> {
         let mut survivors = Survivors::default();
-        for (hash, location) in std::mem::take(&mut self.over) {
+        for (hash, location, is_sure) in std::mem::take(&mut self.over) {
+            if !is_sure && records.with(location, None, |it| it.expires > self.now)? {
+                continue;
+            }
             let shard = self.shard_of(hash);
             let is_it = |slot: Slot| Ok::<_, OpenError>(slot.location() == location);
             if let Some((position, _)) = self.tables[shard].find(hash, is_it)? {

@@ -1,0 +1,104 @@
+//! A stream of segments: the one that is being filled, and what is known of it when it is sealed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::class::Class;
+use super::data_file::DataFile;
+use super::segments::Segment;
+use crate::format::index::{self, ENTRY_BYTES};
+use crate::format::record::Draft;
+use crate::format::segment::{DATA_START, Trailer};
+use crate::sys::extent::ExtentWriter;
+use crate::types::{SegmentId, Timestamp};
+
+/// A sealed segment, handed over when it is durable in full.
+#[derive(Clone, Debug)]
+pub(crate) struct SealedSegment {
+    pub(crate) id: SegmentId,
+    pub(crate) file: Arc<DataFile>,
+    pub(crate) is_claims: bool,
+    /// Where its data end.
+    pub(crate) end: u32,
+    /// Entries of its index.
+    pub(crate) entries: u32,
+    /// When its last record has had its time.
+    pub(crate) due: Timestamp,
+    /// Of claims: its number in the order in which they were filled. Of completions: how many
+    /// segments of claims there were when it was sealed; it outlives all of them (R4).
+    pub(crate) order: u64,
+}
+
+impl SealedSegment {
+    /// What its records and their index take.
+    pub(crate) fn bytes(&self) -> u64 {
+        u64::from(self.end - DATA_START) + u64::from(self.entries) * ENTRY_BYTES as u64
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) class: Class,
+    pub(super) active: Option<Active>,
+}
+
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    pub(super) writer: ExtentWriter,
+    pub(super) max_expires: Timestamp,
+    pub(super) due: Timestamp,
+    pub(super) latest: Timestamp,
+    /// The entries of its index so far.
+    pub(super) index: Vec<u8>,
+    /// Of claims: its number.
+    pub(super) order: u64,
+    /// How many segments had become active before it.
+    pub(super) activation: u64,
+    /// When maintenance first saw it, by the monotonic clock.
+    pub(super) seen: Option<Duration>,
+}
+
+impl Active {
+    pub(super) fn new(
+        segment: Arc<Segment>,
+        writer: ExtentWriter,
+        order: u64,
+        activation: u64,
+    ) -> Self {
+        Self {
+            segment,
+            writer,
+            max_expires: Timestamp::default(),
+            due: Timestamp::default(),
+            latest: Timestamp::default(),
+            index: Vec::new(),
+            order,
+            activation,
+            seen: None,
+        }
+    }
+
+    /// Notes a record that was written at `offset`.
+    pub(super) fn note(&mut self, draft: &Draft<'_>, offset: u32) {
+        self.max_expires = self.max_expires.max(draft.expires());
+        self.due = self.due.max(draft.due());
+        self.latest = self.latest.max(draft.witnessed());
+        self.index.extend_from_slice(&draft.entry(offset).encode());
+    }
+
+    /// What is written behind the index when the segment is sealed as it is.
+    pub(super) fn trailer(&self, class: Class) -> Trailer {
+        Trailer {
+            // A segment's entries.
+            entries: (self.index.len() / ENTRY_BYTES) as u32,
+            entries_crc: index::checksum(&self.index, self.segment.place),
+            data_end: self.writer.filled(),
+            content: class.content(),
+            generation: self.segment.generation,
+            max_expires: self.max_expires,
+            due: self.due,
+            latest: self.latest,
+        }
+    }
+}
