@@ -23,6 +23,9 @@ const IDLE_MARK: Duration = Duration::from_millis(10);
 const IDLE_SYNC: Duration = Duration::from_secs(1);
 /// In `Buffered` mode, the bytes after which a round is made however busy the store is.
 const BUFFERED_SYNC_BYTES: u64 = 256 << 20;
+/// In `Buffered` mode, the time after which a round is made however busy the store is: what is not
+/// durable cannot be recycled.
+const BUFFERED_SYNC_TIME: Duration = Duration::from_secs(10);
 /// How often the meta file learns the time.
 const CLOCK_MARK: Duration = Duration::from_secs(5);
 /// Bytes of a new data file that are filled at a time.
@@ -206,7 +209,8 @@ impl Engine {
             }
             Mode::Buffered => {
                 let bytes = last.appended_bytes - last.round_bytes;
-                idle >= IDLE_SYNC || bytes >= BUFFERED_SYNC_BYTES
+                let since = now.saturating_sub(last.round_at);
+                idle >= IDLE_SYNC || bytes >= BUFFERED_SYNC_BYTES || since >= BUFFERED_SYNC_TIME
             }
         };
         if is_due {
