@@ -33,7 +33,8 @@ pub enum Durability {
     #[default]
     Sync,
     /// When it survives the end of the process. A power cut may lose what was not synced since:
-    /// the store syncs after a second of idleness, every 256 MiB, and at `flush` and `close`.
+    /// the store syncs after a second of idleness, every ten seconds and every 256 MiB of use, and at
+    /// `flush` and `close`.
     Buffered,
     /// As `Buffered`, synced at least this often, from 1 ms to 1 hour. An outcome is shown to other
     /// callers only once it survives power loss.
@@ -67,6 +68,7 @@ pub struct Options {
     shards: usize,
     segment_bytes: Option<u64>,
     max_clock_jump: Option<Duration>,
+    max_disk_bytes: Option<u64>,
     verify_at_open: bool,
     clock: Option<Arc<dyn Clock>>,
     first_counter: u64,
@@ -92,6 +94,7 @@ impl Options {
             shards: SHARDS_DEFAULT,
             segment_bytes: None,
             max_clock_jump: None,
+            max_disk_bytes: None,
             verify_at_open: false,
             clock: None,
             first_counter: 0,
@@ -125,6 +128,16 @@ impl Options {
     /// wall clock that is wrong by years expires everything at once.
     pub fn max_clock_jump(mut self, jump: Duration) -> Self {
         self.max_clock_jump = Some(jump);
+        self
+    }
+
+    /// The most bytes that the data files may take together. Default: as many as the disk has. When
+    /// there is no room left below it, the newest claim is refused ([`crate::ClaimError::Full`]) until
+    /// something has expired or was forgotten; nothing that is stored is given up for it, and the
+    /// exits of claims that were granted still fit. The meta and the names file are not counted: 8 KiB,
+    /// and some tens of bytes a namespace.
+    pub fn max_disk_bytes(mut self, bytes: u64) -> Self {
+        self.max_disk_bytes = Some(bytes);
         self
     }
 
@@ -242,6 +255,7 @@ impl Options {
             // Checked above: valid sizes have 27 bits.
             segment_bytes: self.segment_bytes.map(|bytes| bytes as u32),
             max_clock_jump: self.max_clock_jump,
+            max_disk_bytes: self.max_disk_bytes,
             first_counter: self.first_counter,
             is_salvage: false,
             in_full: self.verify_at_open,

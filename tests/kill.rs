@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use refrain::testing::{Point, end_process_at};
 use refrain::{
-    Body, Claim, CompleteOptions, Durability, FencingToken, Lookup, Namespace, OnOrphan, Once,
-    Options, Outcome, Policy, Reference, Resolution, Store,
+    Body, Claim, ClaimOptions, CompleteOptions, Durability, FencingToken, Lookup, Namespace,
+    OnOrphan, Once, Options, Outcome, Policy, Reference, Resolution, Store,
 };
 use support::Random;
 
@@ -107,7 +107,11 @@ fn child() {
     let round: u64 = std::env::var("REFRAIN_KILL_ROUND").unwrap().parse().unwrap();
     if let Ok(point) = std::env::var("REFRAIN_KILL_POINT") {
         let (point, nth) = point.split_once(' ').unwrap();
-        end_process_at(Point::ALL[point.parse::<usize>().unwrap()], nth.parse().unwrap());
+        let point = Point::ALL[point.parse::<usize>().unwrap()];
+        end_process_at(point, nth.parse().unwrap());
+        if point == Point::BehindUnlisting {
+            grow_and_shrink(Path::new(&directory), round);
+        }
         work_in_cycles(Path::new(&directory), round);
     }
     let store = open(Path::new(&directory), round);
@@ -119,6 +123,26 @@ fn child() {
             scope.spawn(move || Worker::new(thread, round, namespaces).work(u64::MAX));
         }
     });
+}
+
+/// Fills some files with what is over at once, and waits for a while for one to be given up.
+fn grow_and_shrink(directory: &Path, round: u64) {
+    let store = open(directory, round);
+    let orders = namespaces(&store).remove(0);
+    for number in 0..16_000 {
+        let claim = ClaimOptions::new().buffered();
+        let lease = orders.claim_with(format!("burst-{number}"), &claim).unwrap();
+        drop(lease.acquired().unwrap().release_async());
+    }
+    let most = store.stats().disk_bytes;
+    for _ in 0..400 {
+        if store.stats().disk_bytes < most {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(orders);
+    store.close().unwrap();
 }
 
 /// Opens, works a little, defines a namespace, closes, until the process ends.

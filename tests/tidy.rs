@@ -121,7 +121,9 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "stream",
                 "lane",
                 "rounds",
+                "growth",
                 "recycle",
+                "shrink",
             ],
         ),
         (
@@ -229,7 +231,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
             "src/chunked.rs",
             "src/table/linear.rs",
             "src/hash.rs",
-            "src/engine/purge.rs",
+            "src/wal/recycle.rs",
             "src/engine/recovery/scan.rs",
         ],
     ),

@@ -13,18 +13,19 @@
 //! filled (R3): of a claim and its release the claim goes first. A segment of completions leaves
 //! after all claims that were there when it was sealed (R4).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Engine, Mode};
+use super::Engine;
+use super::purge::Walk;
 use crate::error::StoreError;
-use crate::format::segment::DATA_START;
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
 use crate::types::Timestamp;
 use crate::wal::Passage;
+use crate::wal::data_file::DataFile;
 use crate::wal::rounds::Ticket;
 use crate::wal::segments::Segment;
 use crate::wal::stream::SealedSegment;
@@ -33,7 +34,10 @@ use crate::wheel::Wheel;
 /// How often a segment of claims is looked at again that had too many unfinished ones.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A segment of claims is emptied when no more than one in so many is unfinished.
-const CLAIMS_WORTH_KEEPING: u64 = 8;
+const CLAIMS_WORTH_KEEPING: usize = 8;
+/// One that holds little is emptied when so many wait, itself among them; any when so many do.
+const CLAIMS_BEHIND_FEW: usize = 4;
+const CLAIMS_BEHIND_MANY: usize = 16;
 /// Claims that leave at the same time: the walks and the rounds before the header are shared.
 const CLAIMS_AT_ONCE: usize = 8;
 /// When there is no room for a copy, or a record cannot be read, it is tried again so much later.
@@ -42,8 +46,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// See the file's header.
 #[derive(Debug)]
 pub(crate) struct Expiry {
-    /// Segments of completions, by the second at which they are due.
-    wheel: Wheel<SealedSegment>,
+    /// Segments of completions that have time, by number.
+    kept: BTreeMap<u64, SealedSegment>,
+    next_number: u64,
+    /// Their numbers, by the second at which they are due. Those of segments that went before their
+    /// time are still there.
+    wheel: Wheel<u64>,
     /// Due, and waiting for claims that are older.
     due: Vec<SealedSegment>,
     /// Segments of claims, in the order in which they were filled.
@@ -51,10 +59,15 @@ pub(crate) struct Expiry {
     leaving: VecDeque<Leaving>,
     /// How many segments of claims were destroyed, durably.
     claims_gone: u64,
+    /// When segments were last looked at that may be worth compacting, and the next one's number.
+    compacted_at: Option<Duration>,
+    compact_next: u64,
     /// When the first segment of claims was last found to be worth keeping, by the monotonic clock.
     looked_at: Option<Duration>,
     /// Nothing is emptied before.
     retry_at: Option<Duration>,
+    /// A data file that is about to be given up, when the round has ended.
+    surplus: Option<(Arc<DataFile>, Ticket)>,
 }
 
 #[derive(Debug)]
@@ -65,8 +78,8 @@ struct Leaving {
 
 #[derive(Debug)]
 enum Stage {
-    /// Emptied up to here.
-    Walking(u32),
+    /// To be emptied; how far that is, if it was begun.
+    Walking(Option<Walk>),
     /// Superseded in memory; when the round has ended, on disk.
     Emptied { round: Ticket, readers: Grace },
     /// When the round has ended, a durable mark says so.
@@ -81,13 +94,18 @@ impl Expiry {
     /// With what recovery found, claims and completions each in the order in which they were filled.
     pub(crate) fn new(now: Timestamp, found: Vec<SealedSegment>) -> Self {
         let mut expiry = Self {
+            kept: BTreeMap::new(),
+            next_number: 0,
             wheel: Wheel::new(now.ms() / 1000),
             due: Vec::new(),
             claims: VecDeque::new(),
             leaving: VecDeque::new(),
             claims_gone: 0,
+            compacted_at: None,
+            compact_next: 0,
             looked_at: None,
             retry_at: None,
+            surplus: None,
         };
         expiry.add(found);
         expiry
@@ -99,7 +117,9 @@ impl Expiry {
                 self.claims.push_back(segment);
             } else {
                 // Not before its time has surely come.
-                self.wheel.insert(segment.due.ms().div_ceil(1000), segment);
+                self.wheel.insert(segment.due.ms().div_ceil(1000), self.next_number);
+                self.kept.insert(self.next_number, segment);
+                self.next_number += 1;
             }
         }
     }
@@ -113,7 +133,50 @@ impl Expiry {
     fn release_due(&mut self) {
         let gone = self.claims_gone;
         for segment in self.due.extract_if(.., |segment| segment.order <= gone) {
-            self.leaving.push_back(Leaving { segment, stage: Stage::Walking(DATA_START) });
+            self.leaving.push_back(Leaving { segment, stage: Stage::Walking(None) });
+        }
+    }
+
+    /// Whether it is time to look for segments to compact, and none is leaving early already.
+    pub(super) fn may_compact(&mut self, now: Duration, every: Duration) -> bool {
+        let is_time = self.compacted_at.is_none_or(|at| now.saturating_sub(at) >= every);
+        let is_quiet = self.leaving.iter().all(|leaving| leaving.segment.is_claims);
+        if is_time && is_quiet {
+            self.compacted_at = Some(now);
+        }
+        is_time && is_quiet
+    }
+
+    /// Whether all claims are gone that a segment of completions outlives.
+    pub(super) fn may_go(&self, segment: &SealedSegment) -> bool {
+        segment.order <= self.claims_gone
+    }
+
+    /// Segments of completions that have time, with their numbers.
+    pub(super) fn kept(&self) -> impl Iterator<Item = (u64, &SealedSegment)> {
+        self.kept.iter().map(|(number, segment)| (*number, segment))
+    }
+
+    /// The same, from where the last look ended, once around.
+    pub(super) fn kept_in_turn(&self) -> impl Iterator<Item = (u64, &SealedSegment)> {
+        let (next, all) = (self.compact_next, &self.kept);
+        let turned = all.range(next..).chain(all.range(..next));
+        turned.map(|(number, segment)| (*number, segment))
+    }
+
+    pub(super) fn kept_by(&self, number: u64) -> Option<&SealedSegment> {
+        self.kept.get(&number)
+    }
+
+    /// The next look begins behind this number.
+    pub(super) fn go_on_behind(&mut self, number: u64) {
+        self.compact_next = number + 1;
+    }
+
+    /// Lets these go before they are due.
+    pub(super) fn release_early(&mut self, numbers: &[u64]) {
+        for segment in numbers.iter().filter_map(|number| self.kept.remove(number)) {
+            self.leaving.push_back(Leaving { segment, stage: Stage::Walking(None) });
         }
     }
 
@@ -126,7 +189,7 @@ impl Engine {
     /// Seals, empties and recycles what it is time for. Gives the time until there may be more to
     /// do; `None`: not before something is appended.
     pub(super) fn expire(&self, expiry: &mut Expiry) -> Result<Option<Duration>, StoreError> {
-        let is_in_memory = self.mode == Mode::Memory;
+        let is_in_memory = !self.has_rounds();
         loop {
             // Not held across a round: rounds end with wakers, which may do anything.
             let passage = self.wal.pass()?;
@@ -138,17 +201,19 @@ impl Engine {
             let now = self.timeline.now();
             // While a gap lasts, it counts what the last record of a key is: none goes.
             if !self.gaps.last(now) {
-                let Expiry { wheel, due, .. } = expiry;
-                wheel.advance(now.ms() / 1000, |segment| due.push(segment));
+                let Expiry { wheel, kept, due, .. } = expiry;
+                wheel.advance(now.ms() / 1000, |number| due.extend(kept.remove(&number)));
                 expiry.release_due();
-                self.release_claims(expiry, now)?;
+                self.release_claims(expiry, now);
+                self.release_wasteful(expiry, now);
             }
             let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory)?;
             drop(passage);
             if has_moved {
                 continue;
             }
-            if let Some(round) = round {
+            let shrinking = self.give_up_surplus(expiry, is_in_memory)?;
+            if let Some(round) = round.max(shrinking) {
                 let ended = self.wal.rounds.wait(round, &self.wal.poison, &self.leader());
                 ended.map_err(|cause| StoreError::Poisoned { cause })?;
                 if !round.is_over(self.wal.rounds.completed()) {
@@ -168,10 +233,29 @@ impl Engine {
         }
     }
 
+    /// Gives up a data file that nobody needs. Gives the round that this waits for.
+    fn give_up_surplus(
+        &self,
+        expiry: &mut Expiry,
+        is_in_memory: bool,
+    ) -> Result<Option<Ticket>, StoreError> {
+        if let Some((file, round)) = &expiry.surplus {
+            if !is_in_memory && !round.is_over(self.wal.rounds.completed()) {
+                return Ok(Some(*round));
+            }
+            self.wal.remove_file(file)?;
+            expiry.surplus = None;
+        }
+        let taken = self.wal.take_free_file();
+        expiry.surplus = taken.map(|file| (file, self.wal.rounds.ticket()));
+        Ok(expiry.surplus.as_ref().map(|(_, round)| *round).filter(|_| !is_in_memory))
+    }
+
     /// Lets segments of claims go, the oldest first, of which nearly everything is over or which
     /// completions wait for.
-    fn release_claims(&self, expiry: &mut Expiry, now: Timestamp) -> Result<(), StoreError> {
+    fn release_claims(&self, expiry: &mut Expiry, now: Timestamp) {
         let wanted = expiry.claims_wanted();
+        let segment_bytes = self.wal.segments.segment_bytes();
         while let Some(first) = expiry.claims.front() {
             if expiry.claims_leaving() >= CLAIMS_AT_ONCE {
                 break;
@@ -183,16 +267,35 @@ impl Engine {
                 if is_early {
                     break;
                 }
-                let (current, all) = self.count_current(first)?;
-                if current * CLAIMS_WORTH_KEEPING > all {
+                // What cannot be read is looked at again, too.
+                let counted = self.walk(first).map(|mut walk| self.count_current(first, &mut walk));
+                let waiting = expiry.claims.len();
+                let may_go = counted.is_ok_and(|(current, all)| {
+                    let bytes = first.bytes() as usize * current / all.max(1);
+                    let is_little = bytes * CLAIMS_WORTH_KEEPING <= segment_bytes as usize;
+                    current * CLAIMS_WORTH_KEEPING <= all
+                        || (is_little && waiting >= CLAIMS_BEHIND_FEW)
+                        || waiting >= CLAIMS_BEHIND_MANY
+                });
+                if may_go {
+                    expiry.looked_at = None;
+                } else {
                     expiry.looked_at = Some(monotonic);
                     break;
                 }
             }
             let Some(segment) = expiry.claims.pop_front() else { break };
-            expiry.leaving.push_back(Leaving { segment, stage: Stage::Walking(DATA_START) });
+            expiry.leaving.push_back(Leaving { segment, stage: Stage::Walking(None) });
         }
-        Ok(())
+    }
+
+    /// Empties a segment, from where it was left. `Ok(false)`: there is no room for a copy.
+    fn empty(&self, segment: &SealedSegment, walk: &mut Option<Walk>) -> Result<bool, StoreError> {
+        let walk = match walk {
+            Some(walk) => walk,
+            None => walk.insert(self.walk(segment)?),
+        };
+        self.purge(segment, walk)
     }
 
     /// Moves each leaving segment on as far as it can go. Whether any moved, and the round that the
@@ -211,8 +314,8 @@ impl Engine {
         for mut leaving in std::mem::take(&mut expiry.leaving) {
             let is_next = !leaving.segment.is_claims || leaving.segment.order == expiry.claims_gone;
             let next = match leaving.stage {
-                Stage::Walking(mut from) if !is_blocked => {
-                    match self.purge(&leaving.segment, &mut from) {
+                Stage::Walking(ref mut walk) if !is_blocked => {
+                    match self.empty(&leaving.segment, walk) {
                         Ok(true) => {
                             // R9: what ended them must be known to have come, whatever clock the
                             // next open has.
@@ -221,9 +324,8 @@ impl Engine {
                             Some(Stage::Emptied { round, readers: Grace::begin() })
                         }
                         // Whatever it is, it must not keep the others: it is tried again.
-                        Ok(false) | Err(StoreError::Corrupt { .. }) => {
+                        Ok(false) | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => {
                             expiry.retry_at = Some(monotonic + RETRY);
-                            leaving.stage = Stage::Walking(from);
                             None
                         }
                         Err(error) => return Err(error),

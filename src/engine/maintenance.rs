@@ -210,7 +210,11 @@ impl Engine {
             Mode::Buffered => {
                 let bytes = last.appended_bytes - last.round_bytes;
                 let since = now.saturating_sub(last.round_at);
-                idle >= IDLE_SYNC || bytes >= BUFFERED_SYNC_BYTES || since >= BUFFERED_SYNC_TIME
+                // Where no file can be added, what is over has to make room.
+                last.growth_failed_at.is_some()
+                    || idle >= IDLE_SYNC
+                    || bytes >= BUFFERED_SYNC_BYTES
+                    || since >= BUFFERED_SYNC_TIME
             }
         };
         if is_due {

@@ -15,10 +15,11 @@
 //!
 //! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
-//! `maintenance` (what happens in between and at the end), `expiry` and `purge` (segments whose time
-//! has come), over `state` (what a record means) and `shard` (one shard's table and tokens).
+//! `maintenance` (what happens in between and at the end), `expiry`, `purge` and `compaction`
+//! (segments whose time has come, or that waste room), over `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod claims;
+mod compaction;
 pub(crate) mod exits;
 pub(crate) mod expiry;
 pub(crate) mod gaps;

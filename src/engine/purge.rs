@@ -1,24 +1,26 @@
 //! Emptying a segment whose time has come: entries that are over are removed, what is still wanted
 //! is copied into an active segment.
 //!
-//! The walk goes over the records of the segment, not over keys: each is asked for by its location,
-//! so what was superseded costs one look at a bucket, and nothing is searched. A shard's lock is
-//! held for at most [`HOLD_SLOTS_MAX`] slots at a time; what reads or writes records is prepared
-//! outside of it.
+//! The walk goes over the index of the segment, not over keys: each record is asked for by its
+//! location, so what was superseded costs one look at a bucket, and nothing is searched. Records are
+//! read of those entries only that may have to be copied. A shard's lock is held for at most
+//! [`HOLD_SLOTS_MAX`] slots at a time; what reads or writes records is prepared outside of it.
 //!
 //! Whether a record is still the current one of its key is decided under the lock of its shard, and
 //! its copy takes its place in the same hold (R6). A copy made twice, because a walk was cut short,
 //! is the same record twice.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::shard::ShardGuard;
 use super::state::{Standing, held_bytes};
-use super::{Engine, shard::ShardGuard};
+use super::{Engine, Mode};
 use crate::error::StoreError;
+use crate::format::ext::Ext;
 use crate::format::flags::BodyState;
+use crate::format::index::Entry;
 use crate::format::record::{Draft, Kind, Record};
-use crate::hash::digest_128;
+use crate::hash::{digest_128, mix};
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::table::{Position, Slot};
@@ -28,8 +30,6 @@ use crate::wal::stream::SealedSegment;
 
 /// Slots that are looked at while a shard's lock is held.
 const HOLD_SLOTS_MAX: usize = 64;
-/// Records that are read before the shards are asked about them.
-const BATCH: usize = 1024;
 
 /// What purging has done since the store was opened.
 #[derive(Debug, Default)]
@@ -43,14 +43,15 @@ pub(crate) struct PurgeCounts {
     pub(crate) hold_ns_max: AtomicU64,
 }
 
-/// A record of the segment, and what becomes of it if it is the current one of its key.
-struct Candidate<'p> {
-    record: Record<'p>,
-    location: Location,
-    shard: usize,
-    fate: Fate,
+/// The entries of a segment that is being emptied, those of a shard together.
+#[derive(Debug)]
+pub(super) struct Walk {
+    entries: Vec<Entry>,
+    /// How many are done.
+    done: usize,
 }
 
+/// What becomes of the current record of a key.
 #[derive(Clone, Copy)]
 enum Fate {
     /// It says nothing any more; so much room was reserved for it.
@@ -59,165 +60,121 @@ enum Fate {
     Kept(Class),
     /// It is copied without its body, whose time is over.
     Bodyless(Class),
-    /// It is copied, though no entry points to it: what it forgot may still be on disk (R5).
-    Forgets(Class),
 }
 
 impl Engine {
-    /// Empties a sealed segment, from the record at `from` on, which moves along. `Ok(false)`: there
-    /// was no room for a copy; go on when there is.
+    /// Reads the index of a sealed segment, or what it should be.
+    pub(super) fn walk(&self, segment: &SealedSegment) -> Result<Walk, StoreError> {
+        let mut entries = self.wal.read_entries(segment)?;
+        entries.sort_by_key(|entry| self.shard_of(entry.key_hash));
+        Ok(Walk { entries, done: 0 })
+    }
+
+    /// As [`Engine::walk`], over some neighbouring entries from anywhere in the index.
+    pub(super) fn sample(&self, segment: &SealedSegment, count: u32) -> Result<Walk, StoreError> {
+        let places = u64::from(segment.entries.saturating_sub(count)) + 1;
+        // Any will do, and another one each time.
+        let from = mix(self.timeline.monotonic().as_nanos() as u64 ^ segment.order) % places;
+        // Below the number of entries.
+        let mut entries = self.wal.read_some_entries(segment, from as u32, count)?;
+        entries.sort_by_key(|entry| self.shard_of(entry.key_hash));
+        Ok(Walk { entries, done: 0 })
+    }
+
+    /// Empties a sealed segment. `Ok(false)`: there was no room for a copy; go on when there is.
     pub(super) fn purge(
         &self,
         segment: &SealedSegment,
-        from: &mut u32,
+        walk: &mut Walk,
     ) -> Result<bool, StoreError> {
-        while *from < segment.end {
-            let pin = Pin::new();
-            let now = self.timeline.now();
-            let (mut batch, end) = self.candidates(segment, *from..segment.end, now, &pin)?;
-            // Each shard is locked once for many.
-            batch.sort_by_key(|candidate| candidate.shard);
-            for run in batch.chunk_by(|a, b| a.shard == b.shard) {
-                for few in run.chunks(HOLD_SLOTS_MAX) {
-                    let wanted = self.remove_over(few)?;
-                    for candidate in wanted {
-                        if !self.copy(candidate)? {
-                            return Ok(false);
-                        }
-                    }
+        while let Some(few) = self.next_few(walk) {
+            let wanted = self.remove_over(segment, few);
+            for entry in wanted {
+                if !self.settle_one(segment, &entry)? {
+                    return Ok(false);
                 }
             }
-            *from = end;
+            walk.done += few.len();
         }
         reach(Point::PurgeBehindWalk);
         Ok(true)
     }
 
-    /// How many records of the segment are the current ones of their keys, and how many there are.
-    pub(super) fn count_current(&self, segment: &SealedSegment) -> Result<(u64, u64), StoreError> {
-        let (mut current, mut all, mut from) = (0, 0, crate::format::segment::DATA_START);
-        while from < segment.end {
-            let pin = Pin::new();
-            let now = self.timeline.now();
-            let (mut batch, end) = self.candidates(segment, from..segment.end, now, &pin)?;
-            batch.sort_by_key(|candidate| candidate.shard);
-            all += batch.len() as u64;
-            for run in batch.chunk_by(|a, b| a.shard == b.shard) {
-                for few in run.chunks(HOLD_SLOTS_MAX) {
-                    let (shard, hold) = self.hold(few);
-                    for candidate in few {
-                        let is_over = matches!(candidate.fate, Fate::Over { .. });
-                        current += u64::from(!is_over && candidate.find(&shard).is_some());
-                    }
-                    drop(shard);
-                    hold.end(self);
-                }
-            }
-            from = end;
+    /// How many records of the segment are the current ones of their keys, of how many.
+    pub(super) fn count_current(&self, segment: &SealedSegment, walk: &mut Walk) -> (usize, usize) {
+        let mut current = 0;
+        while let Some(few) = self.next_few(walk) {
+            let (shard, hold) = self.hold(few);
+            current += few.iter().filter(|it| self.current(segment, it, &shard).is_some()).count();
+            drop(shard);
+            hold.end(self);
+            walk.done += few.len();
         }
-        Ok((current, all))
+        (current, walk.entries.len())
     }
 
-    /// Reads records, and judges what becomes of each; and where the next one starts.
-    fn candidates<'p>(
-        &'p self,
-        segment: &SealedSegment,
-        range: Range<u32>,
-        now: Timestamp,
-        pin: &'p Pin,
-    ) -> Result<(Vec<Candidate<'p>>, u32), StoreError> {
-        let mut batch = Vec::with_capacity(BATCH);
-        let mut at = range.start;
-        let Some(known) = self.wal.segments.get(segment.id, pin) else {
-            debug_assert!(false, "a segment is purged before it is recycled");
-            return Ok((batch, range.end));
-        };
-        let segment_bytes = self.wal.segments.segment_bytes();
-        while at < range.end && batch.len() < BATCH {
-            let (record, next) = known.step(at)?;
-            if let Some(record) = record {
-                let location = Location::new(segment.id, at, segment_bytes);
-                let shard = self.shard_of(record.key_hash);
-                let fate = self.fate(&record, now);
-                batch.push(Candidate { record, location, shard, fate });
-            }
-            at = next;
-        }
-        Ok((batch, at))
+    /// The next entries that share a shard.
+    fn next_few<'w>(&self, walk: &'w Walk) -> Option<&'w [Entry]> {
+        let rest = &walk.entries[walk.done..];
+        let shard = self.shard_of(rest.first()?.key_hash);
+        let few = rest.iter().take(HOLD_SLOTS_MAX);
+        let count = few.take_while(|entry| self.shard_of(entry.key_hash) == shard).count();
+        Some(&rest[..count])
     }
 
-    fn fate(&self, record: &Record<'_>, now: Timestamp) -> Fate {
-        let left = || Class::geometric(record.expires.since(now));
-        match record.kind {
-            Kind::Claim | Kind::Renew | Kind::Park => {
-                match Standing::of(record, now, self.open_epoch) {
-                    Standing::Absent => Fate::Over { held: held_bytes(record) },
-                    _ => Fate::Kept(Class::Claims),
-                }
-            }
-            Kind::Release => Fate::Over { held: 0 },
-            Kind::Complete if record.expires <= now => Fate::Over { held: 0 },
-            Kind::Complete if record.due() <= now => Fate::Bodyless(left()),
-            Kind::Complete => Fate::Kept(Class::geometric(record.due().since(now))),
-            // What a forgotten claim left behind goes before this does, whatever is done (R3); and
-            // no completion is kept for ever.
-            Kind::Forget if now < record.expires && record.expires < Timestamp::MAX => {
-                Fate::Forgets(left())
-            }
-            Kind::Forget => Fate::Over { held: 0 },
-        }
-    }
-
-    /// Removes the entries of records that are over; gives those that are to be copied.
-    fn remove_over<'c, 'p>(
-        &self,
-        few: &'c [Candidate<'p>],
-    ) -> Result<Vec<&'c Candidate<'p>>, StoreError> {
-        let (mut wanted, mut freed, mut purged) = (Vec::new(), 0, 0);
+    /// Removes completions that are over; gives the entries of which the records have to be read.
+    fn remove_over(&self, segment: &SealedSegment, few: &[Entry]) -> Vec<Entry> {
+        let now = self.timeline.now();
+        let (mut wanted, mut purged) = (Vec::new(), 0);
         let (mut shard, hold) = self.hold(few);
-        for candidate in few {
-            match (candidate.fate, candidate.find(&shard)) {
-                (Fate::Over { held }, Some(position)) => {
+        for entry in few {
+            let current = self.current(segment, entry, &shard);
+            match (entry.kind, current) {
+                // An index rounds up.
+                (Kind::Complete, Some(position)) if entry.expires <= now => {
                     shard.table.remove(position);
-                    freed += held;
                     purged += 1;
                 }
-                (Fate::Kept(_) | Fate::Bodyless(_), Some(_)) | (Fate::Forgets(_), None) => {
-                    wanted.push(candidate);
-                }
-                // Superseded; or a forget that an entry points to, which a gap once asked for.
-                (Fate::Over { .. } | Fate::Kept(_) | Fate::Bodyless(_), None) => {}
-                (Fate::Forgets(_), Some(position)) => {
-                    shard.table.remove(position);
-                    wanted.push(candidate);
-                }
+                (_, Some(_)) => wanted.push(*entry),
+                (Kind::Forget, None) if entry.expires > now => wanted.push(*entry),
+                (_, None) => {}
             }
         }
         drop(shard);
         hold.end(self);
-        self.wal.release_room(freed);
         self.purge_counts.purged.fetch_add(purged, Ordering::Relaxed);
-        Ok(wanted)
+        wanted
     }
 
-    /// Copies a record, if it is still wanted. `false`: there is no room.
-    fn copy(&self, candidate: &Candidate<'_>) -> Result<bool, StoreError> {
-        let old = &candidate.record;
-        let (class, record) = match candidate.fate {
-            Fate::Over { .. } => return Ok(true),
+    /// Removes or copies what one entry stands for. `false`: there is no room.
+    fn settle_one(&self, segment: &SealedSegment, entry: &Entry) -> Result<bool, StoreError> {
+        let pin = Pin::new();
+        let now = self.timeline.now();
+        let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
+        let old = self.wal.segments.record(location, &pin)?;
+        if old.kind == Kind::Forget && now < old.expires && old.expires < Timestamp::MAX {
+            // What it forgot may still be on disk, and goes by then at the latest (R5). Nothing that
+            // a forget for ever stands against outlives it: claims go in order (R3).
+            let class = Class::geometric(old.expires.since(now));
+            if self.wal.append_copy(&Draft::new(&old), class)?.is_none() {
+                return Ok(false);
+            }
+        }
+        let (class, record) = match self.fate(&old, now) {
+            Fate::Over { held } => {
+                self.remove_one(segment, entry, held);
+                return Ok(true);
+            }
             Fate::Kept(class) if old.kind == Kind::Complete => {
                 // The original is durable: nobody has to wait for the copy to be.
-                (class, Record { flags: old.flags.with_gate(false), ..*old })
+                (class, Record { flags: old.flags.with_gate(false), ..old })
             }
-            Fate::Kept(class) | Fate::Forgets(class) => (class, *old),
-            Fate::Bodyless(class) => (class, bodyless(old)),
+            Fate::Kept(class) => (class, old),
+            Fate::Bodyless(class) => (class, bodyless(&old)),
         };
         let draft = Draft::new(&record);
-        if matches!(candidate.fate, Fate::Forgets(_)) {
-            return Ok(self.wal.append_copy(&draft, class)?.is_some());
-        }
-        let (mut shard, hold) = self.hold(std::slice::from_ref(candidate));
-        let is_copied = match candidate.find(&shard) {
+        let (mut shard, hold) = self.hold(std::slice::from_ref(entry));
+        let is_copied = match self.current(segment, entry, &shard) {
             None => true,
             Some(position) => match self.wal.append_copy(&draft, class)? {
                 None => false,
@@ -234,22 +191,63 @@ impl Engine {
         Ok(is_copied)
     }
 
-    /// Locks the shard of these candidates, which share it. A store that is closed meanwhile is
-    /// not harmed: what was copied is found there twice.
-    fn hold(&self, few: &[Candidate<'_>]) -> (ShardGuard<'_>, Hold) {
-        let index = few.first().map_or(0, |candidate| candidate.shard);
+    /// Removes an entry, if it still points to the record.
+    fn remove_one(&self, segment: &SealedSegment, entry: &Entry, held: u64) {
+        let (mut shard, hold) = self.hold(std::slice::from_ref(entry));
+        let position = self.current(segment, entry, &shard);
+        if let Some(position) = position {
+            shard.table.remove(position);
+        }
+        drop(shard);
+        hold.end(self);
+        if position.is_some() {
+            self.wal.release_room(held);
+            self.purge_counts.purged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn fate(&self, record: &Record<'_>, now: Timestamp) -> Fate {
+        match record.kind {
+            Kind::Claim | Kind::Renew | Kind::Park => {
+                match Standing::of(record, now, self.open_epoch) {
+                    Standing::Absent => Fate::Over { held: held_bytes(record) },
+                    _ => Fate::Kept(Class::Claims),
+                }
+            }
+            Kind::Complete if now < record.due() => {
+                Fate::Kept(Class::geometric(record.due().since(now)))
+            }
+            Kind::Complete if now < record.expires => {
+                Fate::Bodyless(Class::geometric(record.expires.since(now)))
+            }
+            Kind::Complete | Kind::Release | Kind::Forget => Fate::Over { held: 0 },
+        }
+    }
+
+    /// Where the table points to the very record of this entry, if it does.
+    fn current(
+        &self,
+        segment: &SealedSegment,
+        entry: &Entry,
+        shard: &ShardGuard<'_>,
+    ) -> Option<Position> {
+        let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
+        let is_it = |slot: Slot| Ok::<_, std::convert::Infallible>(slot.location() == location);
+        let Ok(found) = shard.table.find(entry.key_hash, is_it);
+        found.map(|(position, _)| position)
+    }
+
+    /// Locks the shard of these entries, which share it. A store that is closed meanwhile is not
+    /// harmed: what was copied is found there twice.
+    fn hold(&self, few: &[Entry]) -> (ShardGuard<'_>, Hold) {
+        let index = few.first().map_or(0, |entry| self.shard_of(entry.key_hash));
         let guard = self.shards[index].lock(&self.wal);
         (guard, Hold { slots: few.len() as u64, since: self.timeline.monotonic() })
     }
-}
 
-impl Candidate<'_> {
-    /// Where the table points to this very record, if it does.
-    fn find(&self, shard: &ShardGuard<'_>) -> Option<Position> {
-        let is_it =
-            |slot: Slot| Ok::<_, std::convert::Infallible>(slot.location() == self.location);
-        let Ok(found) = shard.table.find(self.record.key_hash, is_it);
-        found.map(|(position, _)| position)
+    /// Whether rounds make anything durable here.
+    pub(super) fn has_rounds(&self) -> bool {
+        self.mode != Mode::Memory
     }
 }
 
@@ -276,7 +274,7 @@ fn bodyless<'p>(old: &Record<'p>) -> Record<'p> {
     Record {
         flags: old.flags.with_body(BodyState::ReplayOver).with_gate(false),
         body_crc: 0,
-        ext: crate::format::ext::Ext { body_digest, ..old.ext },
+        ext: Ext { body_digest, ..old.ext },
         body: &[],
         ..*old
     }

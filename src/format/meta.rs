@@ -10,7 +10,8 @@
 //!          128  clock_ms 8 | boot id 16 | inode of the meta file 8
 //!          160  secret 192
 //!          352  bitmap of data files 2048
-//!         2400  zeros to the end, crc 4 the last four bytes
+//!         2400  gone generation 8
+//!         2408  zeros to the end, crc 4 the last four bytes
 //! ```
 //!
 //! The preamble never changes, in any version: it has a checksum of its own, so that a newer store
@@ -33,7 +34,7 @@ pub(crate) const PREAMBLE_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"RFRNmeta";
 const BITMAP_BYTES: usize = FILES_MAX as usize / 8;
-const BODY_END: usize = 352 + BITMAP_BYTES;
+const BODY_END: usize = 352 + BITMAP_BYTES + 8;
 const HASH_XXH3: u8 = 1;
 const CLEAN: u16 = 1;
 const POISONED: u16 = 1 << 1;
@@ -67,6 +68,10 @@ impl FileSet {
     /// The file must be below [`FILES_MAX`].
     pub(crate) fn insert(&mut self, file: FileId) {
         self.0[file.0 as usize / 8] |= 1 << (file.0 % 8);
+    }
+
+    pub(crate) fn remove(&mut self, file: FileId) {
+        self.0[file.0 as usize / 8] &= !(1 << (file.0 % 8));
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = FileId> + '_ {
@@ -113,6 +118,8 @@ pub(crate) struct Meta {
     pub(crate) inode: u64,
     pub(crate) secret: Secret,
     pub(crate) files: FileSet,
+    /// Every segment of a data file that was given up had a generation below this.
+    pub(crate) gone_generation: Generation,
 }
 
 /// Why a slot holds no state.
@@ -156,7 +163,8 @@ impl Meta {
             .put(&self.boot_id)
             .u64(self.inode)
             .put(&self.secret.0)
-            .put(&self.files.0[..]);
+            .put(&self.files.0[..])
+            .u64(self.gone_generation.0);
         let crc = crc32(&bytes[PREAMBLE_BYTES..SLOT_BYTES - 4]);
         FieldsMut::new(&mut bytes[SLOT_BYTES - 4..]).u32(crc);
         bytes
@@ -228,12 +236,14 @@ impl Meta {
             inode: fields.u64(),
             secret: Secret(fields.array::<SECRET_BYTES>()),
             files: FileSet(Box::new(fields.array())),
+            gone_generation: Generation(fields.u64()),
         };
         // What no store comes to is damage; sums stay in range.
         let is_possible = meta.sequence <= SEQUENCE_MAX
             && meta.names_bytes <= u64::from(u32::MAX)
             && meta.generation_ceiling <= Generation::MAX
-            && meta.stable_generation <= meta.generation_ceiling;
+            && meta.stable_generation <= meta.generation_ceiling
+            && meta.gone_generation <= meta.generation_ceiling;
         is_possible.then_some(meta)
     }
 }
@@ -265,6 +275,7 @@ mod tests {
             names_bytes: 144,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
+            gone_generation: Generation(5),
             clock: Timestamp::from_ms(1_700_000_000_000),
             boot_id: [2; 16],
             inode: 99,

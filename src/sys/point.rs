@@ -34,6 +34,7 @@ pub enum Point {
     RecycleBeforeHeader,
     RecycleBehindHeader,
     RecycleBehindSync,
+    BehindUnlisting,
     OpenBehindRead,
     OpenBehindEpoch,
     OpenBehindRewrite,
@@ -48,7 +49,7 @@ pub enum Point {
 impl Point {
     /// All of them.
     #[cfg(any(test, feature = "test-util"))]
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::BeforeLength,
         Self::BehindLength,
         Self::BehindInsert,
@@ -72,6 +73,7 @@ impl Point {
         Self::RecycleBeforeHeader,
         Self::RecycleBehindHeader,
         Self::RecycleBehindSync,
+        Self::BehindUnlisting,
         Self::OpenBehindRead,
         Self::OpenBehindEpoch,
         Self::OpenBehindRewrite,

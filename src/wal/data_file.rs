@@ -68,18 +68,27 @@ impl Filling {
         self.id
     }
 
+    pub(crate) fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    /// Bytes that the whole file will have.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.header(SegmentId(0)).file_bytes()
+    }
+
     fn header(&self, first: SegmentId) -> Header {
         let Self { id, segments, segment_bytes, .. } = *self;
         Header { file: id, first, segments, segment_bytes }
     }
 
     pub(crate) fn is_filled(&self) -> bool {
-        self.filled == self.header(SegmentId(0)).file_bytes()
+        self.filled == self.bytes()
     }
 
     /// Fills and syncs up to `bytes` more.
     pub(crate) fn step(&mut self, fs: &dyn FileSystem, bytes: u64) -> Result<(), Arc<Failure>> {
-        let to = self.header(SegmentId(0)).file_bytes().min(self.filled.saturating_add(bytes));
+        let to = self.bytes().min(self.filled.saturating_add(bytes));
         let failed = |operation| {
             let path = fs.describe(&file::name(self.id));
             move |error| Failure::new(operation, path, error)

@@ -151,6 +151,11 @@ fn usable_bytes(segment_bytes: u32) -> u64 {
     u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
 }
 
+/// Prepared segments that a store of `total` should have, beyond what is reserved.
+fn wanted_segments(total: u64) -> u64 {
+    SPARE_SEGMENTS + (total / 8).clamp(2, 64)
+}
+
 /// Who asks for room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Asker {
@@ -245,6 +250,29 @@ impl Lane {
         order
     }
 
+    /// Takes a data file out of use, with its segments, of which none holds anything and none will be
+    /// missed: twice what should be kept is left, in a store of `total` segments.
+    pub(crate) fn take_free_file(&self, total: u64) -> Option<Arc<DataFile>> {
+        let mut state = self.state.lock();
+        let usable = usable_bytes(self.segment_bytes);
+        let prepared = state.prepared.len() as u64;
+        let is_free = |file: &&Arc<DataFile>| {
+            let segments = u64::from(file.header().segments);
+            let left = prepared.saturating_sub(segments);
+            let wanted = 2 * wanted_segments(total.saturating_sub(segments));
+            let of_file =
+                state.prepared.iter().filter(|(it, _)| Arc::ptr_eq(&it.file, file)).count();
+            left * usable >= state.held + wanted * usable && of_file as u64 == segments
+        };
+        let file =
+            state.files.iter().filter(is_free).max_by_key(|it| it.header().segments).cloned()?;
+        state.prepared.retain(|(segment, _)| !Arc::ptr_eq(&segment.file, &file));
+        state.files.retain(|it| !Arc::ptr_eq(it, &file));
+        // Marks in it go with it: the next round writes one elsewhere.
+        state.proven = false;
+        Some(file)
+    }
+
     /// Reserves room for claims that recovery found.
     pub(crate) fn hold(&self, bytes: u64) {
         self.state.lock().held += bytes;
@@ -264,7 +292,7 @@ impl Lane {
         let usable = usable_bytes(self.segment_bytes);
         let prepared = state.prepared.len() as u64;
         let room = prepared * usable;
-        let wanted = SPARE_SEGMENTS + (total / 8).clamp(2, 64);
+        let wanted = wanted_segments(total);
         Supply {
             prepared,
             held: state.held,

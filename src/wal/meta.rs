@@ -182,6 +182,7 @@ mod tests {
             names_bytes: 0,
             generation_ceiling: Generation(0),
             stable_generation: Generation(0),
+            gone_generation: Generation(0),
             clock: Timestamp::from_ms(0),
             boot_id: [0; 16],
             inode: 0,

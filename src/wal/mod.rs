@@ -17,6 +17,7 @@
 
 pub(crate) mod class;
 pub(crate) mod data_file;
+pub(crate) mod growth;
 pub(crate) mod lane;
 pub(crate) mod meta;
 pub(crate) mod names;
@@ -24,35 +25,30 @@ pub(crate) mod poison;
 pub(crate) mod recycle;
 pub(crate) mod rounds;
 pub(crate) mod segments;
+pub(crate) mod shrink;
 pub(crate) mod stream;
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::error::{Failure, StoreError};
-use crate::format::file::{self, FILES_MAX, SEGMENTS_FIRST, SEGMENTS_MAX};
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::Entry;
 use crate::format::record::Draft;
-use crate::format::segment::DATA_START;
 use crate::sys::FileSystem;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
-use crate::types::{Epoch, FileId, Generation, Location, SegmentId, Timestamp};
+use crate::types::{Epoch, Generation, Location, Timestamp};
 
 use class::Class;
-use data_file::{DataFile, Filling};
+use growth::Growth;
 use lane::{Append, AppendError, Lane, RoomChange, Supply};
 use meta::MetaFile;
 use names::{AppendFailure, NamesFile};
 use poison::Poison;
 use rounds::Rounds;
 use segments::Segments;
-
-/// Generations are reserved in the meta file this many at a time, beyond those needed at once.
-const GENERATION_STEP: u64 = 1024;
 
 /// See the file's header.
 #[derive(Debug)]
@@ -68,6 +64,8 @@ pub(crate) struct Wal {
     growth: Mutex<Growth>,
     /// How often the store has grown. Raised under `growth`, after the lane has its segments.
     growths: AtomicU64,
+    /// The most bytes that all data files may have.
+    disk_bytes_max: u64,
     epoch: AtomicU32,
     /// Numbers the marks of this open. Used by the leader of a round only.
     mark_round: AtomicU64,
@@ -88,37 +86,6 @@ pub(crate) struct Passage<'a> {
     _gate: RwLockReadGuard<'a, Gate>,
 }
 
-/// The data files there are, and what is needed to make the next one.
-#[derive(Debug)]
-pub(crate) struct Growth {
-    pub(crate) files: Vec<Arc<DataFile>>,
-    /// The first generation that no header bears.
-    pub(crate) next_generation: Generation,
-    /// A file that maintenance is making ahead of need.
-    filling: Option<Filling>,
-    /// After a failure the next try is for one segment.
-    last_try_failed: bool,
-}
-
-impl Growth {
-    pub(crate) fn new(files: Vec<Arc<DataFile>>, next_generation: Generation) -> Self {
-        Self { files, next_generation, filling: None, last_try_failed: false }
-    }
-
-    fn segments(&self) -> u32 {
-        self.files.iter().map(|file| file.header().segments).sum()
-    }
-
-    fn next_segment(&self) -> SegmentId {
-        self.files.iter().map(|file| file.header().end()).max().unwrap_or(SegmentId(0))
-    }
-
-    /// Segments of the next file, made in time: as many as there are, so that the store doubles.
-    fn next_size(&self) -> u32 {
-        if self.last_try_failed { 1 } else { self.segments().clamp(SEGMENTS_FIRST, SEGMENTS_MAX) }
-    }
-}
-
 /// What a store starts with, see `engine::recovery`.
 #[derive(Debug)]
 pub(crate) struct WalParts {
@@ -130,11 +97,13 @@ pub(crate) struct WalParts {
     pub(crate) names: NamesFile,
     pub(crate) growth: Growth,
     pub(crate) epoch: Epoch,
+    pub(crate) disk_bytes_max: u64,
 }
 
 impl Wal {
     pub(crate) fn new(parts: WalParts) -> Self {
-        let WalParts { fs, store_id, append, segments, meta, names, growth, epoch } = parts;
+        let WalParts { fs, store_id, append, segments, meta, names, growth, .. } = parts;
+        let (epoch, disk_bytes_max) = (parts.epoch, parts.disk_bytes_max);
         let wal = Self {
             fs,
             store_id,
@@ -146,11 +115,12 @@ impl Wal {
             names: Mutex::new(names),
             growth: Mutex::new(growth),
             growths: AtomicU64::new(0),
+            disk_bytes_max,
             epoch: AtomicU32::new(epoch.0),
             mark_round: AtomicU64::new(1),
             gate: RwLock::new(Gate::Open),
         };
-        for file in &wal.growth.lock().files {
+        for file in wal.growth.lock().files() {
             wal.lane.add_file(Arc::clone(file));
         }
         wal
@@ -228,140 +198,6 @@ impl Wal {
     /// How often the store has grown: read it before an append, hand it to [`Wal::grow`] after.
     pub(crate) fn growths(&self) -> u64 {
         self.growths.load(Ordering::Acquire)
-    }
-
-    /// Makes a small data file at once, unless the store has grown since `seen` was read. For
-    /// callers who found no room; called with no lock held. On an error nothing has changed.
-    pub(crate) fn grow_now(&self, seen: u64, now: Timestamp) -> Result<(), StoreError> {
-        let _passage = self.pass()?;
-        let mut growth = self.growth.lock();
-        if self.growths() != seen {
-            return Ok(());
-        }
-        self.poison.check_before()?;
-        let mut count = if growth.last_try_failed { 1 } else { SEGMENTS_FIRST };
-        loop {
-            match self.make_file(&growth, count) {
-                Ok(filled) => match self.take_into_use(&mut growth, filled, now)? {
-                    Ok(()) => return Ok(()),
-                    Err(cause) => return self.growth_failed(&mut growth, cause),
-                },
-                Err(cause) if count > 1 && is_about_room(&cause) => count /= 2,
-                Err(cause) => return self.growth_failed(&mut growth, cause),
-            }
-        }
-    }
-
-    fn growth_failed(&self, growth: &mut Growth, cause: Arc<Failure>) -> Result<(), StoreError> {
-        growth.last_try_failed = true;
-        Err(StoreError::Io(cause))
-    }
-
-    /// Makes a file of `count` segments from start to end.
-    fn make_file(&self, growth: &Growth, count: u32) -> Result<Filling, Arc<Failure>> {
-        let mut filling = self.start_filling(growth, count)?;
-        match filling.step(&*self.fs, u64::MAX) {
-            Ok(()) => Ok(filling),
-            Err(cause) => {
-                data_file::abandon(&*self.fs, filling.id());
-                Err(cause)
-            }
-        }
-    }
-
-    /// Goes on with the file that is being made ahead of need, for about `bytes`; starts one if
-    /// need be. For maintenance.
-    pub(crate) fn grow_ahead(&self, bytes: u64, now: Timestamp) -> Result<(), StoreError> {
-        let _passage = self.pass()?;
-        let mut growth = self.growth.lock();
-        self.poison.check_before()?;
-        let mut filling = match growth.filling.take() {
-            Some(filling) => filling,
-            None => match self.start_filling(&growth, growth.next_size()) {
-                Ok(filling) => filling,
-                Err(cause) => return self.growth_failed(&mut growth, cause),
-            },
-        };
-        if let Err(cause) = filling.step(&*self.fs, bytes) {
-            data_file::abandon(&*self.fs, filling.id());
-            return self.growth_failed(&mut growth, cause);
-        }
-        if !filling.is_filled() {
-            growth.filling = Some(filling);
-            return Ok(());
-        }
-        match self.take_into_use(&mut growth, filling, now)? {
-            Ok(()) => Ok(()),
-            Err(cause) => self.growth_failed(&mut growth, cause),
-        }
-    }
-
-    /// Whether a file is being made ahead of need.
-    pub(crate) fn is_growing(&self) -> bool {
-        self.growth.lock().filling.is_some()
-    }
-
-    /// Gives up the file that is being made ahead of need.
-    pub(crate) fn abandon_growth(&self) {
-        if let Some(filling) = self.growth.lock().filling.take() {
-            data_file::abandon(&*self.fs, filling.id());
-        }
-    }
-
-    fn start_filling(&self, growth: &Growth, count: u32) -> Result<Filling, Arc<Failure>> {
-        let taken = growth.filling.as_ref().map(Filling::id);
-        let id = self.meta.read(|meta| meta.files.first_free(taken));
-        let units = self.segments.segment_bytes() / Location::UNIT_BYTES as u32;
-        let end = growth.next_segment().0 + 2 * SEGMENTS_MAX;
-        let Some(id) = id.filter(|_| (u64::from(end) * u64::from(units)) >> Location::BITS == 0)
-        else {
-            let path = self.fs.describe(&file::name(FileId(FILES_MAX)));
-            let limit = std::io::Error::new(ErrorKind::StorageFull, "the store has its full size");
-            return Err(Failure::new("create", path, limit));
-        };
-        Filling::start(&*self.fs, id, count, self.segments.segment_bytes())
-    }
-
-    /// Gives a filled file its headers, lists it, and hands its segments to the lane. The inner
-    /// error leaves the store as it was.
-    fn take_into_use(
-        &self,
-        growth: &mut Growth,
-        filling: Filling,
-        now: Timestamp,
-    ) -> Result<Result<(), Arc<Failure>>, StoreError> {
-        let id = filling.id();
-        let first_generation = growth.next_generation;
-        // R8: no header bears a generation at or above the ceiling on disk, and none that any other
-        // header ever bore, be this file given up or not.
-        growth.next_generation.0 += u64::from(SEGMENTS_MAX);
-        let end = growth.next_generation.0;
-        if self.meta.read(|meta| meta.generation_ceiling.0) < end {
-            let ceiling = Generation(end + GENERATION_STEP);
-            let raised = self.meta.update(|meta| meta.generation_ceiling = ceiling);
-            raised.map_err(|cause| self.fail(cause))?;
-        }
-        let first = growth.next_segment();
-        let made = filling.finish(&*self.fs, &self.store_id, first, first_generation, now);
-        let file = match made {
-            Ok(file) => Arc::new(file),
-            Err(cause) => {
-                data_file::abandon(&*self.fs, id);
-                return Ok(Err(cause));
-            }
-        };
-        reach(Point::BeforeListing);
-        let listed = self.meta.update(|meta| meta.files.insert(id));
-        listed.map_err(|cause| self.fail(cause))?;
-        reach(Point::BehindListing);
-        growth.last_try_failed = false;
-        growth.files.push(Arc::clone(&file));
-        for (id, generation) in file.header().ids().zip(first_generation.0..) {
-            self.enter(&file, id, Generation(generation), DATA_START);
-        }
-        self.lane.add_file(file);
-        self.growths.fetch_add(1, Ordering::Release);
-        Ok(Ok(()))
     }
 
     /// What the leader of a round does: writes the mark, syncs what is dirty, and notes what is
@@ -451,20 +287,9 @@ impl Wal {
     /// Bytes of all data files, and of the segments that were ever written to.
     pub(crate) fn sizes(&self) -> (u64, u64) {
         let growth = self.growth.lock();
-        let disk = growth.files.iter().map(|file| file.header().file_bytes()).sum();
+        let disk = growth.disk_bytes();
         let total = u64::from(growth.segments());
         let used = total - self.lane.supply(total).prepared;
         (disk, used * u64::from(self.segments.segment_bytes()))
     }
-}
-
-/// Whether a smaller file might have been possible.
-fn is_about_room(cause: &Failure) -> bool {
-    matches!(
-        cause.io().kind(),
-        ErrorKind::StorageFull
-            | ErrorKind::QuotaExceeded
-            | ErrorKind::FileTooLarge
-            | ErrorKind::OutOfMemory
-    )
 }

@@ -13,11 +13,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::data_file::DataFile;
+use super::growth::{GENERATION_STEP, Growth};
 use super::segments::Segment;
 use super::stream::SealedSegment;
-use super::{GENERATION_STEP, Growth, Passage, Wal};
-use crate::error::StoreError;
-use crate::format::segment::{self, DATA_START};
+use super::{Passage, Wal};
+use crate::error::{Failure, StoreError};
+use crate::format::index::{self, ENTRY_BYTES, Entry};
+use crate::format::record::Draft;
+use crate::format::segment::{self, DATA_START, TRAILER_BYTES, Trailer, index_offset};
+use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::types::{Generation, SegmentId, Timestamp};
 
@@ -55,6 +59,67 @@ impl Wal {
     /// Segments that were sealed since the last call and are durable in full.
     pub(crate) fn take_sealed(&self) -> Vec<SealedSegment> {
         self.lane.take_sealed()
+    }
+
+    /// The index of a sealed segment, as it was written, or worked out from the records where that
+    /// cannot be trusted.
+    pub(crate) fn read_entries(&self, sealed: &SealedSegment) -> Result<Vec<Entry>, StoreError> {
+        let pin = Pin::new();
+        let Some(segment) = self.segments.get(sealed.id, &pin) else { return Ok(Vec::new()) };
+        if let Some(entries) = self.read_index(sealed, segment)? {
+            return Ok(entries);
+        }
+        let (mut entries, mut at) = (Vec::new(), DATA_START);
+        while at < sealed.end {
+            let (record, next) = segment.step(at)?;
+            entries.extend(record.map(|record| Draft::new(&record).entry(at)));
+            at = next;
+        }
+        Ok(entries)
+    }
+
+    /// Up to `count` entries of a segment's index, from one on, as they are: for counting.
+    pub(crate) fn read_some_entries(
+        &self,
+        sealed: &SealedSegment,
+        from: u32,
+        count: u32,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let count = count.min(sealed.entries.saturating_sub(from));
+        let mut bytes = vec![0; count as usize * ENTRY_BYTES];
+        let index = index_offset(self.segments.segment_bytes(), sealed.entries);
+        let start = sealed.file.segment_offset(sealed.id)
+            + u64::from(index)
+            + u64::from(from) * ENTRY_BYTES as u64;
+        let failed = |error| Failure::new("read", sealed.file.path().to_owned(), error);
+        let read = sealed.file.read_at(&mut bytes, start);
+        read.map_err(|error| StoreError::Io(failed(error)))?;
+        Ok(bytes.chunks_exact(ENTRY_BYTES).filter_map(Entry::decode).collect())
+    }
+
+    /// `None`: there is none, or it is damaged.
+    fn read_index(
+        &self,
+        sealed: &SealedSegment,
+        segment: &Segment,
+    ) -> Result<Option<Vec<Entry>>, StoreError> {
+        let start = index_offset(self.segments.segment_bytes(), sealed.entries);
+        let mut bytes = vec![0; (self.segments.segment_bytes() - start) as usize];
+        let failed = |error| Failure::new("read", segment.file.path().to_owned(), error);
+        let read = segment.file.read_at(&mut bytes, segment.file_offset(start));
+        read.map_err(|error| StoreError::Io(failed(error)))?;
+        let Some((index, tail)) = bytes.split_last_chunk::<TRAILER_BYTES>() else {
+            return Ok(None);
+        };
+        let segment_bytes = self.segments.segment_bytes();
+        let trailer = Trailer::decode(tail, segment.place, segment.generation, segment_bytes);
+        let is_good = trailer.is_some_and(|trailer| {
+            trailer.entries == sealed.entries
+                && sealed.entries > 0
+                && trailer.entries_crc == index::checksum(index, segment.place)
+        });
+        let entries = index.chunks_exact(ENTRY_BYTES).map(Entry::decode);
+        Ok(if is_good { entries.collect() } else { None })
     }
 
     /// Seals what has been filled for long enough, see [`super::lane::Lane::seal_aged`].

@@ -557,6 +557,8 @@ fn check_vouched(found: &Found, known: &HashSet<(SegmentId, Generation)>) -> Res
         }
         match found.segments.iter().find(|segment| segment.id == *id) {
             Some(segment) if segment.generation > *generation => {}
+            // Its file was given up.
+            None if *generation < found.meta.gone_generation => {}
             Some(segment) => {
                 let (was, is) = (generation.0, segment.generation.0);
                 let what = format!("the segment is of generation {is}, and was durable in {was}");

@@ -46,11 +46,12 @@ use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::sys::{Clock, DirectoryLock, FileSystem};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
+use crate::wal::growth::Growth;
 use crate::wal::lane::Append;
 use crate::wal::meta::MetaFile;
 use crate::wal::names::NamesFile;
 use crate::wal::segments::Segments;
-use crate::wal::{Growth, Wal, WalParts};
+use crate::wal::{Wal, WalParts};
 
 use found::{Found, read};
 use mend::{forget_again, make_good, park_orphans, remove_unlisted, renew_empty, take_over};
@@ -72,6 +73,7 @@ pub(crate) struct OpenRequest {
     pub(crate) shards: usize,
     pub(crate) segment_bytes: Option<u32>,
     pub(crate) max_clock_jump: Option<Duration>,
+    pub(crate) max_disk_bytes: Option<u64>,
     /// Where token counters start; above zero in tests only.
     pub(crate) first_counter: u64,
     /// Whether the store is one that salvage is making.
@@ -184,6 +186,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         names,
         growth: Growth::new(files, next_generation),
         epoch,
+        disk_bytes_max: request.max_disk_bytes.unwrap_or(u64::MAX),
     });
     let found: Vec<_> = segments.into_iter().zip(scanned).collect();
     let sealed = take_over(&wal, &found, &generations);
@@ -324,6 +327,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         names_bytes: 0,
         generation_ceiling: Generation(1),
         stable_generation: Generation(0),
+        gone_generation: Generation(0),
         clock: Timestamp::default(),
         boot_id: [0; 16],
         inode: 0,

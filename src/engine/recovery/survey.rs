@@ -201,13 +201,21 @@ impl Survey {
                 self.losses.lose_unknown("the meta file is older than the data");
             }
         }
-        // Files are made one behind the other: each segment is there, once.
+        // Each segment is there once. Files fill the lowest gap, so that none is left out, but for what
+        // was given up, of which the meta file tells.
         all.sort_unstable();
-        if all.iter().zip(0..).any(|(id, number)| id.0 != number) {
+        let gone_generation = self.meta.as_ref().map_or(Generation(0), |meta| meta.gone_generation);
+        let is_twice = all.windows(2).any(|pair| pair[0] == pair[1]);
+        let is_left_out = all.iter().zip(0..).any(|(id, number)| id.0 != number);
+        if is_twice || (is_left_out && gone_generation == Generation(0)) {
             self.losses.lose_unknown("segments are missing, or there twice");
         }
         let gone = self.vouched.tails.iter().filter(|((id, generation), (durable, _))| {
-            *durable > 0 && seen.get(id).is_none_or(|known| known < generation)
+            let is_there = match seen.get(id) {
+                Some(known) => known >= generation,
+                None => *generation < gone_generation,
+            };
+            *durable > 0 && !is_there
         });
         for ((id, _), _) in gone {
             self.losses.lose_unknown(&format!("segment {} was durable and is gone", id.0));

@@ -1,0 +1,47 @@
+//! Shrinking: a data file of which nobody needs a segment is given up.
+//!
+//! Out of use, a round that writes a mark elsewhere, off the list in both slots of the meta file, and
+//! only then out of the directory: it is growth in reverse (R16). A crash on the way leaves a
+//! file that is listed and empty, or one that is not listed, which the next open removes.
+
+use std::sync::Arc;
+
+use super::Wal;
+use super::data_file::{self, DataFile};
+use crate::error::StoreError;
+use crate::format::meta::SLOTS;
+use crate::sys::point::{Point, reach};
+
+impl Wal {
+    /// Takes a data file out of use that can be spared. It may be removed when a round has ended
+    /// that begins after this returns.
+    pub(crate) fn take_free_file(&self) -> Option<Arc<DataFile>> {
+        let total = u64::from(self.growth.lock().segments());
+        self.lane.take_free_file(total)
+    }
+
+    /// Removes a data file that was taken out of use.
+    pub(crate) fn remove_file(&self, file: &Arc<DataFile>) -> Result<(), StoreError> {
+        let _passage = self.pass()?;
+        let mut growth = self.growth.lock();
+        let (id, gone) = (file.header().file, growth.next_generation);
+        // In both slots: should one go bad, the other must not miss the file.
+        for _ in 0..SLOTS {
+            let unlisted = self.meta.update(|meta| {
+                meta.files.remove(id);
+                meta.gone_generation = meta.gone_generation.max(gone);
+                meta.generation_ceiling = meta.generation_ceiling.max(gone);
+            });
+            unlisted.map_err(|cause| self.fail(cause))?;
+        }
+        reach(Point::BehindUnlisting);
+        for segment in file.header().ids() {
+            self.segments.remove(segment);
+        }
+        growth.remove(file);
+        // What is left behind is removed by the next open: no meta file lists it.
+        data_file::abandon(&*self.fs, id);
+        self.fs.sync_dir().unwrap_or_default();
+        Ok(())
+    }
+}

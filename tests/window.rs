@@ -1,0 +1,290 @@
+//! What a store keeps, how long, and how much room it takes for it: streams, recycling, compaction,
+//! bounds. Simulated weeks are in `tests/soak.rs`.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+mod support;
+
+use std::time::Duration;
+
+use refrain::testing::{HeapFs, SimClock};
+use refrain::{
+    Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Lookup,
+    Namespace, Options, Policy, Store,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const SEGMENT_BYTES: u64 = 256 << 10;
+
+fn options(fs: &HeapFs, clock: &SimClock) -> Options {
+    Options::new("unused")
+        .file_system(fs.clone())
+        .clock(clock.clone())
+        .durability(Durability::Buffered)
+        .segment_bytes(SEGMENT_BYTES)
+        .shards(4)
+        .manual_maintenance(true)
+}
+
+fn open(fs: &HeapFs, clock: &SimClock) -> Store {
+    options(fs, clock).open().unwrap()
+}
+
+fn keep(store: &Store, ttl: Duration) -> Namespace {
+    let policy = Policy::default().lease(SECOND).replay_ttl(ttl).dedupe_ttl(ttl);
+    store.define("orders", &policy.late_grace(SECOND)).unwrap()
+}
+
+fn complete(orders: &Namespace, key: &str, body: &[u8]) {
+    orders.claim(key, None).unwrap().acquired().unwrap().complete(body).unwrap();
+}
+
+/// Lets time pass, with somebody looking after the store.
+fn pass(store: &Store, clock: &SimClock, time: Duration) {
+    for _ in 0..20 {
+        clock.advance(time / 20);
+        store.maintain();
+    }
+}
+
+#[test]
+fn a_store_that_may_not_grow_refuses_the_newest_claim_and_keeps_everything_else() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let limit = 12 * SEGMENT_BYTES;
+    let store = options(&fs, &clock).max_disk_bytes(limit).open().unwrap();
+    let orders = keep(&store, HOUR);
+    let long = ClaimOptions::new().lease(HOUR);
+    let held = orders.claim_with("held", &long).unwrap().acquired().unwrap();
+    // First there is no room for bodies, then none for claims.
+    let fill = |name: &str| {
+        let (mut with_body, mut all) = (0, 0);
+        loop {
+            let claim = match orders.claim(format!("{name}-{all}"), None) {
+                Ok(claim) => claim,
+                Err(error) => return (with_body, all, error),
+            };
+            let kept = claim.acquired().unwrap().complete(vec![7; 5000]).unwrap().body();
+            with_body += u32::from(kept == BodyKept::Kept);
+            all += 1;
+            clock.advance(SECOND / 10);
+            store.maintain();
+        }
+    };
+    let (with_body, all, refused) = fill("key");
+    let ClaimError::Full { cause } = &refused else { panic!("{refused}") };
+    assert_eq!(cause.io().kind(), std::io::ErrorKind::QuotaExceeded, "{refused}");
+    assert!(store.stats().disk_bytes <= limit && with_body > 300, "{with_body} of {all}");
+    // Who was granted may finish; who was stored is stored.
+    let completed = held.complete("the end").unwrap();
+    assert!(matches!(completed.body(), BodyKept::Kept | BodyKept::NoRoom));
+    for number in 0..all {
+        let found = orders.lookup(format!("key-{number}")).unwrap();
+        assert!(matches!(found, Lookup::Completed(_)), "{number} of {all}: {found:?}");
+    }
+    // When it has expired, there is room again, in the same files.
+    pass(&store, &clock, 2 * HOUR);
+    let (with_body_again, ..) = fill("later");
+    assert!(with_body_again > with_body * 8 / 10, "{with_body_again} against {with_body}");
+    assert!(store.stats().disk_bytes <= limit);
+    // It is an option of an opening, not of the store.
+    drop(orders);
+    store.close().unwrap();
+    let orders = open(&fs, &clock).namespace("orders").unwrap();
+    (0..2 * with_body).for_each(|number| complete(&orders, &format!("more-{number}"), &[7; 5000]));
+}
+
+#[test]
+fn a_burst_leaves_no_files_behind() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    complete(&orders, "before", b"outcome");
+    store.maintain();
+    let before = store.stats().disk_bytes;
+    for number in 0..3000 {
+        complete(&orders, &format!("burst-{number}"), &[7; 5000]);
+    }
+    store.maintain();
+    let burst = store.stats();
+    assert!(burst.disk_bytes > 6 * before, "{burst:?}");
+    let mut least = burst.disk_bytes;
+    for hour in 0..8 {
+        complete(&orders, &format!("after-{hour}"), b"outcome");
+        pass(&store, &clock, HOUR / 2);
+        least = least.min(store.stats().disk_bytes);
+    }
+    let after = store.stats();
+    assert!(after.disk_bytes <= 3 * before && after.entries < 10, "{after:?}");
+    // What is left opens, with and without a word of goodbye; and grows again.
+    complete(&orders, "last", b"outcome");
+    store.flush().unwrap();
+    store.abandon();
+    let store = open(&fs, &clock);
+    assert!(store.report().torn_tails.is_empty());
+    let orders = store.namespace("orders").unwrap();
+    assert!(matches!(orders.lookup("last").unwrap(), Lookup::Completed(_)));
+    for number in 0..3000 {
+        complete(&orders, &format!("again-{number}"), &[7; 5000]);
+    }
+    store.check_invariants().unwrap();
+    drop(orders);
+    store.close().unwrap();
+    let report = open(&fs, &clock).report().clone();
+    assert!(report.clean && report.completed >= 3000, "{report:?}");
+}
+
+#[test]
+fn what_is_forgotten_on_purpose_gives_its_room_back_long_before_its_time() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, 1000 * HOUR);
+    let mut live = 0;
+    for number in 0..8000 {
+        complete(&orders, &format!("key-{number}"), &[7; 1000]);
+        if number % 10 != 0 {
+            orders.forget(format!("key-{number}"), "a test", "nobody").unwrap();
+        } else {
+            live += 1;
+        }
+        if number % 100 == 0 {
+            pass(&store, &clock, MINUTE);
+        }
+    }
+    for _ in 0..40 {
+        pass(&store, &clock, 10 * MINUTE);
+    }
+    let stats = store.stats();
+    // A completion; and of each that was forgotten, the forget, which lasts as long.
+    let (completion, forget) = (64 + 16 + 1000 + 32, 64 + 10 + 16 + 32 + 32);
+    let bytes = live * completion + (8000 - live) * forget;
+    assert!(stats.copied > 0 && stats.record_bytes < bytes * 33 / 10, "{stats:?} for {bytes}");
+    for number in 0..8000 {
+        let found = orders.lookup(format!("key-{number}")).unwrap();
+        assert_eq!(matches!(found, Lookup::Completed(_)), number % 10 == 0, "{number}: {found:?}");
+    }
+    // And none comes back.
+    drop(orders);
+    store.abandon();
+    let store = open(&fs, &clock);
+    assert_eq!(store.report().completed as u64, live);
+}
+
+#[test]
+fn quiet_streams_share_segments_in_the_end() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, 100 * HOUR);
+    let mut kept = vec![];
+    for number in 0..400 {
+        // Of many lengths, none of them with enough keys to fill a segment.
+        let ttl = HOUR * (20 + number % 37);
+        let key = format!("key-{number}");
+        let options = CompleteOptions::body(b"outcome").replay_ttl(ttl).dedupe_ttl(ttl);
+        orders.claim(&key, None).unwrap().acquired().unwrap().complete_with(&options).unwrap();
+        kept.push((key, clock.wall() + ttl));
+        pass(&store, &clock, 10 * MINUTE);
+        for (key, until) in &kept {
+            let found = orders.lookup(key).unwrap();
+            let is_kept = matches!(found, Lookup::Completed(_));
+            assert_eq!(is_kept, clock.wall() < *until, "{key}: {found:?}");
+        }
+    }
+    let stats = store.stats();
+    assert!(stats.copied > 0, "{stats:?}");
+    assert!(stats.disk_bytes <= 40 * SEGMENT_BYTES, "{stats:?}");
+    store.check_invariants().unwrap();
+}
+
+#[test]
+fn a_body_goes_when_its_time_is_over_and_the_key_stays() {
+    for kills in [false, true] {
+        let (fs, clock) = (HeapFs::new(), SimClock::new());
+        let mut store = open(&fs, &clock);
+        let policy = Policy::default().replay_ttl(HOUR).dedupe_ttl(48 * HOUR);
+        let orders = store.define("orders", &policy).unwrap();
+        let mut tokens = vec![];
+        for number in 0..500 {
+            let lease = orders.claim(format!("key-{number}"), None).unwrap().acquired().unwrap();
+            tokens.push(lease.token());
+            lease.complete(vec![7; 4000]).unwrap();
+        }
+        drop(orders);
+        let full = store.stats().record_bytes;
+        for _ in 0..12 {
+            pass(&store, &clock, 20 * MINUTE);
+            if kills {
+                store.flush().unwrap();
+                store.abandon();
+                store = open(&fs, &clock);
+            }
+        }
+        let stats = store.stats();
+        assert!(stats.record_bytes < full / 10 && stats.entries == 500, "{stats:?}");
+        let orders = store.namespace("orders").unwrap();
+        for (number, token) in tokens.iter().enumerate() {
+            let key = format!("key-{number}");
+            let outcome = orders.claim(&key, None).unwrap().completed().unwrap();
+            assert_eq!((outcome.body(), outcome.token()), (Body::Expired, *token));
+            // The same outcome once more is still the same.
+            let again = orders.complete(&key, *token, [7; 4000]).unwrap();
+            assert_eq!(again.body(), BodyKept::NoReplay);
+            assert!(orders.complete(&key, *token, [8; 4000]).is_err());
+        }
+        pass(&store, &clock, 48 * HOUR);
+        assert!(matches!(orders.claim("key-7", None).unwrap(), Claim::Acquired(_)));
+        assert!(store.stats().entries < 10);
+    }
+}
+
+#[test]
+fn long_claims_are_carried_along() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    let long = ClaimOptions::new().lease(HOUR);
+    let lease = orders.claim_with("long", &long).unwrap().acquired().unwrap();
+    orders.claim("parked", None).unwrap().acquired().unwrap().park().unwrap();
+    let other = orders.claim_with("other", &long).unwrap().acquired().unwrap();
+    for number in 0..50 {
+        for key in 0..20 {
+            complete(&orders, &format!("{number}-{key}"), &[7; 2000]);
+        }
+        pass(&store, &clock, MINUTE);
+        assert!(matches!(orders.lookup("long").unwrap(), Lookup::InProgress(_)));
+        assert!(matches!(orders.lookup("parked").unwrap(), Lookup::Parked(_)));
+    }
+    assert!(store.stats().recycled > 20, "{:?}", store.stats());
+    lease.complete("done").unwrap();
+    let token = other.token();
+    drop(other);
+    drop(orders);
+    store.abandon();
+    let store = open(&fs, &clock);
+    let orders = store.namespace("orders").unwrap();
+    assert!(matches!(orders.lookup("parked").unwrap(), Lookup::Parked(_)));
+    let Lookup::Lapsed(lapsed) = orders.lookup("other").unwrap() else { panic!() };
+    assert_eq!(lapsed.token(), token);
+    let Lookup::Completed(outcome) = orders.lookup("long").unwrap() else { panic!() };
+    assert_eq!(outcome.body(), Body::Bytes(b"done"));
+}
+
+#[test]
+fn a_store_in_memory_forgets_as_well() {
+    let clock = SimClock::new();
+    let store = Options::in_memory().clock(clock.clone()).manual_maintenance(true).shards(4).open();
+    let store = store.unwrap();
+    let orders = keep(&store, MINUTE);
+    let mut most = 0;
+    for round in 0..40 {
+        for number in 0..1000 {
+            complete(&orders, &format!("{round}-{number}"), &[7; 1000]);
+        }
+        pass(&store, &clock, 30 * SECOND);
+        if round == 10 {
+            most = store.stats().disk_bytes;
+        }
+    }
+    let stats = store.stats();
+    assert!(stats.entries < 3500 && stats.disk_bytes <= most && stats.recycled > 0, "{stats:?}");
+}
