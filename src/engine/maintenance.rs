@@ -179,7 +179,9 @@ impl Engine {
         // Its failures have poisoned the store, or the store is closing.
         let expiry_due = self.expire(&mut last.expiry).unwrap_or_default();
         let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
-        if rounds_due || clock_due || growth_due {
+        // Sealing asks for a round, too.
+        let is_owed = self.mode != Mode::Memory && !self.wal.is_proven();
+        if rounds_due || clock_due || growth_due || is_owed {
             return Next::Soon;
         }
         expiry_due.map_or(Next::Change, Next::In)

@@ -137,6 +137,9 @@ impl Engine {
                 }
                 (_, Some(_)) => wanted.push(*entry),
                 (Kind::Forget, None) if entry.expires > now => wanted.push(*entry),
+                (Kind::Release, None) if segment.is_found && entry.expires > now => {
+                    wanted.push(*entry);
+                }
                 (_, None) => {}
             }
         }
@@ -151,14 +154,18 @@ impl Engine {
         let pin = Pin::new();
         let now = self.timeline.now();
         let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
-        let old = self.wal.segments.record(location, &pin)?;
-        if old.kind == Kind::Forget && now < old.expires && old.expires < Timestamp::MAX {
-            // What it forgot may still be on disk, and goes by then at the latest (R5). Nothing that
-            // a forget for ever stands against outlives it: claims go in order (R3).
-            let class = Class::geometric(old.expires.since(now));
-            if self.wal.append_copy(&Draft::new(&old), class)?.is_none() {
-                return Ok(false);
+        let old = match self.wal.segments.record(location, &pin) {
+            // Whatever it was: a claim that the clock has forgotten need not be read.
+            Err(StoreError::Corrupt { .. }) if entry.expires <= now => {
+                self.remove_one(segment, entry, 0);
+                return Ok(true);
             }
+            old => old?,
+        };
+        if let Some(class) = outlives(&old, segment, now)
+            && self.wal.append_copy(&Draft::new(&old), class)?.is_none()
+        {
+            return Ok(false);
         }
         let (class, record) = match self.fate(&old, now) {
             Fate::Over { held } => {
@@ -248,6 +255,22 @@ impl Engine {
     /// Whether rounds make anything durable here.
     pub(super) fn has_rounds(&self) -> bool {
         self.mode != Mode::Memory
+    }
+}
+
+/// Where a record belongs that no entry points to, and that something weaker may stand against which
+/// is still on disk when this one is gone.
+fn outlives(old: &Record<'_>, segment: &SealedSegment, now: Timestamp) -> Option<Class> {
+    match old.kind {
+        _ if old.expires <= now => None,
+        // What it forgot goes by then at the latest (R5).
+        Kind::Forget if old.expires < Timestamp::MAX => {
+            Some(Class::geometric(old.expires.since(now)))
+        }
+        // Claims go in order (R3), but for those that recovery found: until all of them are gone,
+        // what ended them stays in the stream behind them.
+        Kind::Forget | Kind::Release if segment.is_found => Some(Class::Claims),
+        _ => None,
     }
 }
 

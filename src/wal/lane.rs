@@ -452,8 +452,16 @@ impl Lane {
         let is_claims = class == Class::Claims;
         let order = if is_claims { active.order } else { state.claims };
         let file = Arc::clone(&segment.file);
-        let sealed =
-            SealedSegment { id: segment.id, file, is_claims, end, entries, due: active.due, order };
+        let sealed = SealedSegment {
+            id: segment.id,
+            file,
+            is_claims,
+            end,
+            entries,
+            due: active.due,
+            is_found: false,
+            order,
+        };
         state.unstable.push((segment, sealed));
         state.proven = false;
         Ok(())

@@ -24,6 +24,9 @@ pub(crate) struct SealedSegment {
     pub(crate) entries: u32,
     /// When its last record has had its time.
     pub(crate) due: Timestamp,
+    /// Whether recovery found it. Of such segments of claims it is not known in which order they were
+    /// filled: generations tell only roughly.
+    pub(crate) is_found: bool,
     /// Of claims: its number in the order in which they were filled. Of completions: how many
     /// segments of claims there were when it was sealed; it outlives all of them (R4).
     pub(crate) order: u64,

@@ -141,6 +141,7 @@ pub(super) fn take_over(
                     end,
                     entries: scanned.entries,
                     due: scanned.due,
+                    is_found: true,
                     order: 0,
                 };
                 segment.order = wal.add_used(segment.bytes(), segment.is_claims);

@@ -375,9 +375,9 @@ fn settle(
     let mut settled = Settled::default();
     let gaps = Gaps::new(found.gaps.clone());
     let mut records = Records::new(&found.segments, found.meta.segment_bytes);
-    settled.to_forget = found.winners.unaccounted(&mut records)?;
+    settled.to_forget = found.winners.unaccounted(&mut records, now)?;
     let Survivors { completed, expired } =
-        found.winners.settle(&mut records, |record, location| {
+        found.winners.settle(&mut records, now, |record, location| {
             // A claim that is parked for having lost its owner lost it when the store stopped. The
             // clock has not forgotten it in the time during which nobody could have finished it.
             let at = if record.flags.on_orphan() == OnOrphan::Park { floor } else { now };

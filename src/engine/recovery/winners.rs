@@ -21,10 +21,10 @@ pub(super) struct Winners {
     /// The shard of the first table, and how many shards the store has.
     first: usize,
     shards: usize,
-    /// Completions that were over when they were read, surely or perhaps; most still are the winner
-    /// at the end.
-    over: Vec<(KeyHash, Location, bool)>,
-    /// Completions that were not, and lost against a later token.
+    /// Completions that were over when they were read, or about to be, and when that is; most still
+    /// are the winner at the end.
+    over: Vec<(KeyHash, Location, Timestamp)>,
+    /// Completions that lost against a later token.
     lost: Vec<(KeyHash, Location)>,
     forgets: HashMap<KeyHash, Vec<Location>>,
     now: Timestamp,
@@ -42,7 +42,7 @@ struct Contender {
     namespace: NamespaceId,
     key: Vec<u8>,
     strength: Strength,
-    is_lasting: bool,
+    is_completion: bool,
 }
 
 /// The order of records of one key.
@@ -57,18 +57,18 @@ fn strength(record: &Record<'_>) -> Strength {
 }
 
 impl Contender {
-    fn of(record: &Record<'_>, now: Timestamp) -> Self {
+    fn of(record: &Record<'_>) -> Self {
         Self {
             namespace: record.namespace,
             key: record.key.to_vec(),
             strength: strength(record),
-            is_lasting: record.kind == Kind::Complete && record.expires > now,
+            is_completion: record.kind == Kind::Complete,
         }
     }
 }
 
 impl Winners {
-    /// Empty tables of `shards` shards, made for about `entries`. `now` is a time that has come.
+    /// Empty tables of `shards` shards, made for about `entries`. `now` is about the time.
     pub(super) fn new(shards: usize, entries: usize, now: Timestamp) -> Self {
         let tables = (0..shards).map(|_| Table::for_entries(entries / shards)).collect();
         Self::of(tables, 0, shards, now)
@@ -123,14 +123,13 @@ impl Winners {
         records: &mut Records<'_>,
         current: (SegmentId, &[u8]),
     ) -> Result<(), OpenError> {
-        let now = self.now;
         let (hash, kind, expires) = (record.key_hash, record.kind, record.expires);
         self.compete(hash, kind, expires, location, |slot| {
             let old = records.with(slot.location(), Some(current), |old| {
                 let is_same = old.namespace == record.namespace && old.key == record.key;
-                is_same.then(|| Contender::of(old, now))
+                is_same.then(|| Contender::of(old))
             })?;
-            Ok(old.map(|old| (old, Contender::of(record, now))))
+            Ok(old.map(|old| (old, Contender::of(record))))
         })
     }
 
@@ -142,14 +141,13 @@ impl Winners {
         location: Location,
         records: &mut Records<'_>,
     ) -> Result<(), OpenError> {
-        let now = self.now;
         let hash = entry.key_hash;
         self.compete(hash, entry.kind, entry.expires, location, |slot| {
             let old = records.with(slot.location(), None, |old| {
-                (old.key_hash == hash).then(|| Contender::of(old, now))
+                (old.key_hash == hash).then(|| Contender::of(old))
             })?;
             let Some(old) = old else { return Ok(None) };
-            let new = records.with(location, None, |new| Contender::of(new, now))?;
+            let new = records.with(location, None, Contender::of)?;
             let is_same = old.namespace == new.namespace && old.key == new.key;
             Ok(is_same.then_some((old, new)))
         })
@@ -176,7 +174,7 @@ impl Winners {
             let Some((old, new)) = meet(slot)? else { return Ok(false) };
             is_stronger = new.strength > old.strength;
             let (weaker, at) = if is_stronger { (&old, slot.location()) } else { (&new, location) };
-            let is_lost = weaker.is_lasting && new.strength.0 != old.strength.0;
+            let is_lost = weaker.is_completion && new.strength.0 != old.strength.0;
             has_lost = is_lost.then_some(at);
             Ok::<_, OpenError>(true)
         })?;
@@ -192,7 +190,7 @@ impl Winners {
         }
         // An index rounds up to a second.
         if is_done && expires.ms() < self.now.ms() + 1000 {
-            self.over.push((hash, location, expires <= self.now));
+            self.over.push((hash, location, expires));
         }
         Ok(())
     }
@@ -202,13 +200,14 @@ impl Winners {
     pub(super) fn unaccounted(
         &self,
         records: &mut Records<'_>,
+        now: Timestamp,
     ) -> Result<Vec<Location>, OpenError> {
         let mut unaccounted = Vec::new();
         for (hash, lost) in &self.lost {
             let key = |record: &Record<'_>| (record.namespace, record.key.to_vec());
             let (lost_key, token, expires) =
                 records.with(*lost, None, |it| (key(it), it.token, it.expires))?;
-            let mut is_accounted = false;
+            let mut is_accounted = expires <= now;
             for forget in self.forgets.get(hash).into_iter().flatten() {
                 is_accounted |= records.with(*forget, None, |it| {
                     it.token >= token && it.expires >= expires && key(it) == lost_key
@@ -221,16 +220,18 @@ impl Winners {
         Ok(unaccounted)
     }
 
-    /// Drops every key that is free, once all records were offered. `keep` sees the winner of each
+    /// Drops every key that is free at `now`, once all records were offered. `keep` sees the winner of each
     /// key that is not completed, and says whether it stays.
     pub(super) fn settle(
         &mut self,
         records: &mut Records<'_>,
+        now: Timestamp,
         mut keep: impl FnMut(&Record<'_>, Location) -> bool,
     ) -> Result<Survivors, OpenError> {
         let mut survivors = Survivors::default();
-        for (hash, location, is_sure) in std::mem::take(&mut self.over) {
-            if !is_sure && records.with(location, None, |it| it.expires > self.now)? {
+        for (hash, location, expires) in std::mem::take(&mut self.over) {
+            // An index rounds up; and the clock may have been set back since.
+            if expires > now && records.with(location, None, |it| it.expires > now)? {
                 continue;
             }
             let shard = self.shard_of(hash);

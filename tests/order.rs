@@ -1,0 +1,146 @@
+//! Claims are destroyed in the order in which they were filled (R3), also by a later open, and also
+//! in a store that salvage has made.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+use std::time::Duration;
+
+use refrain::testing::{Crash, SimClock, SimDisk};
+use refrain::{Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy, Store};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Bench {
+    disk: SimDisk,
+    clock: SimClock,
+    noise: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { disk: SimDisk::new(7), clock: SimClock::new(), noise: 0 }
+    }
+
+    fn options(&self, disk: &SimDisk) -> Options {
+        Options::new("unused")
+            .file_system(disk.mount())
+            .clock(self.clock.clone())
+            .durability(Durability::Sync)
+            .shards(1)
+            .segment_bytes(256 << 10)
+            .manual_maintenance(true)
+    }
+
+    fn open(&self, disk: &SimDisk) -> Store {
+        self.options(disk).open().unwrap()
+    }
+
+    /// Claims and gives back other keys: about a segment of claims for 30.
+    fn noise(&mut self, noise: &Namespace, count: u64) {
+        for _ in 0..count {
+            self.noise += 1;
+            let mut key = vec![b'n'; 4096];
+            key[..8].copy_from_slice(&self.noise.to_le_bytes());
+            let lease = noise.claim(&key, None).unwrap().acquired().unwrap();
+            lease.release().unwrap();
+        }
+    }
+}
+
+fn settle(store: &Store, clock: &SimClock) {
+    for _ in 0..6 {
+        clock.advance(2 * SECOND);
+        store.maintain();
+    }
+}
+
+/// Claims and releases `x` so that the claim lies in a segment with a higher generation than its
+/// release does.
+fn prepare(bench: &mut Bench) {
+    let store = bench.open(&bench.disk);
+    let parks = Policy::default().on_lease_end(OnLeaseEnd::Park);
+    let orders = store.define("orders", &parks).unwrap();
+    let noise = store.namespace("noise").unwrap();
+    // Most of the first file is used; a second one is made ahead; the first is recycled.
+    let held: Vec<_> = (0..110_u8)
+        .map(|number| {
+            let key = [vec![number], vec![b'h'; 4000]].concat();
+            let token = noise.claim(&key, None).unwrap().acquired().unwrap().token();
+            (key, token)
+        })
+        .collect();
+    settle(&store, &bench.clock);
+    for (key, token) in held {
+        noise.release(&key, token).unwrap();
+    }
+    bench.noise(&noise, 60);
+    settle(&store, &bench.clock);
+    // A completion, so that a stream is active in the first file.
+    noise.claim("y", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
+    // The rest of the first file, and into what was recycled.
+    bench.noise(&noise, 80);
+    let token = orders.claim("x", None).unwrap().acquired().unwrap().token();
+    // To the end of the first file, and on into the second.
+    bench.noise(&noise, 170);
+    orders.release("x", token).unwrap();
+    assert!(matches!(orders.lookup("x").unwrap(), Lookup::Absent));
+    store.flush().unwrap();
+    store.abandon();
+}
+
+/// Opens the store, ends it at every step of what maintenance does, and opens it again: `x` was
+/// released, and stays so.
+fn stays_released(bench: &Bench, from: &SimDisk) {
+    for steps in 0.. {
+        let disk = from.copy(Some(steps));
+        disk.crash(Crash::Kill);
+        let store = bench.open(&disk);
+        assert!(matches!(store.namespace("orders").unwrap().lookup("x").unwrap(), Lookup::Absent));
+        disk.crash_after(steps, Crash::Kill);
+        settle(&store, &bench.clock);
+        let was_ended = disk.crashed().is_some();
+        let recycled = store.stats().recycled;
+        store.abandon();
+        disk.crash(Crash::PowerCut);
+        let store = bench.open(&disk);
+        let found = store.namespace("orders").unwrap().lookup("x").unwrap();
+        assert!(matches!(found, Lookup::Absent), "step {steps}, {recycled} recycled: {found:?}");
+        store.abandon();
+        if !was_ended {
+            assert!(recycled > 3, "{recycled} recycled");
+            break;
+        }
+    }
+}
+
+/// Generations do not rise in the order in which segments are filled: one in a file that is written
+/// to anyway goes first. A later open takes them in the order of their generations.
+#[test]
+fn a_released_key_stays_released_when_a_later_open_destroys_the_claims() {
+    let mut bench = Bench::new();
+    prepare(&mut bench);
+    stays_released(&bench, &bench.disk);
+}
+
+/// Salvage copies segments in the order of their numbers, and the new store destroys the copies in
+/// the order in which they were made.
+#[test]
+fn a_released_key_stays_released_in_a_salvaged_store() {
+    let mut bench = Bench::new();
+    let store = bench.open(&bench.disk);
+    let parks = Policy::default().on_lease_end(OnLeaseEnd::Park);
+    let orders = store.define("orders", &parks).unwrap();
+    let noise = store.namespace("noise").unwrap();
+    bench.noise(&noise, 150);
+    settle(&store, &bench.clock);
+    assert!(store.stats().recycled >= 4);
+    // Into the last segments of the file, and on into its first ones.
+    bench.noise(&noise, 50);
+    let token = orders.claim("x", None).unwrap().acquired().unwrap().token();
+    bench.noise(&noise, 70);
+    orders.release("x", token).unwrap();
+    store.close().unwrap();
+    let target = SimDisk::new(8);
+    let report = bench.options(&bench.disk).salvage(bench.options(&target)).unwrap();
+    assert_eq!((report.gaps, report.damage.len()), (0, 0));
+    stays_released(&bench, &target);
+}

@@ -1,0 +1,132 @@
+//! Stores that stop recycling, and one that forgets early.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use refrain::testing::{FileSystem, HeapFs, SimClock};
+use refrain::{ClaimOptions, Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy};
+use support::disk::{HookFs, poke, read};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn options(fs: impl FileSystem + 'static) -> Options {
+    let options = Options::new("unused").file_system(fs).durability(Durability::Sync).shards(1);
+    options.segment_bytes(256 << 10)
+}
+
+fn big_key(number: u64) -> Vec<u8> {
+    [&number.to_le_bytes()[..], &[b'k'; 4000]].concat()
+}
+
+fn noise(namespace: &Namespace, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let lease = namespace.claim(big_key(number), None).unwrap().acquired().unwrap();
+        lease.release().unwrap();
+    }
+}
+
+/// Sealing makes a round necessary, and maintenance goes to sleep without one: until something else
+/// is appended, what was sealed is not handed over, and nothing of it expires.
+#[test]
+fn an_idle_store_recycles_what_has_expired() {
+    let store = options(HeapFs::new()).open().unwrap();
+    let policy = Policy::default().lease(SECOND).replay_ttl(SECOND).dedupe_ttl(SECOND);
+    let orders = store.define("orders", &policy).unwrap();
+    orders.claim("a", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
+    // Segments are sealed after five seconds; a busy machine may take longer.
+    for _ in 0..600 {
+        if store.stats().entries == 0 && store.stats().recycled > 0 {
+            return;
+        }
+        std::thread::sleep(SECOND / 10);
+    }
+    panic!("{:?}", store.stats());
+}
+
+/// The oldest segment of claims keeps more than an eighth of what is in it, and no completion waits
+/// for it: no segment of claims is recycled any more, however many there are.
+#[test]
+fn a_few_long_claims_do_not_keep_all_others_on_the_disk() {
+    for parks in [true, false] {
+        let clock = SimClock::new();
+        let store =
+            options(HeapFs::new()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+        let policy = Policy::default().late_grace(Duration::ZERO);
+        let policy = if parks { policy.on_lease_end(OnLeaseEnd::Park) } else { policy };
+        let orders = store.define("orders", &policy).unwrap();
+        let day = ClaimOptions::new().lease(24 * 3600 * SECOND);
+        for number in 0..12 {
+            drop(orders.claim_with(big_key(number), &day).unwrap());
+        }
+        let mut disk = vec![];
+        for round in 1..60 {
+            noise(&orders, 1000 * round..1000 * round + 30);
+            for _ in 0..3 {
+                clock.advance(20 * SECOND);
+                store.maintain();
+            }
+            disk.push(store.stats().disk_bytes >> 20);
+        }
+        let recycled = store.stats().recycled;
+        assert!(recycled > 30, "parks: {parks}, {recycled} recycled, MiB: {disk:?}");
+    }
+}
+
+/// One record of a claim that cannot be read any more keeps everything else on the disk, too, and
+/// nobody is told.
+#[test]
+fn a_damaged_claim_does_not_keep_everything_else_on_the_disk() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = options(fs.clone()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let policy = Policy::default().lease(SECOND).replay_ttl(SECOND).dedupe_ttl(SECOND);
+    let orders = store.define("orders", &policy).unwrap();
+    drop(orders.claim("a key to be found", None).unwrap());
+    let bytes = read(&fs, "data-00000");
+    let at = bytes.windows(17).position(|it| it == b"a key to be found").unwrap();
+    poke(&fs, "data-00000", at as u64, b"?");
+    for round in 1..40 {
+        for number in 0..30 {
+            let lease = orders.claim(big_key(1000 * round + number), None).unwrap();
+            lease.acquired().unwrap().complete(b"outcome").unwrap();
+        }
+        for _ in 0..3 {
+            clock.advance(20 * SECOND);
+            store.maintain();
+        }
+    }
+    let stats = store.stats();
+    assert!(stats.recycled > 10, "{stats:?}");
+}
+
+/// What has expired is dropped by the wall clock as it was when the segments were read; the clock
+/// of the store starts later, and here lower.
+#[test]
+fn a_wall_clock_that_is_set_back_during_the_opening_forgets_nothing() {
+    let (heap, clock) = (HeapFs::new(), SimClock::new());
+    let store = options(heap.clone()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let policy = Policy::default().lease(60 * SECOND).replay_ttl(600 * SECOND);
+    let orders = store.define("orders", &policy.dedupe_ttl(600 * SECOND)).unwrap();
+    orders.claim("a", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
+    store.close().unwrap();
+    // The machine starts with its clock an hour ahead; then somebody sets it.
+    let right = clock.wall();
+    clock.set_wall(right + 3600 * SECOND);
+    let reads = Arc::new(AtomicU32::new(0));
+    let (count, setter) = (Arc::clone(&reads), clock.clone());
+    let fs = HookFs::new(heap, move |operation, name| {
+        // Behind the header and seven marks of the file, the headers and trailers of eight segments.
+        let is_data = operation == "read" && name == "data-00000";
+        if is_data && count.fetch_add(1, Ordering::SeqCst) == 24 {
+            setter.set_wall(right + SECOND);
+        }
+        Ok(())
+    });
+    let store = options(fs).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    assert!(reads.load(Ordering::SeqCst) > 24);
+    let found = store.namespace("orders").unwrap().lookup("a").unwrap();
+    assert!(matches!(found, Lookup::Completed(_)), "{found:?} a second later");
+}
