@@ -130,3 +130,24 @@ fn a_wall_clock_that_is_set_back_during_the_opening_forgets_nothing() {
     let found = store.namespace("orders").unwrap().lookup("a").unwrap();
     assert!(matches!(found, Lookup::Completed(_)), "{found:?} a second later");
 }
+
+/// A segment is worth keeping for how many of its records are current, however few it holds: one
+/// claim a minute that lasts for hours takes a segment of its own.
+#[test]
+fn a_few_long_claims_do_not_take_a_segment_each() {
+    let clock = SimClock::new();
+    let store =
+        options(HeapFs::new()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let orders = store.define("orders", &Policy::default()).unwrap();
+    let day = ClaimOptions::new().lease(24 * 3600 * SECOND);
+    for number in 0..200_u64 {
+        drop(orders.claim_with(number.to_le_bytes(), &day).unwrap());
+        for _ in 0..3 {
+            clock.advance(20 * SECOND);
+            store.maintain();
+        }
+    }
+    let stats = store.stats();
+    let segments = stats.wal_bytes / (256 << 10);
+    assert!(segments < 20, "{} bytes of records in {segments} segments", stats.record_bytes);
+}

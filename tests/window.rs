@@ -11,6 +11,7 @@ use refrain::{
     Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Lookup,
     Namespace, Options, Policy, Store,
 };
+use support::disk::poke;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -132,6 +133,33 @@ fn a_burst_leaves_no_files_behind() {
     store.close().unwrap();
     let report = open(&fs, &clock).report().clone();
     assert!(report.clean && report.completed >= 3000, "{report:?}");
+}
+
+#[test]
+fn a_file_is_given_up_by_both_slots_of_the_meta_file_before_it_goes() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    for number in 0..2000 {
+        complete(&orders, &format!("burst-{number}"), &[7; 5000]);
+    }
+    let mut given_up = 0;
+    for _ in 0..200 {
+        let before = store.stats().disk_bytes;
+        clock.advance(MINUTE);
+        store.maintain();
+        if store.stats().disk_bytes >= before {
+            continue;
+        }
+        given_up += 1;
+        for slot in 0..2 {
+            let copy = fs.copy().unwrap();
+            poke(&copy, "META", slot * 4096 + 200, b"damaged");
+            let store = open(&copy, &clock);
+            assert!(store.report().meta_fallback);
+        }
+    }
+    assert!(given_up > 0);
 }
 
 #[test]
