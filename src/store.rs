@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::answer::{Gap, Orphan};
 use crate::engine::namespaces::Wanted;
@@ -108,10 +109,14 @@ impl Store {
         self.handle.flush()
     }
 
-    /// Does what the maintenance thread does, once: leads rounds for futures, makes those that are
-    /// due, grows ahead. For stores opened with [`crate::Options::manual_maintenance`]; harmless on others.
-    pub fn maintain(&self) {
-        self.handle.maintain();
+    /// Does what the maintenance thread does: leads rounds for futures, makes those that are due,
+    /// purges, recycles and compacts, grows ahead. Begins nothing more once it has worked for
+    /// `budget`; a round, a piece of a new file and the emptying of a segment are not interrupted.
+    /// Gives the time until there may be more to do; `None`: not before something is changed.
+    ///
+    /// For stores opened with [`crate::Options::manual_maintenance`]; harmless on others.
+    pub fn maintain(&self, budget: Duration) -> Option<Duration> {
+        self.handle.maintain(budget).time()
     }
 
     /// Closes the store for all its handles: every call on them answers [`StoreError::Closed`] from

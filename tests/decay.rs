@@ -86,7 +86,7 @@ impl World {
                 keys.push((key, fate));
                 clock.advance(Duration::from_millis(20));
                 if number % 16 == 9 {
-                    store.maintain();
+                    store.maintain(Duration::MAX);
                 }
             }
             store.flush().unwrap();

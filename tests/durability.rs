@@ -260,29 +260,31 @@ fn intervals_and_idleness_sync_in_the_background() {
     let claim = |key: &str| drop(orders.claim(key, None).unwrap().acquired().unwrap());
     // The store has grown ahead, and all is durable.
     claim("first");
-    (0..10).for_each(|_| store.maintain());
+    for _ in 0..10 {
+        store.maintain(Duration::MAX);
+    }
     store.flush().unwrap();
-    store.maintain();
+    store.maintain(Duration::MAX);
     let count = || syncs.swap(0, Ordering::SeqCst);
     count();
     claim("a");
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(count(), 0);
     clock.advance(Duration::from_millis(499));
     claim("b");
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(count(), 0, "not due yet");
     clock.advance(Duration::from_millis(1));
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(count(), 1, "due");
     clock.advance(Duration::from_millis(499));
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(count(), 0);
     clock.advance(Duration::from_millis(1));
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(count(), 1, "the mark that says so");
     clock.advance(Duration::from_secs(10));
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(count(), 0, "nothing is left");
 }
 

@@ -65,7 +65,7 @@ fn nothing_is_written_once_the_lock_is_given_back() {
     let next = options(heap, Durability::Sync).clock(clock.clone()).open().unwrap();
     clock.advance(10 * SECOND);
     for _ in 0..3 {
-        old.maintain();
+        old.maintain(Duration::MAX);
     }
     assert!(matches!(old.flush(), Err(StoreError::Closed)));
     assert!(old.namespace("new").is_err() && old.define("new", &Policy::default()).is_err());
@@ -279,7 +279,7 @@ fn a_failed_write_wakes_futures() {
     assert!(poll(&mut commit, &waker).is_pending());
     fails.store(true, Ordering::SeqCst);
     assert!(orders.claim("b", None).is_err());
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert_eq!(woken.0.load(Ordering::SeqCst), 1);
     assert!(matches!(poll(&mut commit, &waker), Poll::Ready(Err(_))));
 }
@@ -304,7 +304,7 @@ fn a_waker_that_is_replaced_may_drop_another_commit() {
     drop(task);
     // Did it take the lock twice, this would never return.
     assert!(poll(&mut outer, Waker::noop()).is_pending());
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert!(pin!(outer).poll(&mut Context::from_waker(Waker::noop())).is_ready());
 }
 
@@ -325,7 +325,7 @@ fn a_waker_may_close_the_store() {
     let mut commit = orders.complete_async("a", token, &CompleteOptions::body(b"outcome"));
     let waker = Waker::from(Arc::new(Closes(Mutex::new(Some(store.clone())))));
     assert!(poll(&mut commit, &waker).is_pending());
-    store.maintain();
+    store.maintain(Duration::MAX);
     assert!(matches!(poll(&mut commit, &waker), Poll::Ready(Ok(_))));
     assert!(matches!(orders.lookup("a"), Err(StoreError::Closed)));
 }

@@ -259,7 +259,7 @@ fn soak(load: Load, records: u64) {
     let mut stats = StoreStats::default();
     for tick in 0..ticks {
         soak.work();
-        soak.store().maintain();
+        soak.store().maintain(Duration::MAX);
         soak.check(50);
         // Ten times in a run, at no time that means anything.
         if tick % (ticks / 10) == ticks / 17 {

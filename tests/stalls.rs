@@ -67,7 +67,7 @@ fn a_few_long_claims_do_not_keep_all_others_on_the_disk() {
             noise(&orders, 1000 * round..1000 * round + 30);
             for _ in 0..3 {
                 clock.advance(20 * SECOND);
-                store.maintain();
+                store.maintain(Duration::MAX);
             }
             disk.push(store.stats().disk_bytes >> 20);
         }
@@ -95,7 +95,7 @@ fn a_damaged_claim_does_not_keep_everything_else_on_the_disk() {
         }
         for _ in 0..3 {
             clock.advance(20 * SECOND);
-            store.maintain();
+            store.maintain(Duration::MAX);
         }
     }
     let stats = store.stats();
@@ -144,7 +144,7 @@ fn a_few_long_claims_do_not_take_a_segment_each() {
         drop(orders.claim_with(number.to_le_bytes(), &day).unwrap());
         for _ in 0..3 {
             clock.advance(20 * SECOND);
-            store.maintain();
+            store.maintain(Duration::MAX);
         }
     }
     let stats = store.stats();

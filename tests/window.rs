@@ -45,7 +45,7 @@ fn complete(orders: &Namespace, key: &str, body: &[u8]) {
 fn pass(store: &Store, clock: &SimClock, time: Duration) {
     for _ in 0..20 {
         clock.advance(time / 20);
-        store.maintain();
+        store.maintain(Duration::MAX);
     }
 }
 
@@ -69,7 +69,7 @@ fn a_store_that_may_not_grow_refuses_the_newest_claim_and_keeps_everything_else(
             with_body += u32::from(kept == BodyKept::Kept);
             all += 1;
             clock.advance(SECOND / 10);
-            store.maintain();
+            store.maintain(Duration::MAX);
         }
     };
     let (with_body, all, refused) = fill("key");
@@ -101,12 +101,12 @@ fn a_burst_leaves_no_files_behind() {
     let store = open(&fs, &clock);
     let orders = keep(&store, HOUR);
     complete(&orders, "before", b"outcome");
-    store.maintain();
+    store.maintain(Duration::MAX);
     let before = store.stats().disk_bytes;
     for number in 0..3000 {
         complete(&orders, &format!("burst-{number}"), &[7; 5000]);
     }
-    store.maintain();
+    store.maintain(Duration::MAX);
     let burst = store.stats();
     assert!(burst.disk_bytes > 6 * before, "{burst:?}");
     let mut least = burst.disk_bytes;
@@ -147,7 +147,7 @@ fn a_file_is_given_up_by_both_slots_of_the_meta_file_before_it_goes() {
     for _ in 0..200 {
         let before = store.stats().disk_bytes;
         clock.advance(MINUTE);
-        store.maintain();
+        store.maintain(Duration::MAX);
         if store.stats().disk_bytes >= before {
             continue;
         }
@@ -315,4 +315,43 @@ fn a_store_in_memory_forgets_as_well() {
     }
     let stats = store.stats();
     assert!(stats.entries < 3500 && stats.disk_bytes <= most && stats.recycled > 0, "{stats:?}");
+}
+
+#[test]
+fn maintenance_does_as_much_as_it_is_allowed_and_says_when_it_is_needed() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    let mut looks = 0;
+    // The store learns the time once it has been made.
+    while let Some(time) = store.maintain(Duration::MAX) {
+        assert!(looks < 5000, "there is nothing to do");
+        clock.advance(time);
+        looks += 1;
+    }
+    for number in 0..300 {
+        complete(&orders, &format!("key-{number}"), &[7; 5000]);
+    }
+    looks = 0;
+    // Whoever sleeps as long as he is told misses nothing.
+    while store.stats().entries > 0 {
+        let Some(time) = store.maintain(Duration::MAX) else { break };
+        assert!(time <= 2 * HOUR, "{time:?}");
+        clock.advance(time.max(Duration::from_millis(1)));
+        looks += 1;
+        assert!(looks < 20_000, "{:?}", store.stats());
+    }
+    assert_eq!(store.stats().entries, 0);
+    // A little at a time comes to the same.
+    for number in 0..300 {
+        complete(&orders, &format!("again-{number}"), &[7; 5000]);
+    }
+    let mut looks = 0;
+    while store.stats().entries > 0 {
+        clock.advance(MINUTE);
+        store.maintain(Duration::ZERO);
+        looks += 1;
+        assert!(looks < 1000, "{:?}", store.stats());
+    }
+    assert!(looks > 60);
 }

@@ -186,9 +186,14 @@ impl Expiry {
 }
 
 impl Engine {
-    /// Seals, empties and recycles what it is time for. Gives the time until there may be more to
-    /// do; `None`: not before something is appended.
-    pub(super) fn expire(&self, expiry: &mut Expiry) -> Result<Option<Duration>, StoreError> {
+    /// Seals, empties and recycles what it is time for, and begins nothing more from `until` on, by
+    /// the monotonic clock. Gives the time until there may be more to do; `None`: not before
+    /// something is appended.
+    pub(super) fn expire(
+        &self,
+        expiry: &mut Expiry,
+        until: Duration,
+    ) -> Result<Option<Duration>, StoreError> {
         let is_in_memory = !self.has_rounds();
         loop {
             // Not held across a round: rounds end with wakers, which may do anything.
@@ -209,6 +214,9 @@ impl Engine {
             }
             let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory)?;
             drop(passage);
+            if self.timeline.monotonic() >= until {
+                return Ok(Some(Duration::ZERO));
+            }
             if has_moved {
                 continue;
             }

@@ -63,6 +63,17 @@ pub(crate) enum Next {
     Change,
 }
 
+impl Next {
+    /// The time until then; `None`: it is not known.
+    pub(crate) fn time(self) -> Option<Duration> {
+        match self {
+            Self::Soon => Some(TICK),
+            Self::In(time) => Some(time),
+            Self::Change => None,
+        }
+    }
+}
+
 /// Times are the monotonic clock's.
 #[derive(Debug)]
 struct Last {
@@ -146,14 +157,14 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            next = self.maintain();
+            next = self.maintain(Duration::MAX);
         }
     }
 
-    /// Looks around once, and does what is due.
+    /// Looks around once, and does what is due, until it has taken so long.
     ///
     /// Failures poison the store or are tried again later; there is nobody to tell.
-    pub(crate) fn maintain(&self) -> Next {
+    pub(crate) fn maintain(&self, budget: Duration) -> Next {
         if self.is_child() {
             return Next::Change;
         }
@@ -177,7 +188,8 @@ impl Engine {
         let rounds_due = self.make_round(&mut last, now);
         let clock_due = self.mark_clock(&mut last, now, !rounds_due);
         // Its failures have poisoned the store, or the store is closing.
-        let expiry_due = self.expire(&mut last.expiry).unwrap_or_default();
+        let expiry_due =
+            self.expire(&mut last.expiry, now.saturating_add(budget)).unwrap_or_default();
         let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
         // Sealing asks for a round, too.
         let is_owed = self.mode != Mode::Memory && !self.wal.is_proven();

@@ -448,7 +448,7 @@ impl Simulation {
 
     fn maintain(&mut self) {
         let before = self.store().stats();
-        self.store().maintain();
+        self.store().maintain(Duration::MAX);
         let after = self.store().stats();
         for (what, before, after) in [
             ("maintenance purged", before.purged, after.purged),
