@@ -152,6 +152,8 @@ fn a_file_is_given_up_by_both_slots_of_the_meta_file_before_it_goes() {
             continue;
         }
         given_up += 1;
+        // Marks of earlier rounds still name its segments.
+        drop(open(&fs.copy().unwrap(), &clock));
         for slot in 0..2 {
             let copy = fs.copy().unwrap();
             poke(&copy, "META", slot * 4096 + 200, b"damaged");
@@ -353,5 +355,5 @@ fn maintenance_does_as_much_as_it_is_allowed_and_says_when_it_is_needed() {
         looks += 1;
         assert!(looks < 1000, "{:?}", store.stats());
     }
-    assert!(looks > 60);
+    assert!(looks >= 60);
 }
