@@ -189,6 +189,11 @@ fn what_is_forgotten_on_purpose_gives_its_room_back_long_before_its_time() {
     let (completion, forget) = (64 + 16 + 1000 + 32, 64 + 10 + 16 + 32 + 32);
     let bytes = live * completion + (8000 - live) * forget;
     assert!(stats.copied > 0 && stats.record_bytes < bytes * 33 / 10, "{stats:?} for {bytes}");
+    // Copied once, or twice; not for ever.
+    pass(&store, &clock, HOUR);
+    let copied = store.stats().copied;
+    pass(&store, &clock, 10 * HOUR);
+    assert_eq!(store.stats().copied, copied);
     for number in 0..8000 {
         let found = orders.lookup(format!("key-{number}")).unwrap();
         assert_eq!(matches!(found, Lookup::Completed(_)), number % 10 == 0, "{number}: {found:?}");
@@ -356,4 +361,51 @@ fn maintenance_does_as_much_as_it_is_allowed_and_says_when_it_is_needed() {
         assert!(looks < 1000, "{:?}", store.stats());
     }
     assert!(looks >= 60);
+}
+
+#[test]
+fn the_room_of_claims_that_the_clock_forgot_is_given_back() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    for number in 0..100 {
+        drop(orders.claim(format!("key-{number}"), None).unwrap().acquired().unwrap());
+    }
+    let reserved = store.stats().reserved_bytes;
+    pass(&store, &clock, HOUR);
+    let stats = store.stats();
+    assert!(reserved > 10_000 && stats.reserved_bytes == 0 && stats.entries == 0, "{stats:?}");
+    store.check_invariants().unwrap();
+}
+
+/// A forget that is alone in its segment, with what it forgot in another one that stays.
+#[test]
+fn a_forget_stays_for_as_long_as_what_it_forgot() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, 1000 * HOUR);
+    // Segments of completions that stay.
+    (0..200).for_each(|number| complete(&orders, &format!("kept-{number}"), &[7; 5000]));
+    // Of each a forget, among others that are dead, in streams that are sealed for their age.
+    for number in 0..12 {
+        orders.forget(format!("kept-{}", number * 9), "a test", "nobody").unwrap();
+        let ttl = 1000 * HOUR - MINUTE * number;
+        for other in 0..20 {
+            let key = format!("other-{number}-{other}");
+            let options = CompleteOptions::body(b"outcome").dedupe_ttl(ttl).replay_ttl(ttl);
+            orders.claim(&key, None).unwrap().acquired().unwrap().complete_with(&options).unwrap();
+            orders.claim(&key, None).unwrap().completed().unwrap();
+        }
+        pass(&store, &clock, 70 * HOUR);
+    }
+    assert!(store.stats().copied > 0, "{:?}", store.stats());
+    store.flush().unwrap();
+    drop(orders);
+    store.abandon();
+    let orders = open(&fs, &clock).namespace("orders").unwrap();
+    for number in 0..200 {
+        let is_kept =
+            matches!(orders.lookup(format!("kept-{number}")).unwrap(), Lookup::Completed(_));
+        assert_eq!(is_kept, number % 9 != 0 || number >= 12 * 9, "{number}");
+    }
 }

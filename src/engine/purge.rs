@@ -100,12 +100,18 @@ impl Engine {
         Ok(true)
     }
 
-    /// How many records of the segment are the current ones of their keys, of how many.
+    /// How many records of the segment would be copied if it were emptied, about, of how many.
     pub(super) fn count_current(&self, segment: &SealedSegment, walk: &mut Walk) -> (usize, usize) {
+        let now = self.timeline.now();
         let mut current = 0;
         while let Some(few) = self.next_few(walk) {
             let (shard, hold) = self.hold(few);
-            current += few.iter().filter(|it| self.current(segment, it, &shard).is_some()).count();
+            let is_wanted = |entry: &&Entry| {
+                let stands = now < entry.expires && entry.expires < Timestamp::MAX;
+                (entry.kind == Kind::Forget && stands)
+                    || self.current(segment, entry, &shard).is_some()
+            };
+            current += few.iter().filter(is_wanted).count();
             drop(shard);
             hold.end(self);
             walk.done += few.len();
