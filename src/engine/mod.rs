@@ -4,10 +4,10 @@
 //! other way round; several shards by rising index):
 //!
 //! 1. `namespaces.changing`, `names`: who defines namespaces. Held across syncs.
-//! 2. a shard: the state machine of its keys. Nothing that waits for a disk happens under it; in
+//! 2. the gate of the WAL: who writes to files. Held across syncs, never taken under a shard.
+//! 3. a shard: the state machine of its keys. Nothing that waits for a disk happens under it; in
 //!    `Sync` mode an append writes to the page cache.
-//! 3. the gate of the WAL: who writes to files. Held across syncs, never taken under a shard.
-//! 4. `wal.growth`: who makes data files. Held across syncs, never taken under a shard.
+//! 4. `wal.growth`: who makes data files and headers. Held across syncs, never taken under a shard.
 //! 5. the lane: who appends.
 //! 6. `wal.meta`: who changes the meta file. Held across its sync.
 //! 7. rounds, background, and what a waker's owner does: alone. (A failed append notifies the

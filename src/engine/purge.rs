@@ -108,7 +108,8 @@ impl Engine {
             let (shard, hold) = self.hold(few);
             let is_wanted = |entry: &&Entry| {
                 let stands = now < entry.expires && entry.expires < Timestamp::MAX;
-                (entry.kind == Kind::Forget && stands)
+                // Out of a segment of claims it is copied once.
+                (entry.kind == Kind::Forget && stands && !segment.is_claims)
                     || self.current(segment, entry, &shard).is_some()
             };
             current += few.iter().filter(is_wanted).count();

@@ -24,8 +24,8 @@ pub(super) struct Winners {
     /// Completions that were over when they were read, or about to be, and when that is; most still
     /// are the winner at the end.
     over: Vec<(KeyHash, Location, Timestamp)>,
-    /// Completions that lost against a later token.
-    lost: Vec<(KeyHash, Location)>,
+    /// Completions that lost against a later token, and when they expire.
+    lost: Vec<(KeyHash, Location, Timestamp)>,
     forgets: HashMap<KeyHash, Vec<Location>>,
     now: Timestamp,
 }
@@ -43,6 +43,7 @@ struct Contender {
     key: Vec<u8>,
     strength: Strength,
     is_completion: bool,
+    expires: Timestamp,
 }
 
 /// The order of records of one key.
@@ -63,6 +64,7 @@ impl Contender {
             key: record.key.to_vec(),
             strength: strength(record),
             is_completion: record.kind == Kind::Complete,
+            expires: record.expires,
         }
     }
 }
@@ -175,10 +177,10 @@ impl Winners {
             is_stronger = new.strength > old.strength;
             let (weaker, at) = if is_stronger { (&old, slot.location()) } else { (&new, location) };
             let is_lost = weaker.is_completion && new.strength.0 != old.strength.0;
-            has_lost = is_lost.then_some(at);
+            has_lost = is_lost.then_some((at, weaker.expires));
             Ok::<_, OpenError>(true)
         })?;
-        self.lost.extend(has_lost.map(|at| (hash, at)));
+        self.lost.extend(has_lost.map(|(at, expires)| (hash, at, expires)));
         if kind == Kind::Forget {
             self.forgets.entry(hash).or_default().push(location);
         }
@@ -203,11 +205,11 @@ impl Winners {
         now: Timestamp,
     ) -> Result<Vec<Location>, OpenError> {
         let mut unaccounted = Vec::new();
-        for (hash, lost) in &self.lost {
+        for (hash, lost, _) in self.lost.iter().filter(|(.., expires)| *expires > now) {
             let key = |record: &Record<'_>| (record.namespace, record.key.to_vec());
             let (lost_key, token, expires) =
                 records.with(*lost, None, |it| (key(it), it.token, it.expires))?;
-            let mut is_accounted = expires <= now;
+            let mut is_accounted = false;
             for forget in self.forgets.get(hash).into_iter().flatten() {
                 is_accounted |= records.with(*forget, None, |it| {
                     it.token >= token && it.expires >= expires && key(it) == lost_key
