@@ -198,7 +198,8 @@ impl Engine {
         loop {
             // Not held across a round: rounds end with wakers, which may do anything.
             let passage = self.wal.pass()?;
-            let seal_in = self.wal.seal_aged(self.timeline.monotonic(), expiry.claims_wanted())?;
+            let seal_in =
+                self.wal.seal_aged(&passage, self.timeline.monotonic(), expiry.claims_wanted())?;
             if is_in_memory {
                 self.wal.skip_rounds();
             }

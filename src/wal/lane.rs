@@ -5,10 +5,11 @@
 //! stream; all of them take from the same prepared segments.
 //!
 //! ```text
-//! prepared -> active -> sealed (unstable) -> stable -> recycled: prepared again
+//! prepared -> active -> ended -> sealed (unstable) -> stable -> recycled: prepared again
 //! ```
 //!
-//! A prepared segment is empty and its header is durable. A sealed one is unstable until a round
+//! A prepared segment is empty and its header is durable. One that is full is sealed by maintenance:
+//! its index takes longer to write than who appends should wait. A sealed one is unstable until a round
 //! that began after the sealing has ended; then [`Lane::take_sealed`] hands it over, to be recycled
 //! when its time has come.
 //!
@@ -32,7 +33,7 @@ use std::time::Duration;
 use super::class::Class;
 use super::data_file::DataFile;
 use super::segments::Segment;
-use super::stream::{Active, SealedSegment, Stream};
+use super::stream::{Active, Ended, SealedSegment, Stream};
 use crate::error::Failure;
 use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, exit_bytes_max, padded};
@@ -118,6 +119,8 @@ struct State {
     prepared: VecDeque<(Arc<Segment>, u64)>,
     /// Generations of headers that were written and may not be durable yet.
     headed: Vec<Generation>,
+    /// Full, or old enough, and not yet sealed; oldest first.
+    ended: Vec<Ended>,
     /// Sealed, and not yet known to be stable; oldest first.
     unstable: Vec<(Arc<Segment>, SealedSegment)>,
     /// Durable in full, and not yet handed over.
@@ -186,7 +189,7 @@ impl State {
         let active = self.streams[stream].active.as_ref();
         active.is_some_and(|active| {
             // A segment's bytes.
-            let used = active.writer.filled() + active.index.len() as u32;
+            let used = active.writer.filled() + active.index.len();
             used + room <= data_limit(segment_bytes)
         })
     }
@@ -359,7 +362,7 @@ impl Lane {
             }
         }
         if !fits {
-            self.rotate(&mut state, stream).map_err(AppendError::Failed)?;
+            self.rotate(&mut state, stream);
         }
         let Some(active) = &mut state.streams[stream].active else {
             return Err(AppendError::NoRoom);
@@ -414,73 +417,69 @@ impl Lane {
         Ok(())
     }
 
-    /// Seals the stream's active segment and makes a prepared one active. There is one.
-    fn rotate(&self, state: &mut State, stream: usize) -> Result<(), Arc<Failure>> {
-        self.seal(state, stream)?;
-        let Some(segment) = state.next_prepared() else { return Ok(()) };
+    /// Ends the stream's active segment and makes a prepared one active. There is one.
+    fn rotate(&self, state: &mut State, stream: usize) {
+        self.end(state, stream);
+        let Some(segment) = state.next_prepared() else { return };
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
-        let Some(writer) = writer else { return Ok(()) };
+        let Some(writer) = writer else { return };
         let (order, activation) = (state.claims, state.activations);
         state.activations += 1;
         state.claims += u64::from(state.streams[stream].class == Class::Claims);
         let active = Active::new(segment, writer, order, activation);
         state.streams[stream].active = Some(active);
-        Ok(())
     }
 
-    fn seal(&self, state: &mut State, stream: usize) -> Result<(), Arc<Failure>> {
+    /// Ends the stream's active segment. Its index is written later, with no lock held.
+    fn end(&self, state: &mut State, stream: usize) {
         let class = state.streams[stream].class;
-        let Some(mut active) = state.streams[stream].active.take() else { return Ok(()) };
-        let (segment, end) = (Arc::clone(&active.segment), active.writer.filled());
-        let (index, trailer) = (&active.index, active.trailer(class));
-        let (entries, bytes) = (trailer.entries, trailer.encode(segment.place));
-        let at = index_offset(self.segment_bytes, entries);
-        segment.file.set_dirty();
-        reach(Point::BeforeTrailer);
-        match self.append {
-            Append::Mapped => {
-                active.writer.put(at, index);
-                active.writer.put(trailer_offset(self.segment_bytes), &bytes);
-            }
-            Append::Positioned => {
-                let parts = [IoSlice::new(index), IoSlice::new(&bytes)];
-                segment.file.write_at(&parts, segment.file_offset(at))?;
-            }
+        if let Some(active) = state.streams[stream].active.take() {
+            let ended = active.end(class, state.claims);
+            state.ended.push(ended);
         }
-        reach(Point::BehindTrailer);
-        let is_claims = class == Class::Claims;
-        let order = if is_claims { active.order } else { state.claims };
-        let file = Arc::clone(&segment.file);
-        let sealed = SealedSegment {
-            id: segment.id,
-            file,
-            is_claims,
-            end,
-            entries,
-            due: active.due,
-            is_found: false,
-            order,
-        };
-        state.unstable.push((segment, sealed));
-        state.proven = false;
-        Ok(())
     }
 
-    /// Seals all active segments for good: the store is closing.
-    pub(crate) fn seal_all(&self) -> Result<(), Arc<Failure>> {
+    /// Ends all active segments for good: the store is closing.
+    pub(crate) fn end_all(&self) {
         let mut state = self.state.lock();
-        (0..state.streams.len()).try_for_each(|stream| self.seal(&mut state, stream))
+        (0..state.streams.len()).for_each(|stream| self.end(&mut state, stream));
     }
 
-    /// Seals the active segments that have been filled for long enough, by the monotonic clock, and
+    /// Seals what was ended: writes indexes and trailers. One caller at a time.
+    pub(crate) fn seal_ended(&self) -> Result<(), Arc<Failure>> {
+        loop {
+            let tail = self.state.lock().ended.first_mut().and_then(|ended| ended.tail.take());
+            let Some((mut active, class)) = tail else { return Ok(()) };
+            let segment = Arc::clone(&active.segment);
+            let (index, trailer) = active.index_and_trailer(class);
+            let bytes = trailer.encode(segment.place);
+            let at = index_offset(self.segment_bytes, trailer.entries);
+            reach(Point::BeforeTrailer);
+            match self.append {
+                Append::Mapped => {
+                    active.writer.put(at, &index);
+                    active.writer.put(trailer_offset(self.segment_bytes), &bytes);
+                }
+                Append::Positioned => {
+                    let parts = [IoSlice::new(&index), IoSlice::new(&bytes)];
+                    segment.file.write_at(&parts, segment.file_offset(at))?;
+                }
+            }
+            reach(Point::BehindTrailer);
+            // Behind the write: a round may have taken the file meanwhile.
+            segment.file.set_dirty();
+            let mut state = self.state.lock();
+            let Ended { segment, sealed, .. } = state.ended.remove(0);
+            state.unstable.push((segment, sealed));
+            state.proven = false;
+        }
+    }
+
+    /// Ends the active segments that have been filled for long enough, by the monotonic clock, and
     /// that of claims whatever its age when its number is before `claims_before`. Gives the time
     /// until the next one is.
-    pub(crate) fn seal_aged(
-        &self,
-        now: Duration,
-        claims_before: u64,
-    ) -> Result<Option<Duration>, Arc<Failure>> {
+    pub(crate) fn end_aged(&self, now: Duration, claims_before: u64) -> Option<Duration> {
         let mut state = self.state.lock();
         let activations = state.activations;
         let active = state.streams.iter().filter(|it| it.active.is_some());
@@ -496,13 +495,13 @@ impl Lane {
             let is_behind = active.activation + BEHIND_MAX < activations;
             let is_awaited = is_claims && active.order < claims_before;
             if age >= fill_time || is_behind || is_awaited {
-                self.seal(&mut state, stream)?;
+                self.end(&mut state, stream);
             } else {
                 let left = fill_time - age;
                 next = Some(next.map_or(left, |next| next.min(left)));
             }
         }
-        Ok(next)
+        next
     }
 
     /// Hands over what was sealed and is durable in full by now.
@@ -525,7 +524,8 @@ impl Lane {
             return None;
         }
         let active = state.streams.iter().filter_map(|it| it.active.as_ref());
-        let unstable = state.unstable.iter().map(|(segment, _)| segment);
+        let ended = state.ended.iter().map(|it| &it.segment);
+        let unstable = state.unstable.iter().map(|(segment, _)| segment).chain(ended);
         let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
         let prepared = state.prepared.front().map(|(segment, _)| segment);
         // R8: the least generation of all that is active, prepared or about to be, or sealed since

@@ -234,7 +234,8 @@ impl Wal {
 
     /// Seals the active segments for good.
     pub(crate) fn seal_all(&self) -> Result<(), StoreError> {
-        self.lane.seal_all().map_err(|cause| self.fail(cause))
+        self.lane.end_all();
+        self.lane.seal_ended().map_err(|cause| self.fail(cause))
     }
 
     /// The least generation that may still be written to, when no segment is active.

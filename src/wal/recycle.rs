@@ -122,13 +122,17 @@ impl Wal {
         Ok(if is_good { entries.collect() } else { None })
     }
 
-    /// Seals what has been filled for long enough, see [`super::lane::Lane::seal_aged`].
+    /// Seals what is full, or has been filled for long enough, see
+    /// [`end_aged`](super::lane::Lane::end_aged). One caller at a time, past the gate.
     pub(crate) fn seal_aged(
         &self,
+        _passage: &Passage<'_>,
         now: Duration,
         claims_before: u64,
     ) -> Result<Option<Duration>, StoreError> {
-        self.lane.seal_aged(now, claims_before).map_err(|cause| self.fail(cause))
+        let next = self.lane.end_aged(now, claims_before);
+        self.lane.seal_ended().map_err(|cause| self.fail(cause))?;
+        Ok(next)
     }
 
     /// Asks the next round for a mark: it bears the time.

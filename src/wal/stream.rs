@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::class::Class;
 use super::data_file::DataFile;
 use super::segments::Segment;
-use crate::format::index::{self, ENTRY_BYTES};
+use crate::format::index::{self, ENTRY_BYTES, Entry};
 use crate::format::record::Draft;
 use crate::format::segment::{DATA_START, Trailer};
 use crate::sys::extent::ExtentWriter;
@@ -53,7 +53,7 @@ pub(super) struct Active {
     pub(super) due: Timestamp,
     pub(super) latest: Timestamp,
     /// The entries of its index so far.
-    pub(super) index: Vec<u8>,
+    pub(super) index: Index,
     /// Of claims: its number.
     pub(super) order: u64,
     /// How many segments had become active before it.
@@ -75,7 +75,7 @@ impl Active {
             max_expires: Timestamp::default(),
             due: Timestamp::default(),
             latest: Timestamp::default(),
-            index: Vec::new(),
+            index: Index::default(),
             order,
             activation,
             seen: None,
@@ -87,21 +87,81 @@ impl Active {
         self.max_expires = self.max_expires.max(draft.expires());
         self.due = self.due.max(draft.due());
         self.latest = self.latest.max(draft.witnessed());
-        self.index.extend_from_slice(&draft.entry(offset).encode());
+        self.index.push(&draft.entry(offset));
     }
 
-    /// What is written behind the index when the segment is sealed as it is.
-    pub(super) fn trailer(&self, class: Class) -> Trailer {
-        Trailer {
-            // A segment's entries.
-            entries: (self.index.len() / ENTRY_BYTES) as u32,
-            entries_crc: index::checksum(&self.index, self.segment.place),
+    /// Ends the segment as it is. Of completions `order` tells what it outlives.
+    pub(super) fn end(self, class: Class, claims: u64) -> Ended {
+        let is_claims = class == Class::Claims;
+        let sealed = SealedSegment {
+            id: self.segment.id,
+            file: Arc::clone(&self.segment.file),
+            is_claims,
+            end: self.writer.filled(),
+            entries: self.index.len() / ENTRY_BYTES as u32,
+            due: self.due,
+            is_found: false,
+            order: if is_claims { self.order } else { claims },
+        };
+        Ended { segment: Arc::clone(&self.segment), sealed, tail: Some((self, class)) }
+    }
+
+    /// The index, and what is written behind it when the segment is sealed as it is.
+    pub(super) fn index_and_trailer(&self, class: Class) -> (Vec<u8>, Trailer) {
+        let index = self.index.to_vec();
+        let trailer = Trailer {
+            entries: self.index.len() / ENTRY_BYTES as u32,
+            entries_crc: index::checksum(&index, self.segment.place),
             data_end: self.writer.filled(),
             content: class.content(),
             generation: self.segment.generation,
             max_expires: self.max_expires,
             due: self.due,
             latest: self.latest,
+        };
+        (index, trailer)
+    }
+}
+
+/// A segment that takes no more records, and has no index yet: nobody waits for it to be written.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) segment: Arc<Segment>,
+    pub(super) sealed: SealedSegment,
+    /// What is to be written; not there while somebody does.
+    pub(super) tail: Option<(Active, Class)>,
+}
+
+/// The entries of an index that grows without being moved.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pieces: Vec<Vec<u8>>,
+    len: u32,
+}
+
+/// Bytes of a piece.
+const PIECE_BYTES: usize = 1024 * ENTRY_BYTES;
+
+impl Index {
+    /// Bytes of all entries.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    fn push(&mut self, entry: &Entry) {
+        let entry = entry.encode();
+        match self.pieces.last_mut().filter(|piece| piece.len() < PIECE_BYTES) {
+            Some(piece) => piece.extend_from_slice(&entry),
+            None => {
+                let mut piece = Vec::with_capacity(PIECE_BYTES);
+                piece.extend_from_slice(&entry);
+                self.pieces.push(piece);
+            }
         }
+        self.len += ENTRY_BYTES as u32;
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        self.pieces.concat()
     }
 }
