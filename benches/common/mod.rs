@@ -96,3 +96,14 @@ pub fn stores() -> [(&'static str, Store, Option<tempfile::TempDir>); 2] {
 pub fn namespace(store: &Store) -> Namespace {
     store.namespace("bench").expect("a namespace")
 }
+
+/// A number from the environment.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The one in the middle, of at least one.
+pub fn median<T: Copy + PartialOrd>(values: &mut [T]) -> T {
+    values.sort_by(|a, b| a.partial_cmp(b).expect("no value is out of order"));
+    values[values.len() / 2]
+}
