@@ -213,7 +213,7 @@ impl Engine {
                 self.release_claims(expiry, now);
                 self.release_wasteful(expiry, now);
             }
-            let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory)?;
+            let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory, until)?;
             drop(passage);
             if self.timeline.monotonic() >= until {
                 return Ok(Some(Duration::ZERO));
@@ -314,6 +314,7 @@ impl Engine {
         expiry: &mut Expiry,
         passage: &Passage<'_>,
         is_in_memory: bool,
+        until: Duration,
     ) -> Result<(bool, Option<Ticket>), StoreError> {
         let monotonic = self.timeline.monotonic();
         let is_blocked = expiry.retry_at.is_some_and(|at| monotonic < at);
@@ -323,7 +324,10 @@ impl Engine {
         for mut leaving in std::mem::take(&mut expiry.leaving) {
             let is_next = !leaving.segment.is_claims || leaving.segment.order == expiry.claims_gone;
             let next = match leaving.stage {
-                Stage::Walking(ref mut walk) if !is_blocked => {
+                // One at least, and no more when it is time for something else.
+                Stage::Walking(ref mut walk)
+                    if !is_blocked && (!has_moved || self.timeline.monotonic() < until) =>
+                {
                     match self.empty(&leaving.segment, walk) {
                         Ok(true) => {
                             // R9: what ended them must be known to have come, whatever clock the

@@ -17,6 +17,8 @@ use crate::sys::sync::{Condvar, Mutex};
 
 /// How often the thread looks around while the store is in use.
 const TICK: Duration = Duration::from_millis(5);
+/// How many ticks a look may take before it begins nothing more: rounds and futures wait meanwhile.
+const LOOK_TICKS: u32 = 4;
 /// In `Sync` and `Interval` mode, the idle time after which a round only writes a mark (R10).
 const IDLE_MARK: Duration = Duration::from_millis(10);
 /// In `Buffered` mode, the idle time after which a round is made.
@@ -157,7 +159,7 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            next = self.maintain(Duration::MAX);
+            next = self.maintain(tick(self.mode) * LOOK_TICKS);
         }
     }
 

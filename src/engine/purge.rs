@@ -137,6 +137,11 @@ impl Engine {
         for entry in few {
             let current = self.current(segment, entry, &shard);
             match (entry.kind, current) {
+                // A completion among claims, which exits without room of their own leave there: its
+                // claim may be in a segment that goes later.
+                (Kind::Complete, _) if segment.is_claims && segment.is_found => {
+                    wanted.push(*entry);
+                }
                 // An index rounds up.
                 (Kind::Complete, Some(position)) if entry.expires <= now => {
                     shard.table.remove(position);
@@ -163,7 +168,9 @@ impl Engine {
         let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
         let old = match self.wal.segments.record(location, &pin) {
             // Whatever it was: a claim that the clock has forgotten need not be read.
-            Err(StoreError::Corrupt { .. }) if entry.expires <= now => {
+            Err(StoreError::Corrupt { .. })
+                if entry.expires <= now && entry.kind != Kind::Complete =>
+            {
                 self.remove_one(segment, entry, 0);
                 return Ok(true);
             }
@@ -269,6 +276,10 @@ impl Engine {
 /// is still on disk when this one is gone.
 fn outlives(old: &Record<'_>, segment: &SealedSegment, now: Timestamp) -> Option<Class> {
     match old.kind {
+        // Among completions it goes when all claims of its time are gone (R4).
+        Kind::Complete if segment.is_claims && segment.is_found => {
+            Some(Class::geometric(old.expires.since(now)))
+        }
         _ if old.expires <= now => None,
         // What it forgot goes by then at the latest (R5).
         Kind::Forget if old.expires < Timestamp::MAX => {

@@ -351,7 +351,8 @@ impl Lane {
         let has_room = prepared.checked_sub(u64::from(!fits)).is_some_and(|after| match asker {
             Asker::Call => held_after == 0 || leaves(after, SPARE_SEGMENTS),
             Asker::Exit => fits || class == Class::Claims || leaves(after, SPARE_SEGMENTS),
-            Asker::Copy => fits || leaves(after, 0),
+            // What is left of an active segment may be what an exit counts on.
+            Asker::Copy => leaves(after, 0),
         });
         if !has_room {
             // The last segments are for exits, and shared by all classes.

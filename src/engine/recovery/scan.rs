@@ -134,7 +134,8 @@ impl Scanner {
                     scan.index.extend_from_slice(&Draft::new(&record).entry(scan.end).encode());
                     match record.kind {
                         Kind::Complete => scan.has_completions = true,
-                        Kind::Forget => {}
+                        // Of a claim that is never forgotten by the clock.
+                        Kind::Forget => scan.has_claims |= record.expires == Timestamp::MAX,
                         Kind::Claim | Kind::Renew | Kind::Release | Kind::Park => {
                             scan.has_claims = true;
                         }
