@@ -531,6 +531,13 @@ fn every_script_recycles() {
             (recycled, copied) = (stats.recycled.max(recycled), stats.copied.max(copied));
         }
         println!("{what}: {recycled} recycled, {copied} copied");
+        // When all has had its time, room is reserved for what is left, as a new process sees it.
+        for seconds in [30, 1, 600, 1, 30, 1] {
+            run.pass(&store, seconds);
+        }
+        let reserved = store.stats().reserved_bytes;
+        store.abandon();
+        assert_eq!(run.recover(false).stats().reserved_bytes, reserved, "{what}");
         assert!(recycled > 0, "{what}: {recycled} recycled");
     }
 }
