@@ -4,7 +4,7 @@
 //! The clock is moved by hand, a tick at a time; each tick brings keys, which are completed and then
 //! forgotten by the clock. What each key is follows from its number, so the oracle remembers
 //! everything and takes no memory. `REFRAIN_RECORDS` is the number of keys (default: some tens of
-//! thousands; a soak is 20 million), `REFRAIN_SEED` repeats a run.
+//! thousands; a soak is 20 million), `REFRAIN_LOAD` one load, from 0 on, `REFRAIN_SEED` repeats a run.
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
 mod support;
@@ -302,7 +302,8 @@ fn soak(load: Load, records: u64) {
         load.name, soak.next_key, soak.reopened, worst.0, worst.1
     );
     // Flat: the second window and all later ones take what the first took.
-    assert!(table_max[1] <= table_max[0] + table_max[0] / 20 + (32 << 10), "table {table_max:?}");
+    // A shard's table grows by a quarter of a doubling at a time.
+    assert!(table_max[1] <= table_max[0] + table_max[0] / 8 + (32 << 10), "table {table_max:?}");
     let files = 16 * (256 << 10);
     assert!(disk_max[1] <= disk_max[0] + disk_max[0] / 4 + files, "disk {disk_max:?}");
     assert!(stats.purge_hold_keys_max <= 64);
@@ -312,7 +313,11 @@ fn soak(load: Load, records: u64) {
 #[cfg_attr(miri, ignore = "long")]
 fn a_window_that_moves_stays_as_large_as_it_is() {
     let records = number("REFRAIN_RECORDS", 60_000);
-    for load in LOADS {
-        soak(load, records);
+    // One of them, or all.
+    let only = number("REFRAIN_LOAD", u64::MAX);
+    for (index, load) in LOADS.into_iter().enumerate() {
+        if only == u64::MAX || only == index as u64 {
+            soak(load, records);
+        }
     }
 }
