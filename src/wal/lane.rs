@@ -33,7 +33,7 @@ use std::time::Duration;
 use super::class::Class;
 use super::data_file::DataFile;
 use super::segments::Segment;
-use super::stream::{Active, Ended, SealedSegment, Stream};
+use super::stream::{Active, Ended, SealedSegment, Stream, Supply};
 use crate::error::Failure;
 use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, exit_bytes_max, padded};
@@ -89,20 +89,6 @@ pub(crate) struct Plan {
     sealed: usize,
 }
 
-/// How much the lane has, and wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Supply {
-    pub(crate) prepared: u64,
-    pub(crate) held: u64,
-    pub(crate) appended_bytes: u64,
-    /// Bytes of records in active and sealed segments.
-    pub(crate) used_bytes: u64,
-    /// Whether the store should grow before it must.
-    pub(crate) is_low: bool,
-    /// Whether it must, for the next claim to be granted.
-    pub(crate) is_short: bool,
-}
-
 /// See the file's header.
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -119,6 +105,8 @@ struct State {
     prepared: VecDeque<(Arc<Segment>, u64)>,
     /// Generations of headers that were written and may not be durable yet.
     headed: Vec<Generation>,
+    /// The least generation in the data file that is being given up.
+    given_up: Option<Generation>,
     /// Full, or old enough, and not yet sealed; oldest first.
     ended: Vec<Ended>,
     /// Sealed, and not yet known to be stable; oldest first.
@@ -269,11 +257,21 @@ impl Lane {
         };
         let file =
             state.files.iter().filter(is_free).max_by_key(|it| it.header().segments).cloned()?;
-        state.prepared.retain(|(segment, _)| !Arc::ptr_eq(&segment.file, &file));
+        // Until the file is off the list its segments must not pass for stable ones: they have no
+        // trailer.
+        let is_of_file = |segment: &Segment| Arc::ptr_eq(&segment.file, &file);
+        let of_file = state.prepared.iter().filter(|(segment, _)| is_of_file(segment));
+        state.given_up = of_file.map(|(segment, _)| segment.generation).min();
+        state.prepared.retain(|(segment, _)| !is_of_file(segment));
         state.files.retain(|it| !Arc::ptr_eq(it, &file));
         // Marks in it go with it: the next round writes one elsewhere.
         state.proven = false;
         Some(file)
+    }
+
+    /// The file that was taken out of use is off the list.
+    pub(crate) fn forget_free_file(&self) {
+        self.state.lock().given_up = None;
     }
 
     /// Reserves room for claims that recovery found.
@@ -532,7 +530,8 @@ impl Lane {
         // R8: the least generation of all that is active, prepared or about to be, or sealed since
         // the last completed round began.
         let used = segments.iter().chain(prepared).map(|it| it.generation);
-        let stable = used.chain(state.headed.iter().copied()).min().unwrap_or_default();
+        let used = used.chain(state.headed.iter().copied()).chain(state.given_up);
+        let stable = used.min().unwrap_or_default();
         let mut entries: Vec<_> = segments
             .iter()
             .map(|segment| Entry {
@@ -583,7 +582,7 @@ impl Lane {
     pub(crate) fn first_prepared(&self) -> Option<Generation> {
         let state = self.state.lock();
         let first = state.prepared.front().map(|(segment, _)| segment.generation);
-        first.into_iter().chain(state.headed.iter().copied()).min()
+        first.into_iter().chain(state.headed.iter().copied()).chain(state.given_up).min()
     }
 
     /// Whether a mark is still owed for what is durable already, and nothing else.

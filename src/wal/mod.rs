@@ -43,12 +43,13 @@ use crate::types::{Epoch, Generation, Location, Timestamp};
 
 use class::Class;
 use growth::Growth;
-use lane::{Append, AppendError, Lane, RoomChange, Supply};
+use lane::{Append, AppendError, Lane, RoomChange};
 use meta::MetaFile;
 use names::{AppendFailure, NamesFile};
 use poison::Poison;
 use rounds::Rounds;
 use segments::Segments;
+use stream::Supply;
 
 /// See the file's header.
 #[derive(Debug)]

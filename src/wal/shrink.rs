@@ -35,6 +35,7 @@ impl Wal {
             unlisted.map_err(|cause| self.fail(cause))?;
         }
         reach(Point::BehindUnlisting);
+        self.lane.forget_free_file();
         for segment in file.header().ids() {
             self.segments.remove(segment);
         }

@@ -1,4 +1,5 @@
-//! A stream of segments: the one that is being filled, and what is known of it when it is sealed.
+//! A stream of segments: the one that is being filled, and what is known of it when it is sealed; and
+//! what all streams together have left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,20 @@ use crate::format::record::Draft;
 use crate::format::segment::{DATA_START, Trailer};
 use crate::sys::extent::ExtentWriter;
 use crate::types::{SegmentId, Timestamp};
+
+/// How much the lane has, and wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Supply {
+    pub(crate) prepared: u64,
+    pub(crate) held: u64,
+    pub(crate) appended_bytes: u64,
+    /// Bytes of records in active and sealed segments.
+    pub(crate) used_bytes: u64,
+    /// Whether the store should grow before it must.
+    pub(crate) is_low: bool,
+    /// Whether it must, for the next claim to be granted.
+    pub(crate) is_short: bool,
+}
 
 /// A sealed segment, handed over when it is durable in full.
 #[derive(Clone, Debug)]
