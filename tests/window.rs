@@ -4,9 +4,10 @@
 
 mod support;
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use refrain::testing::{HeapFs, SimClock};
+use refrain::testing::{Crash, Fault, HeapFs, SimClock, SimDisk};
 use refrain::{
     Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Lookup,
     Namespace, Options, Policy, Store,
@@ -408,4 +409,31 @@ fn a_forget_stays_for_as_long_as_what_it_forgot() {
             matches!(orders.lookup(format!("kept-{number}")).unwrap(), Lookup::Completed(_));
         assert_eq!(is_kept, number % 9 != 0 || number >= 12 * 9, "{number}");
     }
+}
+
+/// The segments of a file that is being given up have no trailer, and are listed until the end.
+#[test]
+fn giving_up_a_file_may_fail_at_every_write() {
+    let mut failed = 0;
+    for after in 0..60 {
+        let (disk, clock) = (SimDisk::new(after), SimClock::new());
+        let on = || options(&HeapFs::new(), &clock).file_system(disk.mount());
+        let store = on().open().unwrap();
+        let orders = keep(&store, HOUR);
+        (0..600).for_each(|number| complete(&orders, &format!("burst-{number}"), &[7; 5000]));
+        pass(&store, &clock, MINUTE);
+        clock.advance(2 * HOUR);
+        disk.fail(Fault { operation: "write", after, times: 1, error: ErrorKind::Other });
+        for _ in 0..20 {
+            store.maintain(Duration::MAX);
+            clock.advance(MINUTE);
+        }
+        failed += u32::from(store.poisoned().is_some());
+        disk.heal();
+        drop(orders);
+        store.abandon();
+        disk.crash(Crash::PowerCut);
+        on().open().unwrap();
+    }
+    assert!(failed > 20, "{failed}");
 }
