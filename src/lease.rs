@@ -1,7 +1,10 @@
 //! The lease: the time-bounded right that a winning claim returns.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use smallvec::SmallVec;
@@ -10,6 +13,7 @@ use crate::answer::{Completion, Previous, Renewed};
 use crate::commit::Commit;
 use crate::engine::Answered;
 use crate::engine::claims::Grant;
+use crate::engine::lease_ends::LeaseEndWait;
 use crate::engine::namespaces::NamespaceState;
 use crate::error::{CompleteError, LeaseError, StoreError};
 use crate::handle::Handle;
@@ -183,6 +187,18 @@ impl Lease {
         self.commit(self.handle.park(&self.namespace, &self.key, self.token, None))
     }
 
+    /// A wait for the lease to be over, for work that is to stop then. See [`LeaseEnd`].
+    pub fn ended(&self) -> LeaseEnd {
+        LeaseEnd {
+            handle: Arc::clone(&self.handle),
+            namespace: Arc::clone(&self.namespace),
+            key: self.key.clone(),
+            hash: self.hash,
+            token: self.token,
+            wait: LeaseEndWait::default(),
+        }
+    }
+
     /// For the handle of the lease's namespace.
     pub(crate) fn parts(&self) -> (&Arc<Handle>, &Arc<NamespaceState>) {
         (&self.handle, &self.namespace)
@@ -207,5 +223,51 @@ impl fmt::Debug for Lease {
             .field("token", &self.token)
             .field("attempt", &self.attempt)
             .finish_non_exhaustive()
+    }
+}
+
+/// Waits for the end of a lease, on any executor. From [`Lease::ended`].
+///
+/// Ready once the lease's deadline has come, whoever has renewed it meanwhile; or its claim has ended
+/// some other way, or the store is closed. It wakes its task within 8 ms and one look of maintenance
+/// after the deadline, never before: an end that comes before the deadline it tells no sooner, unless
+/// it is polled. That the lease is over does not mean that it is lost: it can be completed until a
+/// newer claim takes over.
+///
+/// It keeps no lease: the store can be closed while it waits. Dropping it leaves nothing behind.
+/// With [`crate::Options::manual_maintenance`] whoever maintains the store wakes it, and what
+/// [`crate::Store::maintain`] has returned does not know of waits that were begun since.
+#[must_use = "a future does nothing unless it is polled"]
+pub struct LeaseEnd {
+    handle: Arc<Handle>,
+    namespace: Arc<NamespaceState>,
+    key: SmallVec<[u8; 48]>,
+    hash: KeyHash,
+    token: FencingToken,
+    wait: LeaseEndWait,
+}
+
+impl Future for LeaseEnd {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let of = (&*this.namespace, &*this.key, this.hash);
+        this.handle.poll_lease_end(of, this.token, &mut this.wait, context)
+    }
+}
+
+impl Drop for LeaseEnd {
+    fn drop(&mut self) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if !self.handle.is_child() {
+            self.handle.lease_ends.cancel(&mut self.wait);
+        }
+    }
+}
+
+impl fmt::Debug for LeaseEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseEnd").field("token", &self.token).finish_non_exhaustive()
     }
 }

@@ -107,7 +107,7 @@ pub use error::{
     ClaimError, CloseError, CompleteError, Failure, ForgetError, GapError, LeaseError,
     NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
 };
-pub use lease::Lease;
+pub use lease::{Lease, LeaseEnd};
 pub use namespace::Namespace;
 pub use options::{Durability, Options};
 pub use policy::{

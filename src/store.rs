@@ -177,3 +177,49 @@ impl fmt::Debug for Store {
         f.debug_struct("Store").field("epoch", &self.handle.report().epoch).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::thread;
+
+    use super::*;
+    use crate::options::Options;
+    use crate::sys::pin::Pin;
+    use crate::sys::sim_clock::SimClock;
+    use crate::types::SegmentId;
+
+    /// Whoever has pinned may have found a location, and looks for its segment next.
+    #[test]
+    fn a_segment_is_there_while_somebody_may_have_a_location_in_it() {
+        let (clock, second) = (SimClock::new(), Duration::from_secs(1));
+        let options = Options::in_memory().segment_bytes(256 << 10).clock(clock.clone());
+        let store = options.manual_maintenance(true).open().unwrap();
+        let policy = Policy::default().lease(second).late_grace(second);
+        let policy = policy.replay_ttl(second).dedupe_ttl(second);
+        let space = store.define("space", &policy).unwrap();
+        let lease = space.claim("a", None).unwrap().acquired().unwrap();
+        lease.complete("outcome").unwrap();
+        let segments = |pin: &Pin| -> BTreeSet<u32> {
+            let is_there = |id: &u32| store.handle.wal.segments.get(SegmentId(*id), pin).is_some();
+            (0..64).filter(is_there).collect()
+        };
+        let maintain = || {
+            let maintained = || {
+                for _ in 0..4 {
+                    clock.advance(6 * second);
+                    store.maintain(Duration::MAX);
+                }
+            };
+            thread::scope(|scope| scope.spawn(maintained).join().unwrap());
+        };
+        let pin = Pin::new();
+        let before = segments(&pin);
+        maintain();
+        assert_eq!(store.stats().recycled, 0, "{:?}", store.stats());
+        assert!(segments(&pin).is_superset(&before), "{:?} of {before:?}", segments(&pin));
+        drop(pin);
+        maintain();
+        assert!(store.stats().recycled > 0, "{:?}", store.stats());
+    }
+}

@@ -3,11 +3,11 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use refrain::testing::HeapFs;
+use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     Body, Claim, CompleteError, CompleteOptions, Durability, Lookup, Options, Policy, Store,
 };
@@ -172,4 +172,52 @@ fn closing_waits_for_nobody_and_loses_nothing() {
             }
         }
     }
+}
+
+/// Who reads a record while its segment is emptied reads it to its end.
+#[test]
+fn readers_meet_no_segment_that_is_gone() {
+    let clock = SimClock::new();
+    let options = Options::in_memory().segment_bytes(256 << 10).clock(clock.clone());
+    let store = options.shards(1).manual_maintenance(true).open().unwrap();
+    let second = Duration::from_secs(1);
+    let policy = Policy::default().lease(second).late_grace(Duration::ZERO);
+    let space = store.define("space", &policy.replay_ttl(second).dedupe_ttl(second)).unwrap();
+    let rounds: u64 = if cfg!(debug_assertions) { 100 } else { 300 };
+    let (first, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let body = |key: u64| vec![key as u8; 40_000];
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut read = 0_u64;
+                while !is_over.load(Ordering::Relaxed) {
+                    let key = first.load(Ordering::Relaxed) + read % 16;
+                    match space.lookup(key.to_le_bytes()).unwrap() {
+                        Lookup::Completed(outcome) => {
+                            assert_eq!(outcome.body(), Body::Bytes(&body(key)));
+                        }
+                        Lookup::Absent | Lookup::InProgress(_) => {}
+                        other => panic!("{other:?}"),
+                    }
+                    read += 1;
+                }
+                assert!(read > rounds, "{read}");
+            });
+        }
+        for round in 0..rounds {
+            let from = round * 16;
+            first.store(from, Ordering::Relaxed);
+            for key in from..from + 16 {
+                let lease = space.claim(key.to_le_bytes(), None).unwrap().acquired().unwrap();
+                lease.complete(body(key)).unwrap();
+            }
+            clock.advance(8 * second);
+            store.maintain(Duration::MAX);
+            clock.advance(second);
+            store.maintain(Duration::MAX);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let stats = store.stats();
+    assert!(stats.recycled > rounds, "{stats:?}");
 }

@@ -144,3 +144,40 @@ fn a_released_key_stays_released_in_a_salvaged_store() {
     assert_eq!((report.gaps, report.damage.len()), (0, 0));
     stays_released(&bench, &target);
 }
+
+/// What ended a claim is not copied while the claim's own segment goes first.
+#[test]
+fn a_released_key_stays_released_when_the_claims_go_in_one_look() {
+    for steps in 0.. {
+        let mut bench = Bench::new();
+        let store = bench.open(&bench.disk);
+        let parks = Policy::default().on_lease_end(OnLeaseEnd::Park);
+        let orders = store.define("orders", &parks).unwrap();
+        let noise = store.namespace("noise").unwrap();
+        let token = orders.claim("x", None).unwrap().acquired().unwrap().token();
+        bench.noise(&noise, 70);
+        orders.release("x", token).unwrap();
+        bench.noise(&noise, 70);
+        store.flush().unwrap();
+        bench.disk.crash_after(steps, Crash::Kill);
+        settle(&store, &bench.clock);
+        let was_ended = bench.disk.crashed().is_some();
+        let recycled = store.stats().recycled;
+        store.abandon();
+        for cut in 0..8 {
+            let disk = bench.disk.copy(Some(8 * steps + cut));
+            disk.crash(Crash::PowerCut);
+            let store = bench.open(&disk);
+            let found = store.namespace("orders").unwrap().lookup("x").unwrap();
+            assert!(
+                matches!(found, Lookup::Absent),
+                "step {steps}, {recycled} recycled: {found:?}"
+            );
+            store.abandon();
+        }
+        if !was_ended {
+            assert!(recycled > 3, "{recycled} recycled");
+            break;
+        }
+    }
+}

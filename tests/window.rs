@@ -10,7 +10,7 @@ use std::time::Duration;
 use refrain::testing::{Crash, Fault, HeapFs, SimClock, SimDisk};
 use refrain::{
     Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Lookup,
-    Namespace, Options, Policy, Store,
+    Namespace, Once, Options, Policy, Store,
 };
 use support::disk::poke;
 
@@ -436,4 +436,30 @@ fn giving_up_a_file_may_fail_at_every_write() {
         on().open().unwrap();
     }
     assert!(failed > 20, "{failed}");
+}
+
+/// A claim that is being filled keeps the stable generation low; what marks say of segments above it
+/// lets recovery trust their indexes all the same.
+#[test]
+fn sealed_segments_are_read_by_their_indexes_beside_an_old_stream() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new());
+    let on = || {
+        let options = options(&HeapFs::new(), &clock).file_system(disk.mount());
+        options.durability(Durability::Sync).open().unwrap()
+    };
+    let store = on();
+    let orders = keep(&store, HOUR);
+    let long = ClaimOptions::new().lease(HOUR);
+    let held = orders.claim_with("held", &long).unwrap().acquired().unwrap();
+    for number in 0..600_u64 {
+        let key = [&number.to_le_bytes()[..], &[b'k'; 4000]].concat();
+        assert!(matches!(orders.once(key, None).unwrap(), Once::First(_)));
+        store.maintain(Duration::MAX);
+    }
+    store.flush().unwrap();
+    drop((held, orders));
+    store.abandon();
+    disk.crash(Crash::PowerCut);
+    let report = on().report().clone();
+    assert!(report.records_indexed > 400, "{report:?}");
 }

@@ -74,6 +74,15 @@ impl Next {
             Self::Change => None,
         }
     }
+
+    /// This, or in so much time, whichever comes first.
+    fn or_in(self, time: Option<Duration>) -> Self {
+        match (self, time) {
+            (Self::Soon, _) | (_, None) => self,
+            (Self::Change, Some(time)) => Self::In(time),
+            (Self::In(other), Some(time)) => Self::In(other.min(time)),
+        }
+    }
 }
 
 /// Times are the monotonic clock's.
@@ -170,6 +179,11 @@ impl Engine {
         if self.is_child() {
             return Next::Change;
         }
+        let lease_end = self.lease_ends.wake(self.timeline.now());
+        self.look_around(budget).or_in(lease_end)
+    }
+
+    fn look_around(&self, budget: Duration) -> Next {
         // A store that is closed has nothing to look after. The gate is not held here: rounds need
         // none, and end with wakers, which may do anything.
         if self.wal.pass().is_err() {
@@ -320,6 +334,7 @@ impl Engine {
             }
             shards.iter_mut().for_each(|shard| shard.is_closed = true);
         }
+        self.lease_ends.wake_all();
         // Whoever makes files or namespaces, or looks around, comes to an end first.
         self.wal.shut_gate();
         let ended = self.end();
@@ -336,6 +351,7 @@ impl Engine {
         for shard in &self.shards {
             shard.lock(&self.wal).is_closed = true;
         }
+        self.lease_ends.wake_all();
         self.wal.shut_gate();
         drop(self.directory_lock.lock().take());
     }

@@ -15,14 +15,16 @@
 //!
 //! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
-//! `maintenance` (what happens in between and at the end), `expiry`, `purge` and `compaction`
-//! (segments whose time has come, or that waste room), over `state` (what a record means) and `shard` (one shard's table and tokens).
+//! `maintenance` (what happens in between and at the end), `lease_ends` (who waits for them),
+//! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), over
+//! `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod claims;
 mod compaction;
 pub(crate) mod exits;
 pub(crate) mod expiry;
 pub(crate) mod gaps;
+pub(crate) mod lease_ends;
 pub(crate) mod maintenance;
 pub(crate) mod namespaces;
 pub(crate) mod operator;
@@ -52,6 +54,7 @@ use crate::wal::lane::RoomChange;
 use crate::wal::rounds::{Leader, RoundWait, Ticket};
 
 use gaps::Gaps;
+use lease_ends::LeaseEnds;
 use maintenance::Background;
 use namespaces::Namespaces;
 use purge::PurgeCounts;
@@ -82,6 +85,7 @@ pub(crate) struct Engine {
     pub(crate) timeline: Timeline,
     pub(crate) namespaces: Namespaces,
     pub(crate) gaps: Gaps,
+    pub(crate) lease_ends: LeaseEnds,
     pub(crate) background: Background,
     pub(crate) purge_counts: PurgeCounts,
     shards: Box<[Shard]>,

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::expiry::Expiry;
 use super::gaps::Gaps;
+use super::lease_ends::LeaseEnds;
 use super::maintenance::Background;
 use super::namespaces::Namespaces;
 use super::purge::PurgeCounts;
@@ -204,6 +205,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         purge_counts: PurgeCounts::default(),
         namespaces: Namespaces::new(meta.secret, namespaces),
         gaps: Gaps::new(gaps),
+        lease_ends: LeaseEnds::new(timeline.now()),
         shards: shards.collect(),
         mode: request.mode,
         open_epoch: epoch,
