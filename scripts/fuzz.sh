@@ -16,7 +16,7 @@ for target in record segment meta file_set; do
     cargo +nightly fuzz run "$target" "$scratch" "fuzz/corpus/$target" -- \
         -max_total_time="$seconds" -dict="fuzz/refrain.dict" -max_len=6000 -print_final_stats=1 \
         >"$scratch.txt" 2>&1 || status=$?
-    grep -E "^stat::|SUMMARY|panicked|Done" -A1 "$scratch.txt" || true
+    grep -E "^stat::|SUMMARY|panicked|Done" -A3 "$scratch.txt" || true
     [ "$status" -eq 0 ] || tail -40 "$scratch.txt"
     rm -rf "$scratch" "$scratch.txt"
     [ "$status" -eq 0 ] || exit "$status"

