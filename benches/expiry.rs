@@ -331,11 +331,14 @@ fn main() {
             println!("{entries} keys a window, {:.0} claims a second", 1e9 / bench.gap_ns as f64);
         }
         let nothing = bench.load_nothing(time);
+        let waits_before = bench.store.stats().room_waits;
         let full = bench.load(|_, elapsed| elapsed >= time);
+        let waits_full = bench.store.stats().room_waits;
         bench.settle();
         let start = Instant::now();
         let (expiring, gone_after, purged) = bench.load_expiring();
         let expired = start.elapsed();
+        let waits_expiring = bench.store.stats().room_waits;
         bench.settle();
         let empty = bench.load(|_, elapsed| elapsed >= time);
         let syncing = bench.load_syncing(time);
@@ -348,13 +351,16 @@ fn main() {
         let rate = purged as f64 / gone_after.as_secs_f64() / 1e6;
         println!(
             "round {round}: {purged} keys gone after {:.2} s, {rate:.2} million a second, recycled \
-             after {:.2} s; p99.9 {:.0} -> {:.0} us, longest {:.0} -> {:.0} us",
+             after {:.2} s; p99.9 {:.0} -> {:.0} us, longest {:.0} -> {:.0} us; {} -> {} calls \
+             waited for room",
             gone_after.as_secs_f64(),
             expired.as_secs_f64(),
             full.waits[2],
             expiring.waits[2],
             full.waits[3],
             expiring.waits[3],
+            waits_full - waits_before,
+            waits_expiring - waits_full,
         );
         if round > 0 {
             let times = [nothing, full, expiring, empty, syncing];

@@ -31,6 +31,8 @@ pub struct StoreStats {
     pub copied: u64,
     /// Segments that were recycled.
     pub recycled: u64,
+    /// Calls that found no room prepared, and made a data file or waited for one.
+    pub room_waits: u64,
     /// The most keys that were looked at for that while a lock was held.
     pub purge_hold_keys_max: u64,
     /// The longest that a lock was held for that.
@@ -60,6 +62,7 @@ impl StoreStats {
             purged: read(&counts.purged),
             copied: read(&counts.copied),
             recycled: read(&counts.recycled),
+            room_waits: engine.wal.room_waits(),
             purge_hold_keys_max: read(&counts.hold_slots_max),
             purge_hold_max: Duration::from_nanos(read(&counts.hold_ns_max)),
         }

@@ -119,6 +119,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "segments",
                 "class",
                 "stream",
+                "pool",
                 "lane",
                 "rounds",
                 "growth",

@@ -43,6 +43,10 @@ const CLAIMS_AT_ONCE: usize = 8;
 /// When there is no room for a copy, or a record cannot be read, it is tried again so much later.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A data file is given up when it could have been spared for so long: what expires at once may be
+/// filled again soon.
+const SPARED_FOR: Duration = Duration::from_secs(60);
+
 /// See the file's header.
 #[derive(Debug)]
 pub(crate) struct Expiry {
@@ -66,6 +70,8 @@ pub(crate) struct Expiry {
     looked_at: Option<Duration>,
     /// Nothing is emptied before.
     retry_at: Option<Duration>,
+    /// Since when a data file could be spared, by the monotonic clock.
+    spared_since: Option<Duration>,
     /// A data file that is about to be given up, when the round has ended.
     surplus: Option<(Arc<DataFile>, Ticket)>,
 }
@@ -105,6 +111,7 @@ impl Expiry {
             compact_next: 0,
             looked_at: None,
             retry_at: None,
+            spared_since: None,
             surplus: None,
         };
         expiry.add(found);
@@ -238,7 +245,11 @@ impl Engine {
             });
             let look = (!expiry.claims.is_empty()).then_some(LOOK_AGAIN);
             let retry = (!expiry.leaving.is_empty()).then_some(RETRY);
-            return Ok([seal_in, next_due, look, retry].into_iter().flatten().min());
+            let monotonic = self.timeline.monotonic();
+            let spared = expiry
+                .spared_since
+                .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));
+            return Ok([seal_in, next_due, look, retry, spared].into_iter().flatten().min());
         }
     }
 
@@ -254,6 +265,14 @@ impl Engine {
             }
             self.wal.remove_file(file)?;
             expiry.surplus = None;
+        }
+        let now = self.timeline.monotonic();
+        if !self.wal.has_free_file() {
+            expiry.spared_since = None;
+            return Ok(None);
+        }
+        if now.saturating_sub(*expiry.spared_since.get_or_insert(now)) < SPARED_FOR {
+            return Ok(None);
         }
         let taken = self.wal.take_free_file();
         expiry.surplus = taken.map(|file| (file, self.wal.rounds.ticket()));

@@ -200,6 +200,7 @@ impl Engine {
         let appended_bytes = self.wal.supply().appended_bytes;
         if appended_bytes != last.appended_bytes {
             (last.appended_bytes, last.appended_at) = (appended_bytes, now);
+            self.wal.prefault();
         }
         let rounds_due = self.make_round(&mut last, now);
         let clock_due = self.mark_clock(&mut last, now, !rounds_due);

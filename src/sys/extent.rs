@@ -38,7 +38,6 @@ pub(crate) struct Extent {
     /// Which of these stretches it is, to be given back at the end.
     of: Option<(Arc<Stretches>, u32)>,
     /// Where in the region it starts.
-    #[cfg(any(test, feature = "test-util"))]
     start: usize,
 }
 
@@ -98,16 +97,7 @@ impl Extent {
         // SAFETY: the assert keeps `start` within the region.
         let base = unsafe { region.base().add(start) };
         let (filled, has_writer) = (AtomicU32::new(filled), AtomicBool::new(false));
-        Self {
-            base,
-            len,
-            filled,
-            has_writer,
-            region,
-            of: None,
-            #[cfg(any(test, feature = "test-util"))]
-            start,
-        }
+        Self { base, len, filled, has_writer, region, of: None, start }
     }
 
     /// How many bytes are final.
@@ -128,6 +118,14 @@ impl Extent {
         // Acquire above) and are not written again while `self` exists (E1), which the borrow
         // outlasts in no case.
         Some(unsafe { slice::from_raw_parts(start.as_ptr(), (to - from) as usize) })
+    }
+
+    /// Takes the page faults of filling the rest, see [`Region::prefault`].
+    pub(crate) fn prefault(&self) {
+        let filled = self.filled();
+        // A fault that could not be taken now is taken when the page is stored to.
+        let rest = (self.len - filled) as usize;
+        self.region.prefault(self.start + filled as usize, rest).unwrap_or_default();
     }
 
     /// The writer; `None` while there is one already.

@@ -25,6 +25,16 @@ pub unsafe trait Region: Send + Sync + Debug {
     /// Length in bytes.
     fn len(&self) -> usize;
 
+    /// Takes the page faults of storing to these bytes now, so that whoever stores to them takes
+    /// none. Changes nothing, and may be called while they are stored to.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers: it may be older than Linux 5.14, or have no memory.
+    fn prefault(&self, _offset: usize, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Bytes were just stored through the memory. For a fake that has to know, where there can be
     /// one.
     #[cfg(any(test, feature = "test-util"))]
@@ -74,6 +84,10 @@ unsafe impl Region for MappedRegion {
     fn len(&self) -> usize {
         self.map.len()
     }
+
+    fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
+        populate(&self.map, offset, len)
+    }
 }
 
 /// Zeroed memory of the process: anonymous pages, which take no room before they are touched.
@@ -111,6 +125,20 @@ unsafe impl Region for HeapRegion {
     fn len(&self) -> usize {
         self.map.len()
     }
+
+    fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
+        populate(&self.map, offset, len)
+    }
+}
+
+/// Makes pages present and writable without a change of what is in them.
+fn populate(map: &MmapRaw, offset: usize, len: usize) -> io::Result<()> {
+    // Miri knows no page faults, other systems not this advice.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    map.advise_range(Advice::PopulateWrite, offset, len)?;
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = (map, offset, len);
+    Ok(())
 }
 
 /// Copies out of a region. For fakes: readers of published records borrow instead.

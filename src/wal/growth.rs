@@ -78,6 +78,7 @@ impl Wal {
     /// Makes a small data file at once, unless the store has grown since `seen` was read. For
     /// callers who found no room; called with no lock held. On an error nothing has changed.
     pub(crate) fn grow_now(&self, seen: u64, now: Timestamp) -> Result<(), StoreError> {
+        self.room_waits.fetch_add(1, Ordering::Relaxed);
         let _passage = self.pass()?;
         let mut growth = self.growth.lock();
         if self.growths() != seen {

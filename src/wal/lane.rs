@@ -25,23 +25,23 @@
 //!   to waste at its end.)
 //! - W4  Every tail handed to a round was reached by appends that finished before.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::class::Class;
 use super::data_file::DataFile;
+use super::pool::{BEHIND_MAX, Pool, SPARE_SEGMENTS, usable_bytes, wanted_segments};
 use super::segments::Segment;
 use super::stream::{Active, Ended, SealedSegment, Stream, Supply};
 use crate::error::Failure;
 use crate::format::mark::Entry;
-use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, exit_bytes_max, padded};
+use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, padded};
 use crate::format::segment::{DATA_START, data_limit, index_offset, trailer_offset};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::types::{Generation, KEY_BYTES_MAX, Location, SegmentId};
+use crate::types::{Generation, Location, SegmentId};
 
 /// How bytes get into a segment (docs/decisions/0005-append.md).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,8 +100,10 @@ pub(crate) struct Lane {
 struct State {
     /// The stream of claims is the first one.
     streams: Vec<Stream>,
-    /// In rising order of generations; with each, how many segments had become active when it came.
-    prepared: VecDeque<(Arc<Segment>, u64)>,
+    prepared: Pool,
+    /// Whether the page faults of what is left of the active segments were taken since the last
+    /// sync.
+    is_active_ready: bool,
     /// Generations of headers that were written and may not be durable yet.
     headed: Vec<Generation>,
     /// The least generation in the data file that is being given up.
@@ -127,24 +129,8 @@ struct State {
     used_bytes: u64,
 }
 
-/// Segments beyond what is reserved that only exits, and copies, may use.
-const SPARE_SEGMENTS: u64 = 2;
 /// Streams at most, before classes are rounded up.
 const STREAMS_MAX: usize = 17;
-/// When so many segments have become active since, a prepared one is used next, wherever it lies,
-/// and an active one is sealed: what is newer than the oldest of them is not stable.
-const BEHIND_MAX: u64 = 64;
-
-/// Data bytes that a prepared segment is good for (W3).
-fn usable_bytes(segment_bytes: u32) -> u64 {
-    let longest_exit = exit_bytes_max(KEY_BYTES_MAX, true) as u64;
-    u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
-}
-
-/// Prepared segments that a store of `total` should have, beyond what is reserved.
-fn wanted_segments(total: u64) -> u64 {
-    SPARE_SEGMENTS + (total / 8).clamp(2, 64)
-}
 
 /// Who asks for room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,16 +167,10 @@ impl State {
         })
     }
 
-    /// Takes the prepared segment to be filled next: one in a file that is written to anyway, so
-    /// that a round syncs few files, unless another has been waiting for long.
-    fn next_prepared(&mut self) -> Option<Arc<Segment>> {
-        let (_, came) = self.prepared.front()?;
-        let is_old = came + BEHIND_MAX < self.activations;
-        let file = self.streams.iter().find_map(|it| it.active.as_ref()).map(|it| &it.segment.file);
-        let beside = file.filter(|_| !is_old).and_then(|file| {
-            self.prepared.iter().position(|(segment, _)| Arc::ptr_eq(&segment.file, file))
-        });
-        self.prepared.remove(beside.unwrap_or(0)).map(|(segment, _)| segment)
+    /// A file that is written to anyway.
+    fn active_file(&self) -> Option<Arc<DataFile>> {
+        let active = self.streams.iter().find_map(|it| it.active.as_ref());
+        active.map(|it| Arc::clone(&it.segment.file))
     }
 }
 
@@ -225,9 +205,26 @@ impl Lane {
     pub(crate) fn add_prepared(&self, segment: Arc<Segment>) {
         let mut state = self.state.lock();
         state.headed.retain(|headed| *headed != segment.generation);
-        let at = state.prepared.partition_point(|(it, _)| it.generation < segment.generation);
         let came = state.activations;
-        state.prepared.insert(at, (segment, came));
+        state.prepared.add(segment, came);
+    }
+
+    /// The segments that are filled now or next and whose page faults are still to be taken. The
+    /// caller takes them. None where a record is written by a call of the kernel.
+    pub(crate) fn make_ready(&self) -> Vec<Arc<Segment>> {
+        let mut state = self.state.lock();
+        if self.append == Append::Positioned {
+            return Vec::new();
+        }
+        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
+        let active: Vec<_> = active.map(|it| Arc::clone(&it.segment)).collect();
+        let (beside, activations) = (state.active_file(), state.activations);
+        let pool = &mut state.prepared;
+        let mut unready = pool.make_ready(beside.as_ref(), activations, active.len());
+        if !std::mem::replace(&mut state.is_active_ready, true) {
+            unready.extend(active);
+        }
+        unready
     }
 
     /// Counts a segment that recovery found, and gives its order, see [`SealedSegment`]. Those of
@@ -240,32 +237,35 @@ impl Lane {
         order
     }
 
+    /// Whether there is a data file that [`Lane::take_free_file`] would take.
+    pub(crate) fn has_free_file(&self, total: u64) -> bool {
+        self.free_file(&self.state.lock(), total).is_some()
+    }
+
     /// Takes a data file out of use, with its segments, of which none holds anything and none will be
     /// missed: twice what should be kept is left, in a store of `total` segments.
     pub(crate) fn take_free_file(&self, total: u64) -> Option<Arc<DataFile>> {
         let mut state = self.state.lock();
-        let usable = usable_bytes(self.segment_bytes);
-        let prepared = state.prepared.len() as u64;
-        let is_free = |file: &&Arc<DataFile>| {
-            let segments = u64::from(file.header().segments);
-            let left = prepared.saturating_sub(segments);
-            let wanted = 2 * wanted_segments(total.saturating_sub(segments));
-            let of_file =
-                state.prepared.iter().filter(|(it, _)| Arc::ptr_eq(&it.file, file)).count();
-            left * usable >= state.held + wanted * usable && of_file as u64 == segments
-        };
-        let file =
-            state.files.iter().filter(is_free).max_by_key(|it| it.header().segments).cloned()?;
+        let file = self.free_file(&state, total)?;
         // Until the file is off the list its segments must not pass for stable ones: they have no
         // trailer.
-        let is_of_file = |segment: &Segment| Arc::ptr_eq(&segment.file, &file);
-        let of_file = state.prepared.iter().filter(|(segment, _)| is_of_file(segment));
-        state.given_up = of_file.map(|(segment, _)| segment.generation).min();
-        state.prepared.retain(|(segment, _)| !is_of_file(segment));
+        state.given_up = state.prepared.take_all_in(&file);
         state.files.retain(|it| !Arc::ptr_eq(it, &file));
         // Marks in it go with it: the next round writes one elsewhere.
         state.proven = false;
         Some(file)
+    }
+
+    fn free_file(&self, state: &State, total: u64) -> Option<Arc<DataFile>> {
+        let usable = usable_bytes(self.segment_bytes);
+        let is_free = |file: &&Arc<DataFile>| {
+            let segments = u64::from(file.header().segments);
+            let left = state.prepared.len().saturating_sub(segments);
+            let wanted = 2 * wanted_segments(total.saturating_sub(segments));
+            left * usable >= state.held + wanted * usable
+                && state.prepared.count_in(file) == segments
+        };
+        state.files.iter().filter(is_free).max_by_key(|it| it.header().segments).cloned()
     }
 
     /// The file that was taken out of use is off the list.
@@ -290,7 +290,7 @@ impl Lane {
     pub(crate) fn supply(&self, total: u64) -> Supply {
         let state = self.state.lock();
         let usable = usable_bytes(self.segment_bytes);
-        let prepared = state.prepared.len() as u64;
+        let prepared = state.prepared.len();
         let room = prepared * usable;
         let wanted = wanted_segments(total);
         Supply {
@@ -342,7 +342,7 @@ impl Lane {
         let held_after = (state.held + change.reserve).saturating_sub(change.release);
         let usable = usable_bytes(self.segment_bytes);
         let leaves = |prepared: u64, spare: u64| prepared * usable >= held_after + spare * usable;
-        let prepared = state.prepared.len() as u64;
+        let prepared = state.prepared.len();
         let mut stream = state.stream(class);
         let mut fits = state.fits(stream, room, self.segment_bytes);
         let has_room = prepared.checked_sub(u64::from(!fits)).is_some_and(|after| match asker {
@@ -418,7 +418,9 @@ impl Lane {
     /// Ends the stream's active segment and makes a prepared one active. There is one.
     fn rotate(&self, state: &mut State, stream: usize) {
         self.end(state, stream);
-        let Some(segment) = state.next_prepared() else { return };
+        let beside = state.active_file();
+        let next = state.prepared.take(beside.as_ref(), state.activations);
+        let Some(segment) = next else { return };
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
         let Some(writer) = writer else { return };
@@ -525,7 +527,9 @@ impl Lane {
         let ended = state.ended.iter().map(|it| &it.segment);
         let unstable = state.unstable.iter().map(|(segment, _)| segment).chain(ended);
         let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
-        let prepared = state.prepared.front().map(|(segment, _)| segment);
+        state.prepared.note_sync();
+        state.is_active_ready = false;
+        let prepared = state.prepared.first();
         // R8: the least generation of all that is active, prepared or about to be, or sealed since
         // the last completed round began.
         let used = segments.iter().chain(prepared).map(|it| it.generation);
@@ -580,7 +584,7 @@ impl Lane {
     /// The least generation that is prepared, or about to be.
     pub(crate) fn first_prepared(&self) -> Option<Generation> {
         let state = self.state.lock();
-        let first = state.prepared.front().map(|(segment, _)| segment.generation);
+        let first = state.prepared.first().map(|segment| segment.generation);
         first.into_iter().chain(state.headed.iter().copied()).chain(state.given_up).min()
     }
 

@@ -22,6 +22,7 @@ pub(crate) mod lane;
 pub(crate) mod meta;
 pub(crate) mod names;
 pub(crate) mod poison;
+mod pool;
 pub(crate) mod recycle;
 pub(crate) mod rounds;
 pub(crate) mod segments;
@@ -65,6 +66,8 @@ pub(crate) struct Wal {
     growth: Mutex<Growth>,
     /// How often the store has grown. Raised under `growth`, after the lane has its segments.
     growths: AtomicU64,
+    /// Calls that found no room.
+    room_waits: AtomicU64,
     /// The most bytes that all data files may have.
     disk_bytes_max: u64,
     epoch: AtomicU32,
@@ -116,6 +119,7 @@ impl Wal {
             names: Mutex::new(names),
             growth: Mutex::new(growth),
             growths: AtomicU64::new(0),
+            room_waits: AtomicU64::new(0),
             disk_bytes_max,
             epoch: AtomicU32::new(epoch.0),
             mark_round: AtomicU64::new(1),
@@ -196,6 +200,11 @@ impl Wal {
         self.lane.supply(total)
     }
 
+    /// Calls that found no room prepared.
+    pub(crate) fn room_waits(&self) -> u64 {
+        self.room_waits.load(Ordering::Relaxed)
+    }
+
     /// How often the store has grown: read it before an append, hand it to [`Wal::grow`] after.
     pub(crate) fn growths(&self) -> u64 {
         self.growths.load(Ordering::Acquire)
@@ -226,6 +235,13 @@ impl Wal {
         reach(Point::BehindRoundSync);
         self.lane.end_round(&plan);
         Ok(())
+    }
+
+    /// Takes the page faults of what is to be filled next.
+    pub(crate) fn prefault(&self) {
+        for segment in self.lane.make_ready() {
+            segment.extent.prefault();
+        }
     }
 
     /// Whether everything appended is durable and a durable mark says so.

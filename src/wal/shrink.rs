@@ -13,6 +13,12 @@ use crate::format::meta::SLOTS;
 use crate::sys::point::{Point, reach};
 
 impl Wal {
+    /// Whether a data file can be spared.
+    pub(crate) fn has_free_file(&self) -> bool {
+        let total = u64::from(self.growth.lock().segments());
+        self.lane.has_free_file(total)
+    }
+
     /// Takes a data file out of use that can be spared. It may be removed when a round has ended
     /// that begins after this returns.
     pub(crate) fn take_free_file(&self) -> Option<Arc<DataFile>> {

@@ -1,0 +1,131 @@
+//! Prepared segments: empty, with a durable header, waiting to be filled.
+//!
+//! The next ones are made ready for it: the page faults of storing to them are taken by maintenance,
+//! and with them the kernel's brake on whoever dirties pages faster than the disk takes them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::data_file::DataFile;
+use super::segments::Segment;
+use crate::format::record::exit_bytes_max;
+use crate::format::segment::{DATA_START, data_limit};
+use crate::types::{Generation, KEY_BYTES_MAX};
+
+/// When so many segments have become active since one came, it is used next, wherever it lies: what
+/// is newer than the oldest of them is not stable.
+pub(super) const BEHIND_MAX: u64 = 64;
+/// How many segments are made ready for each active one.
+const AHEAD: usize = 2;
+
+/// Segments beyond what is reserved that only exits, and copies, may use.
+pub(super) const SPARE_SEGMENTS: u64 = 2;
+
+/// Data bytes that a prepared segment is good for (W3).
+pub(super) fn usable_bytes(segment_bytes: u32) -> u64 {
+    let longest_exit = exit_bytes_max(KEY_BYTES_MAX, true) as u64;
+    u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
+}
+
+/// Prepared segments that a store of `total` should have, beyond what is reserved.
+pub(super) fn wanted_segments(total: u64) -> u64 {
+    SPARE_SEGMENTS + (total / 8).clamp(2, 64)
+}
+
+/// See the file's header. In rising order of generations.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    segments: VecDeque<Prepared>,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    segment: Arc<Segment>,
+    /// How many segments had become active when it came.
+    came: u64,
+    /// Whether its page faults were taken since the last sync.
+    is_ready: bool,
+}
+
+impl Pool {
+    pub(super) fn len(&self) -> u64 {
+        self.segments.len() as u64
+    }
+
+    /// The one of the least generation.
+    pub(super) fn first(&self) -> Option<&Arc<Segment>> {
+        self.segments.front().map(|prepared| &prepared.segment)
+    }
+
+    pub(super) fn add(&mut self, segment: Arc<Segment>, came: u64) {
+        let is_less = |it: &Prepared| it.segment.generation < segment.generation;
+        let at = self.segments.iter().take_while(|it| is_less(it)).count();
+        self.segments.insert(at, Prepared { segment, came, is_ready: false });
+    }
+
+    /// Takes the segment to be filled next: one in a file that is written to anyway, so that a round
+    /// syncs few files, unless another has been waiting for long.
+    pub(super) fn take(
+        &mut self,
+        beside: Option<&Arc<DataFile>>,
+        activations: u64,
+    ) -> Option<Arc<Segment>> {
+        let next = self.in_turn(beside, activations).next()?;
+        self.segments.remove(next).map(|prepared| prepared.segment)
+    }
+
+    /// Where they stand, in the order in which they would be taken.
+    fn in_turn(
+        &self,
+        beside: Option<&Arc<DataFile>>,
+        activations: u64,
+    ) -> impl Iterator<Item = usize> {
+        let is_old = |it: &Prepared| it.came + BEHIND_MAX < activations;
+        let beside = beside.filter(|_| !self.segments.front().is_some_and(is_old));
+        let is_beside =
+            move |it: &Prepared| beside.is_some_and(|file| Arc::ptr_eq(&it.segment.file, file));
+        let all = || self.segments.iter().enumerate();
+        let first = all().filter(move |(_, it)| is_beside(it));
+        let others = all().filter(move |(_, it)| !is_beside(it));
+        first.chain(others).map(|(at, _)| at)
+    }
+
+    /// Those of the next ones, beside so many `active` ones, whose page faults are still to be taken.
+    /// The caller takes them.
+    pub(super) fn make_ready(
+        &mut self,
+        beside: Option<&Arc<DataFile>>,
+        activations: u64,
+        active: usize,
+    ) -> Vec<Arc<Segment>> {
+        let next: Vec<_> = self.in_turn(beside, activations).take(AHEAD * active.max(1)).collect();
+        let mut unready = Vec::new();
+        for at in next {
+            let prepared = &mut self.segments[at];
+            if !prepared.is_ready {
+                prepared.is_ready = true;
+                unready.push(Arc::clone(&prepared.segment));
+            }
+        }
+        unready
+    }
+
+    /// A sync has cleaned pages: storing to them faults again.
+    pub(super) fn note_sync(&mut self) {
+        self.segments.iter_mut().for_each(|prepared| prepared.is_ready = false);
+    }
+
+    /// How many of them lie in a file.
+    pub(super) fn count_in(&self, file: &Arc<DataFile>) -> u64 {
+        self.segments.iter().filter(|it| Arc::ptr_eq(&it.segment.file, file)).count() as u64
+    }
+
+    /// Takes those out that lie in a file. Gives the least generation of them.
+    pub(super) fn take_all_in(&mut self, file: &Arc<DataFile>) -> Option<Generation> {
+        let is_of_file = |it: &Prepared| Arc::ptr_eq(&it.segment.file, file);
+        let of_file = self.segments.iter().filter(|it| is_of_file(it));
+        let least = of_file.map(|it| it.segment.generation).min();
+        self.segments.retain(|it| !is_of_file(it));
+        least
+    }
+}
