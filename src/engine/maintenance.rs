@@ -32,6 +32,8 @@ const BUFFERED_SYNC_TIME: Duration = Duration::from_secs(10);
 const CLOCK_MARK: Duration = Duration::from_secs(5);
 /// Bytes of a new data file that are filled at a time.
 const GROW_BYTES: u64 = 4 << 20;
+/// So many times that where little room is left.
+const GROW_HASTE: u64 = 8;
 /// An interval that filling so much at a time would stretch.
 const SHORT_INTERVAL: Duration = Duration::from_millis(50);
 /// After a failed attempt to grow ahead, the next one waits.
@@ -204,10 +206,11 @@ impl Engine {
         }
         let rounds_due = self.make_round(&mut last, now);
         let clock_due = self.mark_clock(&mut last, now, !rounds_due);
+        // Before what is over is recycled: whoever claims meanwhile must not have to wait for it.
+        let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
         // Its failures have poisoned the store, or the store is closing.
         let expiry_due =
             self.expire(&mut last.expiry, now.saturating_add(budget)).unwrap_or_default();
-        let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
         // Sealing asks for a round, too.
         let is_owed = self.mode != Mode::Memory && !self.wal.is_proven();
         if rounds_due || clock_due || growth_due || is_owed {
@@ -284,7 +287,8 @@ impl Engine {
         if last.growth_failed_at.is_some_and(|at| now.saturating_sub(at) < GROW_RETRY) {
             return true;
         }
-        match self.wal.grow_ahead(growth_step(self.mode), self.timeline.now()) {
+        let haste = if self.wal.supply().is_scarce { GROW_HASTE } else { 1 };
+        match self.wal.grow_ahead(haste * growth_step(self.mode), self.timeline.now()) {
             Ok(()) => {
                 last.growth_failed_at = None;
                 if self.wal.is_growing() {

@@ -299,6 +299,7 @@ impl Lane {
             appended_bytes: state.appended_bytes,
             used_bytes: state.used_bytes,
             is_low: room < state.held + wanted * usable,
+            is_scarce: room < state.held + wanted / 2 * usable,
             is_short: room < state.held + SPARE_SEGMENTS * usable,
         }
     }

@@ -23,6 +23,8 @@ pub(crate) struct Supply {
     pub(crate) used_bytes: u64,
     /// Whether the store should grow before it must.
     pub(crate) is_low: bool,
+    /// Whether it should hurry.
+    pub(crate) is_scarce: bool,
     /// Whether it must, for the next claim to be granted.
     pub(crate) is_short: bool,
 }
