@@ -68,12 +68,31 @@ pub(crate) struct Expiry {
     compact_next: u64,
     /// When the first segment of claims was last found to be worth keeping, by the monotonic clock.
     looked_at: Option<Duration>,
-    /// Nothing is emptied before.
+    /// Nothing is emptied before: something failed, or was enough for a while.
     retry_at: Option<Duration>,
     /// Since when a data file could be spared, by the monotonic clock.
     spared_since: Option<Duration>,
     /// A data file that is about to be given up, when the round has ended.
     surplus: Option<(Arc<DataFile>, Ticket)>,
+}
+
+/// How much of a core emptying segments may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pace {
+    /// As much as there is.
+    Full,
+    /// A quarter of it, while there is room: who claims shares caches and memory with it.
+    Gentle,
+}
+
+impl Pace {
+    /// How long nothing is emptied after it was done for so long.
+    fn pause(self, worked: Duration) -> Duration {
+        match self {
+            Self::Full => Duration::ZERO,
+            Self::Gentle => worked * 3,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -200,7 +219,9 @@ impl Engine {
         &self,
         expiry: &mut Expiry,
         until: Duration,
+        pace: Pace,
     ) -> Result<Option<Duration>, StoreError> {
+        let begun = self.timeline.monotonic();
         let is_in_memory = !self.has_rounds();
         loop {
             // Not held across a round: rounds end with wakers, which may do anything.
@@ -222,8 +243,16 @@ impl Engine {
             }
             let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory, until)?;
             drop(passage);
-            if self.timeline.monotonic() >= until {
-                return Ok(Some(Duration::ZERO));
+            let now = self.timeline.monotonic();
+            if now >= until {
+                // Waiting for rounds is no work.
+                let pause = pace.pause(until.saturating_sub(begun));
+                let has_rested = expiry.retry_at.is_none_or(|at| at <= begun);
+                if has_rested && !pause.is_zero() && self.wal.supply().is_ample {
+                    expiry.retry_at = Some(now.saturating_add(pause));
+                }
+                let rest = expiry.retry_at.map_or(Duration::ZERO, |at| at.saturating_sub(now));
+                return Ok(Some(rest));
             }
             if has_moved {
                 continue;
@@ -244,8 +273,9 @@ impl Engine {
                 Timestamp::from_ms(tick.saturating_mul(1000)).since(now).max(in_gap)
             });
             let look = (!expiry.claims.is_empty()).then_some(LOOK_AGAIN);
-            let retry = (!expiry.leaving.is_empty()).then_some(RETRY);
             let monotonic = self.timeline.monotonic();
+            let retry = expiry.retry_at.map_or(RETRY, |at| at.saturating_sub(monotonic).min(RETRY));
+            let retry = (!expiry.leaving.is_empty()).then_some(retry);
             let spared = expiry
                 .spared_since
                 .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));

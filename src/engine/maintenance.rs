@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::expiry::Expiry;
+use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
 use crate::error::{CloseError, StoreError};
 use crate::sys::point::{Point, reach};
@@ -170,7 +170,7 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            next = self.maintain(tick(self.mode) * LOOK_TICKS);
+            next = self.look(tick(self.mode) * LOOK_TICKS, Pace::Gentle);
         }
     }
 
@@ -178,14 +178,18 @@ impl Engine {
     ///
     /// Failures poison the store or are tried again later; there is nobody to tell.
     pub(crate) fn maintain(&self, budget: Duration) -> Next {
+        self.look(budget, Pace::Full)
+    }
+
+    fn look(&self, budget: Duration, pace: Pace) -> Next {
         if self.is_child() {
             return Next::Change;
         }
         let lease_end = self.lease_ends.wake(self.timeline.now());
-        self.look_around(budget).or_in(lease_end)
+        self.look_around(budget, pace).or_in(lease_end)
     }
 
-    fn look_around(&self, budget: Duration) -> Next {
+    fn look_around(&self, budget: Duration, pace: Pace) -> Next {
         // A store that is closed has nothing to look after. The gate is not held here: rounds need
         // none, and end with wakers, which may do anything.
         if self.wal.pass().is_err() {
@@ -209,8 +213,8 @@ impl Engine {
         // Before what is over is recycled: whoever claims meanwhile must not have to wait for it.
         let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
         // Its failures have poisoned the store, or the store is closing.
-        let expiry_due =
-            self.expire(&mut last.expiry, now.saturating_add(budget)).unwrap_or_default();
+        let until = now.saturating_add(budget);
+        let expiry_due = self.expire(&mut last.expiry, until, pace).unwrap_or_default();
         // Sealing asks for a round, too.
         let is_owed = self.mode != Mode::Memory && !self.wal.is_proven();
         if rounds_due || clock_due || growth_due || is_owed {

@@ -298,6 +298,7 @@ impl Lane {
             held: state.held,
             appended_bytes: state.appended_bytes,
             used_bytes: state.used_bytes,
+            is_ample: room >= state.held + wanted * 3 / 2 * usable,
             is_low: room < state.held + wanted * usable,
             is_scarce: room < state.held + wanted / 2 * usable,
             is_short: room < state.held + SPARE_SEGMENTS * usable,

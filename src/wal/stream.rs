@@ -21,6 +21,8 @@ pub(crate) struct Supply {
     pub(crate) appended_bytes: u64,
     /// Bytes of records in active and sealed segments.
     pub(crate) used_bytes: u64,
+    /// Whether there is no hurry to recycle.
+    pub(crate) is_ample: bool,
     /// Whether the store should grow before it must.
     pub(crate) is_low: bool,
     /// Whether it should hurry.
