@@ -151,3 +151,34 @@ fn a_few_long_claims_do_not_take_a_segment_each() {
     let segments = stats.wal_bytes / (256 << 10);
     assert!(segments < 20, "{} bytes of records in {segments} segments", stats.record_bytes);
 }
+
+/// Sixteen segments of claims wait behind the first, and all of them are current: each one that was
+/// copied makes room for nothing, and the copies are the next to be copied, for ever.
+#[test]
+fn many_long_claims_are_not_copied_over_and_over() {
+    let clock = SimClock::new();
+    let store =
+        options(HeapFs::new()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let orders = store.define("orders", &Policy::default()).unwrap();
+    let day = ClaimOptions::new().lease(24 * 3600 * SECOND);
+    let claims = 40 * 60;
+    for number in 0..claims {
+        drop(orders.claim_with(big_key(number), &day).unwrap());
+    }
+    let before = store.stats().disk_bytes;
+    for _ in 0..1000 {
+        clock.advance(20 * SECOND);
+        store.maintain(Duration::from_millis(5));
+    }
+    let stats = store.stats();
+    assert!(stats.copied <= claims, "{} copied of {claims}", stats.copied);
+    // With others that come and go, what is dead is no more than what lives.
+    for round in 1..400 {
+        noise(&orders, 10_000 * round..10_000 * round + 30);
+        clock.advance(20 * SECOND);
+        store.maintain(Duration::MAX);
+    }
+    let stats = store.stats();
+    assert!(stats.disk_bytes < 3 * before, "{stats:?}, before {before}");
+    assert!(stats.copied < 3 * claims + 2 * 400 * 60, "{stats:?}");
+}

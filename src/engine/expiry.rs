@@ -60,6 +60,9 @@ pub(crate) struct Expiry {
     due: Vec<SealedSegment>,
     /// Segments of claims, in the order in which they were filled.
     claims: VecDeque<SealedSegment>,
+    /// Bytes that may be spent on claims which are copied though most of their segment is current:
+    /// what was filled since, up to what there is. A copy costs twice: it comes back.
+    copy_credit: u64,
     leaving: VecDeque<Leaving>,
     /// How many segments of claims were destroyed, durably.
     claims_gone: u64,
@@ -124,6 +127,7 @@ impl Expiry {
             wheel: Wheel::new(now.ms() / 1000),
             due: Vec::new(),
             claims: VecDeque::new(),
+            copy_credit: 0,
             leaving: VecDeque::new(),
             claims_gone: 0,
             compacted_at: None,
@@ -138,8 +142,12 @@ impl Expiry {
     }
 
     fn add(&mut self, sealed: Vec<SealedSegment>) {
+        if sealed.is_empty() {
+            return;
+        }
         for segment in sealed {
             if segment.is_claims {
+                self.copy_credit += segment.bytes();
                 self.claims.push_back(segment);
             } else {
                 // Not before its time has surely come.
@@ -148,6 +156,8 @@ impl Expiry {
                 self.next_number += 1;
             }
         }
+        let claims: u64 = self.claims.iter().map(SealedSegment::bytes).sum();
+        self.copy_credit = self.copy_credit.min(claims);
     }
 
     /// Claims of a number below this are asked for.
@@ -328,14 +338,17 @@ impl Engine {
                 // What cannot be read is looked at again, too.
                 let counted = self.walk(first).map(|mut walk| self.count_current(first, &mut walk));
                 let waiting = expiry.claims.len();
-                let may_go = counted.is_ok_and(|(current, all)| {
-                    let bytes = first.bytes() as usize * current / all.max(1);
-                    let is_little = bytes * CLAIMS_WORTH_KEEPING <= segment_bytes as usize;
-                    current * CLAIMS_WORTH_KEEPING <= all
-                        || (is_little && waiting >= CLAIMS_BEHIND_FEW)
-                        || waiting >= CLAIMS_BEHIND_MANY
+                let price = counted.ok().and_then(|(current, all)| {
+                    let bytes = first.bytes() * current as u64 / all.max(1) as u64;
+                    let is_little = bytes * CLAIMS_WORTH_KEEPING as u64 <= u64::from(segment_bytes);
+                    let is_cheap = current * CLAIMS_WORTH_KEEPING <= all
+                        || (is_little && waiting >= CLAIMS_BEHIND_FEW);
+                    let price = if is_cheap { 0 } else { 2 * bytes };
+                    let is_wanted = is_cheap || waiting >= CLAIMS_BEHIND_MANY;
+                    (is_wanted && price <= expiry.copy_credit).then_some(price)
                 });
-                if may_go {
+                if let Some(price) = price {
+                    expiry.copy_credit -= price;
                     expiry.looked_at = None;
                 } else {
                     expiry.looked_at = Some(monotonic);
