@@ -487,3 +487,33 @@ fn a_full_disk_gives_the_room_of_bodies_back_while_their_keys_are_kept() {
         assert!(matches!(claim(key).unwrap(), Claim::Completed(_)), "{key}");
     }
 }
+
+/// A window that expires at once is often filled again soon.
+#[test]
+fn room_that_may_be_needed_again_is_kept_for_a_minute() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    (0..3000).for_each(|number| complete(&orders, &format!("burst-{number}"), &[7; 5000]));
+    let waits = store.stats().room_waits;
+    assert!(waits > 0, "nobody has looked after the store");
+    pass(&store, &clock, 2 * MINUTE);
+    let full = store.stats().disk_bytes;
+    clock.advance(2 * HOUR);
+    store.maintain(Duration::MAX);
+    let stats = store.stats();
+    assert!(stats.recycled > 20 && stats.disk_bytes == full, "{stats:?}, before {full}");
+    let next = store.maintain(Duration::MAX).unwrap();
+    assert!(next <= MINUTE, "{next:?}");
+    // Filled again, and nobody waits for room.
+    for number in 0..2000 {
+        complete(&orders, &format!("again-{number}"), &[7; 5000]);
+    }
+    assert_eq!(store.stats().room_waits, waits);
+    clock.advance(2 * HOUR);
+    for _ in 0..4 {
+        store.maintain(Duration::MAX);
+        clock.advance(MINUTE / 2);
+    }
+    assert!(store.stats().disk_bytes < full, "{:?}", store.stats());
+}
