@@ -1,7 +1,7 @@
 //! Do claims wait while a large window expires?
 //!
-//! One thread claims and completes fresh keys at a fixed rate, `REFRAIN_LOAD` percent (50) of what
-//! it can do, and each claim is timed twice: the call alone, and from when it was to start, so that
+//! One thread claims and completes fresh keys at a fixed rate, `REFRAIN_LOAD` percent (15) of what
+//! it can do for a moment, and each claim is timed twice: the call alone, and from when it was to start, so that
 //! a stall counts for everybody who would have called meanwhile. Time in which the thread was ready
 //! to run and the machine had no core for it is told, and counts for nobody: the load stands still.
 //! The maintenance thread runs as it always does, in `Buffered` mode. In each of `REFRAIN_ROUNDS`
@@ -297,6 +297,14 @@ fn wait_until(start: Instant, ns: u64) -> u64 {
     }
 }
 
+/// What the process has of memory that is not of files, by the kernel's count.
+fn anonymous_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 const PHASES: [&str; 5] = ["no store", "full", "expiring", "empty", "syncing"];
 const FULL: usize = 1;
 const EXPIRING: usize = 2;
@@ -327,7 +335,7 @@ fn main() {
             let start = Instant::now();
             (0..500_000).for_each(|_| bench.claim_and_complete());
             bench.work_ns = nanoseconds(start) / 500_000;
-            bench.gap_ns = bench.work_ns * 100 / number("REFRAIN_LOAD", 50).max(1);
+            bench.gap_ns = bench.work_ns * 100 / number("REFRAIN_LOAD", 15).max(1);
             println!("{entries} keys a window, {:.0} claims a second", 1e9 / bench.gap_ns as f64);
         }
         let nothing = bench.load_nothing(time);
@@ -352,7 +360,7 @@ fn main() {
         println!(
             "round {round}: {purged} keys gone after {:.2} s, {rate:.2} million a second, recycled \
              after {:.2} s; p99.9 {:.0} -> {:.0} us, longest {:.0} -> {:.0} us; {} -> {} calls \
-             waited for room",
+             waited for room; {} MiB of anonymous memory",
             gone_after.as_secs_f64(),
             expired.as_secs_f64(),
             full.waits[2],
@@ -361,6 +369,7 @@ fn main() {
             expiring.waits[3],
             waits_full - waits_before,
             waits_expiring - waits_full,
+            anonymous_bytes() >> 20,
         );
         if round > 0 {
             let times = [nothing, full, expiring, empty, syncing];
