@@ -18,9 +18,11 @@ use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
-use refrain::testing::{Point, end_process_at};
+use refrain::testing::{Clock, Point, end_process_at};
 use refrain::{
     Body, Claim, ClaimOptions, CompleteOptions, Durability, FencingToken, Lookup, Namespace,
     OnOrphan, Once, Options, Outcome, Policy, Reference, Resolution, Store,
@@ -38,6 +40,10 @@ const ACKNOWLEDGED_SPREAD: u64 = 2500;
 const CYCLE_CALLS: u64 = 400;
 
 fn open(directory: &Path, round: u64) -> Store {
+    options(directory, round).open().unwrap()
+}
+
+fn options(directory: &Path, round: u64) -> Options {
     let mut random = Random::new(round);
     let durability = match round % 4 {
         0 => Durability::Sync,
@@ -48,8 +54,6 @@ fn open(directory: &Path, round: u64) -> Store {
         .segment_bytes(256 << 10)
         .shards(1 << random.below(8))
         .durability(durability)
-        .open()
-        .unwrap()
 }
 
 fn namespaces(store: &Store) -> Vec<Namespace> {
@@ -125,21 +129,52 @@ fn child() {
     });
 }
 
+/// The real clock, which can be hurried along.
+#[derive(Clone, Debug)]
+struct HastyClock {
+    start: Instant,
+    ahead_ns: Arc<AtomicU64>,
+}
+
+impl Clock for HastyClock {
+    fn wall_ns(&self) -> u64 {
+        let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        elapsed.as_nanos() as u64
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64 + self.ahead_ns.load(Ordering::Relaxed)
+    }
+
+    fn coarse_ns(&self) -> u64 {
+        self.monotonic_ns()
+    }
+
+    fn coarse_resolution_ns(&self) -> u64 {
+        0
+    }
+}
+
 /// Fills some files with what is over at once, and waits for a while for one to be given up.
 fn grow_and_shrink(directory: &Path, round: u64) {
-    let store = open(directory, round);
+    let clock = HastyClock { start: Instant::now(), ahead_ns: Arc::default() };
+    let store = options(directory, round).clock(clock.clone()).open().unwrap();
     let orders = namespaces(&store).remove(0);
-    for number in 0..16_000 {
+    let claim_and_release = |name: &str, number: u32| {
         let claim = ClaimOptions::new().buffered();
-        let lease = orders.claim_with(format!("burst-{number}"), &claim).unwrap();
+        let lease = orders.claim_with(format!("{name}-{number}"), &claim).unwrap();
         drop(lease.acquired().unwrap().release_async());
-    }
+    };
+    (0..16_000).for_each(|number| claim_and_release("burst", number));
     let most = store.stats().disk_bytes;
-    for _ in 0..400 {
+    for number in 0..400 {
         if store.stats().disk_bytes < most {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
+        clock.ahead_ns.fetch_add(1_000_000_000, Ordering::Relaxed);
+        // Who sleeps does not notice that the clock was moved.
+        claim_and_release("later", number);
     }
     drop(orders);
     store.close().unwrap();
