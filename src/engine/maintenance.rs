@@ -19,6 +19,8 @@ use crate::sys::sync::{Condvar, Mutex};
 const TICK: Duration = Duration::from_millis(5);
 /// How many ticks a look may take before it begins nothing more: rounds and futures wait meanwhile.
 const LOOK_TICKS: u32 = 4;
+/// Page faults are taken beforehand for so many times what was appended since the last look.
+const TICKS_AHEAD: u64 = 64;
 /// In `Sync` and `Interval` mode, the idle time after which a round only writes a mark (R10).
 const IDLE_MARK: Duration = Duration::from_millis(10);
 /// In `Buffered` mode, the idle time after which a round is made.
@@ -205,8 +207,9 @@ impl Engine {
         let now = self.timeline.monotonic();
         let appended_bytes = self.wal.supply().appended_bytes;
         if appended_bytes != last.appended_bytes {
+            // No more than will be used soon: what was made ready is written to the disk with the rest.
+            self.wal.prefault((appended_bytes - last.appended_bytes).saturating_mul(TICKS_AHEAD));
             (last.appended_bytes, last.appended_at) = (appended_bytes, now);
-            self.wal.prefault();
         }
         let rounds_due = self.make_round(&mut last, now);
         let clock_due = self.mark_clock(&mut last, now, !rounds_due);

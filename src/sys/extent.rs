@@ -120,12 +120,13 @@ impl Extent {
         Some(unsafe { slice::from_raw_parts(start.as_ptr(), (to - from) as usize) })
     }
 
-    /// Takes the page faults of filling the rest, see [`Region::prefault`].
-    pub(crate) fn prefault(&self) {
-        let filled = self.filled();
+    /// Takes the page faults of filling what is not yet filled of `from..to`, see
+    /// [`Region::prefault`].
+    pub(crate) fn prefault(&self, from: u32, to: u32) {
+        let from = from.max(self.filled());
+        let len = to.min(self.len).saturating_sub(from) as usize;
         // A fault that could not be taken now is taken when the page is stored to.
-        let rest = (self.len - filled) as usize;
-        self.region.prefault(self.start + filled as usize, rest).unwrap_or_default();
+        self.region.prefault(self.start + from as usize, len).unwrap_or_default();
     }
 
     /// The writer; `None` while there is one already.

@@ -101,9 +101,6 @@ struct State {
     /// The stream of claims is the first one.
     streams: Vec<Stream>,
     prepared: Pool,
-    /// Whether the page faults of what is left of the active segments were taken since the last
-    /// sync.
-    is_active_ready: bool,
     /// Generations of headers that were written and may not be durable yet.
     headed: Vec<Generation>,
     /// The least generation in the data file that is being given up.
@@ -129,6 +126,8 @@ struct State {
     used_bytes: u64,
 }
 
+/// What is made ready of prepared segments for each stream, at most.
+const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// Streams at most, before classes are rounded up.
 const STREAMS_MAX: usize = 17;
 
@@ -209,22 +208,24 @@ impl Lane {
         state.prepared.add(segment, came);
     }
 
-    /// The segments that are filled now or next and whose page faults are still to be taken. The
-    /// caller takes them. None where a record is written by a call of the kernel.
-    pub(crate) fn make_ready(&self) -> Vec<Arc<Segment>> {
-        let mut state = self.state.lock();
+    /// What is filled next, if each stream takes `bytes` more: segments, and up to where. Nothing where
+    /// a call of the kernel writes.
+    pub(crate) fn filled_next(&self, bytes: u64) -> Vec<(Arc<Segment>, u64)> {
+        let state = self.state.lock();
+        let (mut next, mut ahead) = (Vec::new(), 0);
         if self.append == Append::Positioned {
-            return Vec::new();
+            return next;
         }
-        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
-        let active: Vec<_> = active.map(|it| Arc::clone(&it.segment)).collect();
-        let (beside, activations) = (state.active_file(), state.activations);
-        let pool = &mut state.prepared;
-        let mut unready = pool.make_ready(beside.as_ref(), activations, active.len());
-        if !std::mem::replace(&mut state.is_active_ready, true) {
-            unready.extend(active);
+        for active in state.streams.iter().filter_map(|it| it.active.as_ref()) {
+            let to = u64::from(active.writer.filled()) + bytes;
+            next.push((Arc::clone(&active.segment), to));
+            ahead += to.saturating_sub(u64::from(self.segment_bytes)).min(AHEAD_BYTES_MAX);
         }
-        unready
+        let beside = state.active_file();
+        let prepared = state.prepared.in_turn(beside.as_ref(), state.activations);
+        let count = ahead.div_ceil(u64::from(self.segment_bytes)) as usize;
+        next.extend(prepared.take(count).map(|it| (Arc::clone(it), ahead)));
+        next
     }
 
     /// Counts a segment that recovery found, and gives its order, see [`SealedSegment`]. Those of
@@ -529,8 +530,9 @@ impl Lane {
         let ended = state.ended.iter().map(|it| &it.segment);
         let unstable = state.unstable.iter().map(|(segment, _)| segment).chain(ended);
         let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
-        state.prepared.note_sync();
-        state.is_active_ready = false;
+        // A sync cleans pages: storing to them faults again.
+        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
+        active.map(|it| &it.segment).chain(state.prepared.iter()).for_each(|it| it.note_sync());
         let prepared = state.prepared.first();
         // R8: the least generation of all that is active, prepared or about to be, or sealed since
         // the last completed round began.

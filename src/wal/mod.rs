@@ -237,10 +237,11 @@ impl Wal {
         Ok(())
     }
 
-    /// Takes the page faults of what is to be filled next.
-    pub(crate) fn prefault(&self) {
-        for segment in self.lane.make_ready() {
-            segment.extent.prefault();
+    /// Takes the page faults of what is filled next, if each stream takes `bytes` more; and with them
+    /// the kernel's brake on whoever dirties pages faster than the disk takes them.
+    pub(crate) fn prefault(&self, bytes: u64) {
+        for (segment, to) in self.lane.filled_next(bytes) {
+            segment.make_ready(to);
         }
     }
 

@@ -1,7 +1,4 @@
 //! Prepared segments: empty, with a durable header, waiting to be filled.
-//!
-//! The next ones are made ready for it: the page faults of storing to them are taken by maintenance,
-//! and with them the kernel's brake on whoever dirties pages faster than the disk takes them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,8 +12,6 @@ use crate::types::{Generation, KEY_BYTES_MAX};
 /// When so many segments have become active since one came, it is used next, wherever it lies: what
 /// is newer than the oldest of them is not stable.
 pub(super) const BEHIND_MAX: u64 = 64;
-/// How many segments are made ready for each active one.
-const AHEAD: usize = 2;
 
 /// Segments beyond what is reserved that only exits, and copies, may use.
 pub(super) const SPARE_SEGMENTS: u64 = 2;
@@ -43,8 +38,6 @@ struct Prepared {
     segment: Arc<Segment>,
     /// How many segments had become active when it came.
     came: u64,
-    /// Whether its page faults were taken since the last sync.
-    is_ready: bool,
 }
 
 impl Pool {
@@ -60,7 +53,7 @@ impl Pool {
     pub(super) fn add(&mut self, segment: Arc<Segment>, came: u64) {
         let is_less = |it: &Prepared| it.segment.generation < segment.generation;
         let at = self.segments.iter().take_while(|it| is_less(it)).count();
-        self.segments.insert(at, Prepared { segment, came, is_ready: false });
+        self.segments.insert(at, Prepared { segment, came });
     }
 
     /// Takes the segment to be filled next: one in a file that is written to anyway, so that a round
@@ -70,12 +63,12 @@ impl Pool {
         beside: Option<&Arc<DataFile>>,
         activations: u64,
     ) -> Option<Arc<Segment>> {
-        let next = self.in_turn(beside, activations).next()?;
+        let next = self.places_in_turn(beside, activations).next()?;
         self.segments.remove(next).map(|prepared| prepared.segment)
     }
 
     /// Where they stand, in the order in which they would be taken.
-    fn in_turn(
+    fn places_in_turn(
         &self,
         beside: Option<&Arc<DataFile>>,
         activations: u64,
@@ -90,29 +83,17 @@ impl Pool {
         first.chain(others).map(|(at, _)| at)
     }
 
-    /// Those of the next ones, beside so many `active` ones, whose page faults are still to be taken.
-    /// The caller takes them.
-    pub(super) fn make_ready(
-        &mut self,
-        beside: Option<&Arc<DataFile>>,
-        activations: u64,
-        active: usize,
-    ) -> Vec<Arc<Segment>> {
-        let next: Vec<_> = self.in_turn(beside, activations).take(AHEAD * active.max(1)).collect();
-        let mut unready = Vec::new();
-        for at in next {
-            let prepared = &mut self.segments[at];
-            if !prepared.is_ready {
-                prepared.is_ready = true;
-                unready.push(Arc::clone(&prepared.segment));
-            }
-        }
-        unready
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.segments.iter().map(|prepared| &prepared.segment)
     }
 
-    /// A sync has cleaned pages: storing to them faults again.
-    pub(super) fn note_sync(&mut self) {
-        self.segments.iter_mut().for_each(|prepared| prepared.is_ready = false);
+    /// The same, in the order in which they would be taken.
+    pub(super) fn in_turn(
+        &self,
+        beside: Option<&Arc<DataFile>>,
+        activations: u64,
+    ) -> impl Iterator<Item = &Arc<Segment>> {
+        self.places_in_turn(beside, activations).map(|at| &self.segments[at].segment)
     }
 
     /// How many of them lie in a file.

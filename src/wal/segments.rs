@@ -30,6 +30,8 @@ pub(crate) struct Segment {
     pub(crate) extent: Arc<Extent>,
     /// W2. Release by the leader of a round after its sync; Acquire by readers.
     durable: AtomicU32,
+    /// Up to where the page faults of filling it were taken since the last sync. A hint.
+    ready: AtomicU32,
 }
 
 impl Segment {
@@ -44,7 +46,8 @@ impl Segment {
     ) -> Option<Arc<Self>> {
         let extent = Arc::new(file.extent(id, filled)?);
         let (place, durable) = (Place::segment(store_id, id, generation), AtomicU32::new(filled));
-        Some(Arc::new(Self { id, generation, place, file, extent, durable }))
+        let ready = AtomicU32::new(0);
+        Some(Arc::new(Self { id, generation, place, file, extent, durable, ready }))
     }
 
     pub(crate) fn durable(&self) -> u32 {
@@ -54,6 +57,20 @@ impl Segment {
     /// Everything below `end` was synced.
     pub(crate) fn set_durable(&self, end: u32) {
         self.durable.fetch_max(end, Ordering::Release);
+    }
+
+    /// Takes the page faults of filling it up to `to` that were not taken since the last sync.
+    pub(super) fn make_ready(&self, to: u64) {
+        let to = u32::try_from(to).unwrap_or(u32::MAX);
+        let from = self.ready.fetch_max(to, Ordering::Relaxed);
+        if from < to {
+            self.extent.prefault(from, to);
+        }
+    }
+
+    /// A sync has cleaned its pages.
+    pub(super) fn note_sync(&self) {
+        self.ready.store(0, Ordering::Relaxed);
     }
 
     /// Where a record at `offset` lies in the file.
