@@ -360,7 +360,7 @@ fn main() {
         println!(
             "round {round}: {purged} keys gone after {:.2} s, {rate:.2} million a second, recycled \
              after {:.2} s; p99.9 {:.0} -> {:.0} us, longest {:.0} -> {:.0} us; {} -> {} calls \
-             waited for room; {} MiB of anonymous memory",
+             waited for room; {} MiB of anonymous memory, {} MiB of table",
             gone_after.as_secs_f64(),
             expired.as_secs_f64(),
             full.waits[2],
@@ -370,6 +370,7 @@ fn main() {
             waits_full - waits_before,
             waits_expiring - waits_full,
             anonymous_bytes() >> 20,
+            bench.store.stats().table_bytes >> 20,
         );
         if round > 0 {
             let times = [nothing, full, expiring, empty, syncing];
