@@ -39,6 +39,8 @@ pub(crate) struct Table {
 /// Where a slot is. Valid until the table is changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Position {
+    /// The main bucket of its chain.
+    chain: u32,
     bucket: Place,
     slot: u8,
 }
@@ -98,7 +100,8 @@ impl Table {
         mut is_match: impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Option<(Position, Slot)>, E> {
         let tag = Tag::of(hash, self.main.first_bits());
-        let mut place = Some(Place::Main(self.bucket_of(hash, self.shape())));
+        let chain = self.bucket_of(hash, self.shape());
+        let mut place = Some(Place::Main(chain));
         while let Some(at) = place {
             let bucket = self.bucket(at);
             for index in 0..BUCKET_SLOTS {
@@ -107,7 +110,8 @@ impl Table {
                     && is_match(slot)?
                 {
                     // Seven slots.
-                    return Ok(Some((Position { bucket: at, slot: index as u8 }, slot)));
+                    let position = Position { chain, bucket: at, slot: index as u8 };
+                    return Ok(Some((position, slot)));
                 }
             }
             place = bucket.overflow().map(Place::Overflow);
@@ -147,10 +151,44 @@ impl Table {
 
     /// Removes the entry.
     pub(crate) fn remove(&mut self, position: Position) {
-        let bucket = self.bucket(position.bucket);
-        debug_assert!(bucket.slot(usize::from(position.slot)).is_some());
-        bucket.set_slot(usize::from(position.slot), None);
-        self.len -= 1;
+        self.remove_all(&[position]);
+    }
+
+    /// Removes these entries.
+    pub(crate) fn remove_all(&mut self, positions: &[Position]) {
+        for position in positions {
+            let bucket = self.bucket(position.bucket);
+            debug_assert!(bucket.slot(usize::from(position.slot)).is_some());
+            bucket.set_slot(usize::from(position.slot), None);
+        }
+        self.len -= positions.len();
+        // Slots move now.
+        positions.iter().for_each(|position| self.shorten_chain(position.chain));
+    }
+
+    /// Gives back the last overflow bucket of a chain when the others have room for what is in it.
+    /// Else each window of keys would leave its own behind, in other chains each time.
+    fn shorten_chain(&mut self, chain: u32) {
+        let start = Place::Main(chain);
+        let (mut before, mut last, mut room) = (start, start, 0);
+        while let Some(next) = self.bucket(last).overflow() {
+            let bucket = self.bucket(last);
+            room += (0..BUCKET_SLOTS).filter(|at| bucket.slot(*at).is_none()).count();
+            (before, last) = (last, Place::Overflow(next));
+        }
+        let bucket = self.bucket(last);
+        let slots: SmallVec<[Slot; BUCKET_SLOTS]> =
+            (0..BUCKET_SLOTS).filter_map(|at| bucket.slot(at)).collect();
+        if last == start || slots.len() > room {
+            return;
+        }
+        self.bucket(start).begin_move();
+        // Into the first empty places, which lie before it.
+        slots.iter().for_each(|slot| self.push(start, *slot));
+        let unused = self.bucket(before).overflow();
+        self.bucket(before).set_overflow(None);
+        self.free_chain(unused);
+        self.bucket(start).end_move();
     }
 
     /// Shows every entry to `visit`, bucket by bucket.
@@ -165,7 +203,7 @@ impl Table {
                 let bucket = self.bucket(at);
                 for index in 0..BUCKET_SLOTS {
                     if let Some(slot) = bucket.slot(index) {
-                        visit(Position { bucket: at, slot: index as u8 }, slot)?;
+                        visit(Position { chain: main, bucket: at, slot: index as u8 }, slot)?;
                     }
                 }
                 place = bucket.overflow().map(Place::Overflow);
@@ -433,6 +471,29 @@ mod tests {
             }
         }
         check(&table, &entries);
+    }
+
+    /// Windows of different keys, one after the other.
+    #[test]
+    #[cfg_attr(miri, ignore = "too many keys")]
+    fn a_window_takes_no_more_room_than_the_one_before() {
+        let (mut table, window) = (Table::for_entries(0), 20_000);
+        let mut first = 0;
+        for from in (1..).step_by(window).take(40) {
+            let keys = from..from + window as u64;
+            keys.clone().for_each(|n| table.insert(spread(n), Location::from_units(n), true));
+            let used = table.overflow_used as usize - table.overflow_free.len();
+            if first == 0 {
+                first = used;
+            }
+            assert!(used < first * 11 / 10, "{used} overflow buckets, {first} at first");
+            for n in keys {
+                let position = locate(&table, spread(n), n).unwrap();
+                table.remove(position);
+            }
+            check(&table, &HashMap::new());
+            assert_eq!(table.overflow_used as usize, table.overflow_free.len() + 1);
+        }
     }
 
     #[test]

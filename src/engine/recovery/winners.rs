@@ -253,9 +253,7 @@ impl Winners {
                 }
                 Ok::<_, OpenError>(())
             })?;
-            for position in free {
-                table.remove(position);
-            }
+            table.remove_all(&free);
         }
         Ok(survivors)
     }
