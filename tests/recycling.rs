@@ -485,6 +485,11 @@ fn a_forget_that_the_power_took_is_written_again() {
         let store = options.open().unwrap();
         let long = store.namespace(&name(2)).unwrap();
         long.claim("l", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
+        // For its segment to be worth keeping.
+        for number in 0..50 {
+            let lease = long.claim(format!("other-{number}"), None).unwrap().acquired().unwrap();
+            lease.complete(b"outcome").unwrap();
+        }
         run.pass(&store, 6);
         store.flush().unwrap();
         long.forget("l", "a test", "a test").unwrap();
