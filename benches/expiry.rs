@@ -1,11 +1,11 @@
 //! Do claims wait while a large window expires?
 //!
 //! One thread claims and completes fresh keys at a fixed rate, `REFRAIN_LOAD` percent (15) of what
-//! it can do for a moment, and each claim is timed twice: the call alone, and from when it was to start, so that
-//! a stall counts for everybody who would have called meanwhile. Time in which the thread was ready
-//! to run and the machine had no core for it is told, and counts for nobody: the load stands still.
-//! The maintenance thread runs as it always does, in `Buffered` mode. In each of `REFRAIN_ROUNDS`
-//! rounds:
+//! it can do for a moment, and each claim is timed twice: the call alone, and from when it was to
+//! start, so that a stall counts for everybody who would have called meanwhile. Time in which the
+//! thread was ready to run and the machine had no core for it is told, and counts for nobody: the
+//! load stands still. The maintenance thread runs as it always does, in `Buffered` mode. In each of
+//! `REFRAIN_ROUNDS` rounds:
 //!
 //! - `no store`: the same rate of claims that are made of waiting alone: what the machine does;
 //! - `full`: a window of `REFRAIN_ENTRIES` completed keys, none of which is due;

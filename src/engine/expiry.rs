@@ -216,6 +216,13 @@ impl Expiry {
         }
     }
 
+    /// When what is leaving is looked at again: when emptying goes on, or else after a while. What is
+    /// over already says nothing: something else is waited for.
+    fn retry_in(&self, now: Duration) -> Duration {
+        let left = self.retry_at.map_or(Duration::ZERO, |at| at.saturating_sub(now));
+        if left.is_zero() { RETRY } else { left.min(RETRY) }
+    }
+
     fn claims_leaving(&self) -> usize {
         self.leaving.iter().filter(|leaving| leaving.segment.is_claims).count()
     }
@@ -284,8 +291,7 @@ impl Engine {
             });
             let look = (!expiry.claims.is_empty()).then_some(LOOK_AGAIN);
             let monotonic = self.timeline.monotonic();
-            let retry = expiry.retry_at.map_or(RETRY, |at| at.saturating_sub(monotonic).min(RETRY));
-            let retry = (!expiry.leaving.is_empty()).then_some(retry);
+            let retry = (!expiry.leaving.is_empty()).then(|| expiry.retry_in(monotonic));
             let spared = expiry
                 .spared_since
                 .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));
@@ -443,5 +449,21 @@ impl Engine {
             expiry.leaving.push_back(leaving);
         }
         Ok((has_moved, wanted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_something_else_is_not_looked_at_without_a_pause() {
+        let mut expiry = Expiry::new(Timestamp::from_ms(0), Vec::new());
+        let now = Duration::from_secs(10);
+        assert_eq!(expiry.retry_in(now), RETRY);
+        expiry.retry_at = Some(now + RETRY / 4);
+        assert_eq!(expiry.retry_in(now), RETRY / 4);
+        expiry.retry_at = Some(now - RETRY / 4);
+        assert_eq!(expiry.retry_in(now), RETRY);
     }
 }

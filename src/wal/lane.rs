@@ -422,8 +422,8 @@ impl Lane {
     fn rotate(&self, state: &mut State, stream: usize) {
         self.end(state, stream);
         let beside = state.active_file();
-        let next = state.prepared.take(beside.as_ref(), state.activations);
-        let Some(segment) = next else { return };
+        let pool = &mut state.prepared;
+        let Some(segment) = pool.take(beside.as_ref(), state.activations) else { return };
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
         let Some(writer) = writer else { return };
@@ -530,9 +530,11 @@ impl Lane {
         let ended = state.ended.iter().map(|it| &it.segment);
         let unstable = state.unstable.iter().map(|(segment, _)| segment).chain(ended);
         let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
-        // A sync cleans pages: storing to them faults again.
-        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
-        active.map(|it| &it.segment).chain(state.prepared.iter()).for_each(|it| it.note_sync());
+        if self.append == Append::Mapped {
+            // A sync cleans pages: storing to them faults again.
+            let active = state.streams.iter().flat_map(|it| &it.active).map(|it| &it.segment);
+            active.chain(state.prepared.iter()).for_each(|it| it.note_sync());
+        }
         let prepared = state.prepared.first();
         // R8: the least generation of all that is active, prepared or about to be, or sealed since
         // the last completed round began.

@@ -9,8 +9,8 @@ use crate::format::record::exit_bytes_max;
 use crate::format::segment::{DATA_START, data_limit};
 use crate::types::{Generation, KEY_BYTES_MAX};
 
-/// When so many segments have become active since one came, it is used next, wherever it lies: what
-/// is newer than the oldest of them is not stable.
+/// When so many segments have become active since, a prepared one is used next, wherever it lies,
+/// and an active one is sealed: what is newer than the oldest of them is not stable.
 pub(super) const BEHIND_MAX: u64 = 64;
 
 /// Segments beyond what is reserved that only exits, and copies, may use.
@@ -51,9 +51,10 @@ impl Pool {
     }
 
     pub(super) fn add(&mut self, segment: Arc<Segment>, came: u64) {
-        let is_less = |it: &Prepared| it.segment.generation < segment.generation;
-        let at = self.segments.iter().take_while(|it| is_less(it)).count();
-        self.segments.insert(at, Prepared { segment, came });
+        let generation = segment.generation;
+        let at = self.segments.binary_search_by_key(&generation, |it| it.segment.generation);
+        // None bears it yet.
+        self.segments.insert(at.unwrap_or_else(|at| at), Prepared { segment, came });
     }
 
     /// Takes the segment to be filled next: one in a file that is written to anyway, so that a round
