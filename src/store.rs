@@ -160,6 +160,13 @@ impl Store {
         self.handle.abandon();
     }
 
+    /// Calls `during` with every shard locked.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn with_shards_locked<T>(&self, during: impl FnOnce() -> T) -> T {
+        self.handle.with_shards_locked(during)
+    }
+
     /// Checks the tables against the WAL, and panics if they disagree. Reads every record.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
-    Body, Claim, CompleteError, CompleteOptions, Durability, Lookup, Options, Policy, Store,
+    Body, Claim, CompleteError, CompleteOptions, Durability, Lookup, Once, Options, Policy, Store,
 };
 use support::Random;
 
@@ -48,6 +48,92 @@ fn sixty_four_threads_claim_the_same_keys_and_each_has_one_owner() {
         });
         assert!(owners.iter().all(|count| count.load(Ordering::Relaxed) == 1));
         assert_eq!(store.stats().entries, keys as usize);
+        store.check_invariants().unwrap();
+    }
+}
+
+#[test]
+fn lookups_and_duplicates_need_no_lock() {
+    for store in stores() {
+        let space = store.namespace("space").unwrap();
+        let held = space.claim("held", None).unwrap().acquired().unwrap();
+        let lease = space.claim("done", None).unwrap().acquired().unwrap();
+        lease.complete("outcome").unwrap();
+        let marked = space.once("marked", None).unwrap();
+        assert!(matches!(marked, Once::First(_)));
+        // On another thread: were one of these to take a lock of a shard, the test would not end.
+        store.with_shards_locked(|| {
+            let others = || {
+                assert!(matches!(space.lookup("held").unwrap(), Lookup::InProgress(_)));
+                assert!(matches!(space.lookup("absent").unwrap(), Lookup::Absent));
+                assert!(matches!(space.claim("held", None).unwrap(), Claim::InProgress(_)));
+                assert!(matches!(space.once("held", None).unwrap(), Once::InProgress(_)));
+                assert!(matches!(space.once("marked", None).unwrap(), Once::Seen(_)));
+                let Claim::Completed(outcome) = space.claim("done", None).unwrap() else {
+                    panic!("it was completed")
+                };
+                assert_eq!(outcome.body(), Body::Bytes(b"outcome"));
+                assert!(matches!(space.lookup("done").unwrap(), Lookup::Completed(_)));
+            };
+            thread::scope(|scope| scope.spawn(others).join().unwrap());
+        });
+        held.release().unwrap();
+        assert!(matches!(space.lookup("held").unwrap(), Lookup::Absent));
+        assert!(matches!(space.claim("held", None).unwrap(), Claim::Acquired(_)));
+    }
+}
+
+/// What readers see of a key goes the way of its life, and never back, while tables split and keys
+/// beside it come and go.
+#[test]
+fn a_reader_never_sees_a_key_go_back() {
+    let (keys, rounds): (u64, u64) = if cfg!(debug_assertions) { (64, 400) } else { (64, 4000) };
+    for store in stores() {
+        let space = store.namespace("space").unwrap();
+        let is_over = AtomicBool::new(false);
+        // Round r of a key: claimed under its number, completed with it, forgotten.
+        let current: Vec<AtomicU64> = (0..keys).map(|_| AtomicU64::new(0)).collect();
+        thread::scope(|scope| {
+            for reader in 0..2 {
+                let (space, is_over, current) = (&space, &is_over, &current);
+                scope.spawn(move || {
+                    let mut last = vec![(0, 0); keys as usize];
+                    for n in (0..keys).cycle().skip(reader) {
+                        if is_over.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        let at_least = current[n as usize].load(Ordering::SeqCst);
+                        let seen = match space.lookup(n.to_le_bytes()).unwrap() {
+                            Lookup::Absent => continue,
+                            Lookup::InProgress(it) => (it.token().get(), 0),
+                            Lookup::Completed(it) => {
+                                let Body::Bytes(body) = it.body() else { panic!("a body") };
+                                let round = u64::from_le_bytes(body.try_into().unwrap());
+                                assert!(round >= at_least, "{round} after {at_least} was over");
+                                (it.token().get(), 1)
+                            }
+                            other => panic!("{other:?}"),
+                        };
+                        assert!(seen >= last[n as usize], "{seen:?} after {:?}", last[n as usize]);
+                        last[n as usize] = seen;
+                    }
+                });
+            }
+            for round in 0..rounds {
+                for n in 0..keys {
+                    let claim = space.claim(n.to_le_bytes(), None).unwrap();
+                    claim.acquired().unwrap().complete(round.to_le_bytes()).unwrap();
+                    assert!(matches!(space.lookup(n.to_le_bytes()).unwrap(), Lookup::Completed(_)));
+                    space.forget(n.to_le_bytes(), "next", "test").unwrap();
+                    assert!(matches!(space.lookup(n.to_le_bytes()).unwrap(), Lookup::Absent));
+                    current[n as usize].store(round + 1, Ordering::SeqCst);
+                    // One that stays, so that the table grows.
+                    let marked = space.once([n.to_le_bytes(), round.to_le_bytes()].concat(), None);
+                    assert!(matches!(marked.unwrap(), Once::First(_)));
+                }
+            }
+            is_over.store(true, Ordering::SeqCst);
+        });
         store.check_invariants().unwrap();
     }
 }

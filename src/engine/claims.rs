@@ -11,7 +11,7 @@ use super::namespaces::NamespaceState;
 use super::shard::ShardGuard;
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
-use super::{Answered, CallDurability, Engine, Found, check_key};
+use super::{Answered, CallDurability, Engine, Found, Seen, check_key};
 use crate::answer::{
     EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };
@@ -21,7 +21,7 @@ use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
-use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
+use crate::types::{Epoch, FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
@@ -62,8 +62,6 @@ pub(crate) struct Grant {
 struct Question<'a> {
     namespace: &'a NamespaceState,
     policy: &'a Policy,
-    key: &'a [u8],
-    hash: KeyHash,
     fingerprint: Option<Fingerprint>,
     first_sent: Option<Timestamp>,
     /// A call counts a differing fingerprint once.
@@ -72,17 +70,29 @@ struct Question<'a> {
 
 /// The key's current record, judged.
 enum Judged<'a> {
-    /// The key is free. `entry` is what stands in the table for it, `takeover` the unfinished
-    /// claim that this one continues.
+    /// The key is free. `takeover` is the unfinished claim that this one continues.
     Free {
-        entry: Option<Found<'a>>,
-        takeover: Option<(Found<'a>, EndCause)>,
+        takeover: Option<(Seen<'a>, EndCause)>,
     },
-    Done(Found<'a>, Timestamp),
+    Done(Seen<'a>, Timestamp),
     InProgress(InProgress),
     Parked(Parked),
-    Mismatch(Mismatch, Found<'a>, Standing),
+    Mismatch(Mismatch, Seen<'a>, Standing),
     InDoubt(Gap),
+}
+
+impl Judged<'_> {
+    /// Whether it holds however long ago the record was seen: what says so now said so then. What
+    /// has ended by the clock may have been ended by its owner first.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Done(..) | Self::InProgress(_) => true,
+            Self::Mismatch(_, _, standing) => {
+                matches!(standing, Standing::Done | Standing::Held)
+            }
+            Self::Free { .. } | Self::Parked(_) | Self::InDoubt(_) => false,
+        }
+    }
 }
 
 impl Engine {
@@ -109,24 +119,26 @@ impl Engine {
             return Err(ClaimError::FingerprintRequired);
         }
         let hash = namespace.hasher.hash(key);
-        let mut question = Question::new(namespace, &policy, key, hash, request);
+        let mut question = Question::new(namespace, &policy, request);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
+            let seen = self.peek(namespace.id, key, hash, &pin)?;
+            if let Some(seen) = seen {
+                let judged = self.judge(Some(seen), &mut question, self.timeline.read());
+                if judged.is_lasting() {
+                    return self.show(judged);
+                }
+            }
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let judged = self.judge(&shard, &mut question, now, &pin)?;
-            let (entry, takeover) = match judged {
-                Judged::Free { entry, takeover } => (entry, takeover),
+            let entry = self.find(&shard, namespace.id, key, hash, seen, &pin)?;
+            let takeover = match self.judge(entry.map(|it| it.seen), &mut question, now) {
+                Judged::Free { takeover } => takeover,
                 other => {
                     drop(shard);
-                    return self.show(other, Claimed::Completed, |answer| match answer {
-                        Busy::InProgress(it) => Claimed::InProgress(it),
-                        Busy::Parked(it) => Claimed::Parked(it),
-                        Busy::Mismatch(it) => Claimed::Mismatch(it),
-                        Busy::InDoubt(it) => Claimed::InDoubt(it),
-                    });
+                    return self.show(other);
                 }
             };
             let Some(token) = self.next_token(&mut shard) else {
@@ -184,24 +196,26 @@ impl Engine {
             return Err(ClaimError::FingerprintRequired);
         }
         let hash = namespace.hasher.hash(key);
-        let mut question = Question::new(namespace, &policy, key, hash, request);
+        let mut question = Question::new(namespace, &policy, request);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
+            let seen = self.peek(namespace.id, key, hash, &pin)?;
+            if let Some(seen) = seen {
+                let judged = self.judge(Some(seen), &mut question, self.timeline.read());
+                if judged.is_lasting() {
+                    return self.show(judged);
+                }
+            }
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let judged = self.judge(&shard, &mut question, now, &pin)?;
-            let (entry, takeover) = match judged {
-                Judged::Free { entry, takeover } => (entry, takeover),
+            let entry = self.find(&shard, namespace.id, key, hash, seen, &pin)?;
+            let takeover = match self.judge(entry.map(|it| it.seen), &mut question, now) {
+                Judged::Free { takeover } => takeover,
                 other => {
                     drop(shard);
-                    return self.show(other, Once::Seen, |answer| match answer {
-                        Busy::InProgress(it) => Once::InProgress(it),
-                        Busy::Parked(it) => Once::Parked(it),
-                        Busy::Mismatch(it) => Once::Mismatch(it),
-                        Busy::InDoubt(it) => Once::InDoubt(it),
-                    });
+                    return self.show(other);
                 }
             };
             let Some(token) = self.next_token(&mut shard) else {
@@ -247,49 +261,65 @@ impl Engine {
         check_key(key)?;
         let hash = namespace.hasher.hash(key);
         let pin = Pin::new();
-        let shard = self.lock_shard(hash)?;
-        let found = self.find(&shard, namespace.id, key, hash, &pin)?;
-        drop(shard);
-        let Some(found) = found else {
-            let gap = self.gaps.covering(self.timeline.read().lower, None, None);
-            return Ok(Ok(gap.map_or(Lookup::Absent, Lookup::InDoubt)).into());
-        };
-        let record = &found.record;
-        let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
-        let gap = || self.gaps.covering(now, Some(record.token.epoch()), None);
-        let lookup = match Standing::of(record, now, self.open_epoch) {
-            Standing::Absent => gap().map_or(Lookup::Absent, Lookup::InDoubt),
-            Standing::Held => Lookup::InProgress(state::in_progress(record, now)),
-            Standing::Lapsed(cause) => {
-                gap().map_or_else(|| Lookup::Lapsed(state::lapsed(record, cause)), Lookup::InDoubt)
+        loop {
+            let Some(seen) = self.peek(namespace.id, key, hash, &pin)? else {
+                return Ok(Ok(self.absent(None)).into());
+            };
+            let record = &seen.record;
+            let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
+            let newest = Some(record.token.epoch());
+            let lookup = match Standing::of(record, now, self.open_epoch) {
+                Standing::Held => {
+                    let lookup = Lookup::InProgress(state::in_progress(record, now));
+                    return Ok(Ok(lookup).into());
+                }
+                Standing::Done => {
+                    self.wal.segments.check_body(record, seen.location, seen.pin)?;
+                    let lookup = Lookup::Completed(state::outcome(record, now));
+                    return Ok(self.shown(Ok(lookup), &seen));
+                }
+                Standing::Absent => self.absent(newest),
+                Standing::Lapsed(cause) => match self.absent(newest) {
+                    Lookup::Absent => Lookup::Lapsed(state::lapsed(record, cause)),
+                    in_doubt => in_doubt,
+                },
+                Standing::Overdue => Lookup::Parked(state::parked(record, EndCause::LeaseEnded)),
+                Standing::Parked(cause) => Lookup::Parked(state::parked(record, cause)),
+            };
+            // What has ended by the clock may have been ended by its owner first: it holds if it
+            // still was the current record after the clock was read.
+            let again = self.peek(namespace.id, key, hash, &pin)?;
+            if again.is_some_and(|again| again.location == seen.location) {
+                return Ok(Ok(lookup).into());
             }
-            Standing::Overdue => Lookup::Parked(state::parked(record, EndCause::LeaseEnded)),
-            Standing::Parked(cause) => Lookup::Parked(state::parked(record, cause)),
-            Standing::Done => {
-                self.wal.segments.check_body(record, found.location, found.pin)?;
-                let lookup = Lookup::Completed(state::outcome(record, now));
-                return Ok(self.shown(Ok(lookup), &found));
-            }
-        };
-        Ok(Ok(lookup).into())
+        }
+    }
+
+    /// The answer about a key that nobody holds, as far as is known: it is free, or in doubt.
+    #[inline]
+    fn absent(&self, newest: Option<Epoch>) -> Lookup {
+        if !self.gaps.exist() {
+            return Lookup::Absent;
+        }
+        let gap = self.gaps.covering(self.timeline.read().lower, newest, None);
+        gap.map_or(Lookup::Absent, Lookup::InDoubt)
     }
 
     fn judge<'p>(
-        &'p self,
-        shard: &ShardGuard<'_>,
+        &self,
+        seen: Option<Seen<'p>>,
         question: &mut Question<'_>,
         now: Now,
-        pin: &'p Pin,
-    ) -> Result<Judged<'p>, StoreError> {
-        let Question { namespace, policy, key, hash, fingerprint, .. } = *question;
-        let Some(found) = self.find(shard, namespace.id, key, hash, pin)? else {
-            return Ok(self.free(None, None, now.lower, question));
+    ) -> Judged<'p> {
+        let Question { namespace, policy, fingerprint, .. } = *question;
+        let Some(found) = seen else {
+            return self.free(None, None, now.lower, question);
         };
         let record = &found.record;
         let now = self.timeline.judge(now, [record.until, record.expires]);
         let standing = Standing::of(record, now, self.open_epoch);
         if standing == Standing::Absent {
-            return Ok(self.free(Some(found), None, now, question));
+            return self.free(Some(found), None, now, question);
         }
         let differs = matches!(
             (fingerprint, record.ext.fingerprint),
@@ -301,56 +331,54 @@ impl Engine {
             }
             if policy.fingerprint == FingerprintRule::Enforce {
                 let mismatch = state::mismatch(record, standing);
-                return Ok(Judged::Mismatch(mismatch, found, standing));
+                return Judged::Mismatch(mismatch, found, standing);
             }
         }
-        Ok(match standing {
+        match standing {
             Standing::Absent => self.free(Some(found), None, now, question),
             Standing::Lapsed(cause) => self.free(Some(found), Some((found, cause)), now, question),
             Standing::Held => Judged::InProgress(state::in_progress(record, now)),
             Standing::Overdue => Judged::Parked(state::parked(record, EndCause::LeaseEnded)),
             Standing::Parked(cause) => Judged::Parked(state::parked(record, cause)),
             Standing::Done => Judged::Done(found, now),
-        })
+        }
     }
 
     /// Nobody holds the key, as far as is known: it is free, or in doubt.
     #[inline]
     fn free<'a>(
         &self,
-        entry: Option<Found<'a>>,
-        takeover: Option<(Found<'a>, EndCause)>,
+        entry: Option<Seen<'a>>,
+        takeover: Option<(Seen<'a>, EndCause)>,
         now: Timestamp,
         question: &Question<'_>,
     ) -> Judged<'a> {
         let newest = entry.map(|found| found.record.token.epoch());
         match self.gaps.covering(now, newest, question.first_sent) {
             Some(gap) => Judged::InDoubt(gap),
-            None => Judged::Free { entry, takeover },
+            None => Judged::Free { takeover },
         }
     }
 
-    /// Answers with what somebody else did. The shard is unlocked by now: records stay what they
-    /// are under their pin (W1).
-    fn show<T>(
+    /// Answers with what somebody else did. No shard is locked: records stay what they are under
+    /// their pin (W1).
+    fn show<T: From<Taken>>(
         &self,
         judged: Judged<'_>,
-        completed: impl FnOnce(Outcome) -> T,
-        busy: impl FnOnce(Busy) -> T,
     ) -> Result<Answered<T, ClaimError>, ClaimError> {
         Ok(match judged {
-            Judged::Done(found, now) => {
-                self.wal.segments.check_body(&found.record, found.location, found.pin)?;
-                let outcome = state::outcome(&found.record, now);
-                self.shown(Ok(completed(outcome)), &found)
+            Judged::Done(seen, now) => {
+                self.wal.segments.check_body(&seen.record, seen.location, seen.pin)?;
+                let outcome = state::outcome(&seen.record, now);
+                self.shown(Ok(Taken::Completed(outcome).into()), &seen)
             }
-            Judged::InProgress(it) => Ok(busy(Busy::InProgress(it))).into(),
-            Judged::Parked(it) => Ok(busy(Busy::Parked(it))).into(),
-            Judged::Mismatch(it, found, Standing::Done) => {
-                self.shown(Ok(busy(Busy::Mismatch(it))), &found)
+            Judged::InProgress(it) => Ok(Taken::InProgress(it).into()).into(),
+            Judged::Parked(it) => Ok(Taken::Parked(it).into()).into(),
+            Judged::Mismatch(it, seen, Standing::Done) => {
+                self.shown(Ok(Taken::Mismatch(it).into()), &seen)
             }
-            Judged::Mismatch(it, ..) => Ok(busy(Busy::Mismatch(it))).into(),
-            Judged::InDoubt(it) => Ok(busy(Busy::InDoubt(it))).into(),
+            Judged::Mismatch(it, ..) => Ok(Taken::Mismatch(it).into()).into(),
+            Judged::InDoubt(it) => Ok(Taken::InDoubt(it).into()).into(),
             Judged::Free { .. } => unreachable!("a free key is granted, not shown"),
         })
     }
@@ -391,24 +419,43 @@ impl Engine {
 }
 
 impl<'a> Question<'a> {
-    fn new(
-        namespace: &'a NamespaceState,
-        policy: &'a Policy,
-        key: &'a [u8],
-        hash: KeyHash,
-        request: &ClaimRequest,
-    ) -> Self {
+    fn new(namespace: &'a NamespaceState, policy: &'a Policy, request: &ClaimRequest) -> Self {
         let ClaimRequest { fingerprint, first_sent, .. } = *request;
-        Self { namespace, policy, key, hash, fingerprint, first_sent, is_counted: false }
+        Self { namespace, policy, fingerprint, first_sent, is_counted: false }
     }
 }
 
-/// An answer that holds no outcome.
-enum Busy {
+/// What a key is that is not to be had.
+enum Taken {
+    Completed(Outcome),
     InProgress(InProgress),
     Parked(Parked),
     Mismatch(Mismatch),
     InDoubt(Gap),
+}
+
+impl From<Taken> for Claimed {
+    fn from(taken: Taken) -> Self {
+        match taken {
+            Taken::Completed(it) => Self::Completed(it),
+            Taken::InProgress(it) => Self::InProgress(it),
+            Taken::Parked(it) => Self::Parked(it),
+            Taken::Mismatch(it) => Self::Mismatch(it),
+            Taken::InDoubt(it) => Self::InDoubt(it),
+        }
+    }
+}
+
+impl From<Taken> for Once {
+    fn from(taken: Taken) -> Self {
+        match taken {
+            Taken::Completed(it) => Self::Seen(it),
+            Taken::InProgress(it) => Self::InProgress(it),
+            Taken::Parked(it) => Self::Parked(it),
+            Taken::Mismatch(it) => Self::Mismatch(it),
+            Taken::InDoubt(it) => Self::InDoubt(it),
+        }
+    }
 }
 
 /// What a first record about a key has in common, be it a claim or a mark. Fingerprint and
@@ -419,7 +466,7 @@ fn fresh_record<'a>(
     hash: KeyHash,
     token: FencingToken,
     request: &ClaimRequest,
-    takeover: Option<&(Found<'_>, EndCause)>,
+    takeover: Option<&(Seen<'_>, EndCause)>,
     now: Now,
 ) -> Record<'a> {
     let old = takeover.map(|(found, _)| &found.record);

@@ -12,7 +12,7 @@ use super::namespaces::NamespaceState;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
-use super::{Answered, CallDurability, Engine, Found};
+use super::{Answered, CallDurability, Engine, Found, Seen};
 use crate::answer::{BodyKept, Completion, Outcome, Renewed};
 use crate::checksum::crc32;
 use crate::error::{CompleteError, Failure, LeaseError, StoreError};
@@ -52,11 +52,10 @@ pub(super) struct Prepared<'a> {
 }
 
 /// Why an owner is refused.
-#[expect(clippy::large_enum_variant, reason = "taken apart where it arises")]
 enum Refusal<'a> {
     Forgotten { late_by: Option<Duration> },
     Fenced { current: FencingToken },
-    Completed(Found<'a>, Timestamp),
+    Completed(Seen<'a>, Timestamp),
     Parked,
 }
 
@@ -77,10 +76,12 @@ impl Engine {
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
+            // What has to come from memory comes before the lock is taken.
+            let seen = self.peek(namespace.id, key, hash, &pin)?;
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
             let (found, judged) = self
-                .own_claim(&shard, namespace, key, hash, token, now, &pin)?
+                .own_claim(&shard, namespace, key, hash, token, now, seen, &pin)?
                 .map_err(|refusal| refusal.into_lease_error(token))?;
             let old = &found.record;
             // Never shorter than it was: recovery takes the latest deadline of one token (R1).
@@ -173,17 +174,20 @@ impl Engine {
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
+            // What has to come from memory comes before the lock is taken.
+            let seen = self.peek(namespace.id, key, hash, &pin)?;
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, namespace, key, hash, token, now, &pin)? {
-                Ok((found, _)) => found,
-                Err(Refusal::Completed(found, _)) => {
-                    drop(shard);
-                    // That it is completed is told when it is as durable as it was asked to be.
-                    return Ok(self.shown(Err(LeaseError::Completed), &found));
-                }
-                Err(refusal) => return Err(refusal.into_lease_error(token)),
-            };
+            let found =
+                match self.own_claim(&shard, namespace, key, hash, token, now, seen, &pin)? {
+                    Ok((found, _)) => found,
+                    Err(Refusal::Completed(found, _)) => {
+                        drop(shard);
+                        // That it is completed is told when it is as durable as it was asked to be.
+                        return Ok(self.shown(Err(LeaseError::Completed), &found));
+                    }
+                    Err(refusal) => return Err(refusal.into_lease_error(token)),
+                };
             let (record, change) = match kind {
                 Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
                 _ => release_record(&found.record, now.lower),
@@ -231,16 +235,19 @@ impl Engine {
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
+            // What has to come from memory comes before the lock is taken.
+            let seen = self.peek(namespace.id, key, hash, &pin)?;
             let shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, namespace, key, hash, token, now, &pin)? {
-                Ok((found, _)) => found,
-                Err(Refusal::Completed(found, judged)) => {
-                    drop(shard);
-                    return self.complete_again(&found, judged, request);
-                }
-                Err(refusal) => return Err(refusal.into_complete_error(token)),
-            };
+            let found =
+                match self.own_claim(&shard, namespace, key, hash, token, now, seen, &pin)? {
+                    Ok((found, _)) => found,
+                    Err(Refusal::Completed(found, judged)) => {
+                        drop(shard);
+                        return self.complete_again(&found, judged, request);
+                    }
+                    Err(refusal) => return Err(refusal.into_complete_error(token)),
+                };
             let ext = Ext { previous: None, ..found.record.ext };
             let completion = self.store_outcome(
                 shard,
@@ -377,7 +384,7 @@ impl Engine {
     /// A second completion under the same token: the same outcome is fine, another is not.
     fn complete_again(
         &self,
-        found: &Found<'_>,
+        found: &Seen<'_>,
         now: Timestamp,
         request: &CompleteRequest<'_>,
     ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
@@ -420,9 +427,10 @@ impl Engine {
         hash: KeyHash,
         token: FencingToken,
         now: Now,
+        seen: Option<Seen<'a>>,
         pin: &'a Pin,
     ) -> Result<Result<(Found<'a>, Timestamp), Refusal<'a>>, StoreError> {
-        let Some(found) = self.find(shard, namespace.id, key, hash, pin)? else {
+        let Some(found) = self.find(shard, namespace.id, key, hash, seen, pin)? else {
             return Ok(Err(Refusal::Forgotten { late_by: None }));
         };
         let record = &found.record;
@@ -438,7 +446,7 @@ impl Engine {
             _ if record.token != token => Err(Refusal::Fenced { current: record.token }),
             Standing::Held | Standing::Lapsed(_) | Standing::Overdue => Ok((found, now)),
             Standing::Parked(_) => Err(Refusal::Parked),
-            Standing::Done => Err(Refusal::Completed(found, now)),
+            Standing::Done => Err(Refusal::Completed(found.seen, now)),
         })
     }
 }

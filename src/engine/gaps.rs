@@ -28,6 +28,12 @@ impl Gaps {
         Self { list: RwLock::new(list), end_ms }
     }
 
+    /// Whether there is any gap, over or not.
+    #[inline]
+    pub(crate) fn exist(&self) -> bool {
+        self.end_ms.load(Ordering::Relaxed) != 0
+    }
+
     /// Whether any gap lasts. `now` is a time that has surely come.
     #[inline]
     pub(crate) fn last(&self, now: Timestamp) -> bool {

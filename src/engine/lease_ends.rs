@@ -143,10 +143,9 @@ impl Engine {
     ) -> Result<Option<Timestamp>, StoreError> {
         self.check_process()?;
         let pin = Pin::new();
-        let shard = self.lock_shard(hash)?;
+        let seen = self.peek(namespace.id, key, hash, &pin)?;
         let now = self.timeline.read();
-        let found = self.find(&shard, namespace.id, key, hash, &pin)?;
-        Ok(found.map(|found| found.record).and_then(|record| {
+        Ok(seen.map(|seen| seen.record).and_then(|record| {
             let now = self.timeline.judge(now, [record.until, record.expires]);
             let is_held = Standing::of(&record, now, self.open_epoch) == Standing::Held;
             (is_held && record.token == token).then_some(record.until)

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
 use crate::error::{CloseError, StoreError};
+use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Condvar, Mutex};
 
@@ -345,6 +346,7 @@ impl Engine {
                 return Err(StoreError::Closed.into());
             }
             shards.iter_mut().for_each(|shard| shard.is_closed = true);
+            self.is_closed.store(true, Ordering::Release);
         }
         self.lease_ends.wake_all();
         // Whoever makes files or namespaces, or looks around, comes to an end first.
@@ -352,6 +354,9 @@ impl Engine {
         let ended = self.end();
         // And whoever waits for a round, or leads one: everything is durable, or poisoned.
         self.wal.rounds.end_all();
+        // And whoever found a record before it was closed: another process may fill its segment again.
+        // They are done soon; a thread that stands still under its pin is not waited for for ever.
+        Grace::begin().wait();
         // The lock goes whatever happened: nothing is written to the directory from now on (W5).
         drop(self.directory_lock.lock().take());
         ended.map_err(CloseError::Store)
@@ -363,6 +368,7 @@ impl Engine {
         for shard in &self.shards {
             shard.lock(&self.wal).is_closed = true;
         }
+        self.is_closed.store(true, Ordering::Release);
         self.lease_ends.wake_all();
         self.wal.shut_gate();
         drop(self.directory_lock.lock().take());

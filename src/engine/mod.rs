@@ -34,8 +34,10 @@ pub(crate) mod shard;
 pub(crate) mod state;
 pub(crate) mod time;
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -46,7 +48,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::table::{Position, Slot};
+use crate::table::{Position, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
 use crate::wal::Wal;
 use crate::wal::class::Class;
@@ -92,6 +94,8 @@ pub(crate) struct Engine {
     pub(crate) mode: Mode,
     /// The epoch of this open: claims of earlier ones are orphans.
     open_epoch: Epoch,
+    /// For those who read without a lock. Set while all shards are locked.
+    is_closed: AtomicBool,
     /// Longest body that is kept.
     body_bytes_max: usize,
     fork: ForkGuard,
@@ -121,14 +125,28 @@ impl<T, E: From<StoreError>> From<Result<T, E>> for Answered<T, E> {
     }
 }
 
-/// The key's slot, and the record it points to.
+/// A key's current record, as it was when somebody looked.
 #[derive(Clone, Copy, Debug)]
-struct Found<'a> {
-    position: Position,
+struct Seen<'a> {
     location: Location,
     record: Record<'a>,
     /// What keeps the record where it is.
     pin: &'a Pin,
+}
+
+/// A key's slot and current record, found under the lock of its shard.
+#[derive(Clone, Copy, Debug)]
+struct Found<'a> {
+    position: Position,
+    seen: Seen<'a>,
+}
+
+impl<'a> Deref for Found<'a> {
+    type Target = Seen<'a>;
+
+    fn deref(&self) -> &Seen<'a> {
+        &self.seen
+    }
 }
 
 impl Engine {
@@ -170,7 +188,35 @@ impl Engine {
         if guard.is_closed { Err(StoreError::Closed) } else { Ok(guard) }
     }
 
-    /// The current record of a key. The whole key is compared.
+    /// The current record of a key, found without its shard's lock: what it was at some moment since
+    /// the call began. The whole key is compared.
+    #[inline]
+    fn peek<'p>(
+        &'p self,
+        namespace: NamespaceId,
+        key: &[u8],
+        hash: KeyHash,
+        pin: &'p Pin,
+    ) -> Result<Option<Seen<'p>>, StoreError> {
+        // Acquire: whoever closes the store waits for the pins that were there when it was set.
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        let mut seen = None;
+        let is_match = |slot: Slot| self.is_record_of(namespace, key, slot, pin, &mut seen);
+        match self.shards[self.shard_of(hash)].buckets().find(hash, is_match)? {
+            Sight::Slot(_) => Ok(seen),
+            Sight::Nothing => Ok(None),
+            Sight::Unclear => {
+                let shard = self.lock_shard(hash)?;
+                let found = self.find(&shard, namespace, key, hash, None, pin)?;
+                Ok(found.map(|found| found.seen))
+            }
+        }
+    }
+
+    /// The current record of a key. What was `seen` without the lock is not read again when it still
+    /// is the current one.
     #[inline]
     fn find<'p>(
         &'p self,
@@ -178,24 +224,39 @@ impl Engine {
         namespace: NamespaceId,
         key: &[u8],
         hash: KeyHash,
+        seen: Option<Seen<'p>>,
         pin: &'p Pin,
     ) -> Result<Option<Found<'p>>, StoreError> {
-        let mut record = None;
-        let is_match = |slot: Slot| {
-            let candidate = self.wal.segments.record(slot.location(), pin)?;
-            let is_same = candidate.namespace == namespace && candidate.key == key;
-            if is_same {
-                record = Some(candidate);
+        let mut found = None;
+        let is_match = |slot: Slot| match seen {
+            // Under one pin a location stands for one record.
+            Some(seen) if seen.location == slot.location() => {
+                found = Some(seen);
+                Ok(true)
             }
-            Ok::<_, StoreError>(is_same)
+            _ => self.is_record_of(namespace, key, slot, pin, &mut found),
         };
-        let found = shard.table.find(hash, is_match)?;
-        Ok(found.zip(record).map(|((position, slot), record)| Found {
-            position,
-            location: slot.location(),
-            record,
-            pin,
-        }))
+        let slot = shard.table.find(hash, is_match)?;
+        Ok(slot.zip(found).map(|((position, _), seen)| Found { position, seen }))
+    }
+
+    /// Whether a slot points to a record of this key, which is then told.
+    #[inline]
+    fn is_record_of<'p>(
+        &'p self,
+        namespace: NamespaceId,
+        key: &[u8],
+        slot: Slot,
+        pin: &'p Pin,
+        seen: &mut Option<Seen<'p>>,
+    ) -> Result<bool, StoreError> {
+        let location = slot.location();
+        let record = self.wal.segments.record(location, pin)?;
+        let is_same = record.namespace == namespace && record.key == key;
+        if is_same {
+            *seen = Some(Seen { location, record, pin });
+        }
+        Ok(is_same)
     }
 
     /// The next token of a shard; `None` when its counter has run out and the epoch must be raised.
@@ -283,7 +344,7 @@ impl Engine {
     }
 
     /// Ends a call that shows a completion: when it is as durable as it was asked to be.
-    fn shown<T, E>(&self, result: Result<T, E>, found: &Found<'_>) -> Answered<T, E> {
+    fn shown<T, E>(&self, result: Result<T, E>, found: &Seen<'_>) -> Answered<T, E> {
         let gated = found.record.flags.gated() && self.mode != Mode::Memory;
         let settle = (gated && !self.wal.segments.is_durable(found.location, found.pin))
             .then(|| Settle { ticket: self.wal.rounds.ticket(), is_own: false });
@@ -337,6 +398,13 @@ impl Engine {
             (state.table.len(), state.table.memory_bytes())
         });
         sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
+    }
+
+    /// Calls `during` with every shard locked.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn with_shards_locked<T>(&self, during: impl FnOnce() -> T) -> T {
+        let _shards: Vec<_> = self.shards.iter().map(|shard| shard.lock(&self.wal)).collect();
+        during()
     }
 
     /// Checks every shard's table against the records it points to, and that no key is there twice.

@@ -75,7 +75,7 @@ impl Engine {
             let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let Some(found) = self.find(&shard, namespace.id, key, hash, &pin)? else {
+            let Some(found) = self.find(&shard, namespace.id, key, hash, None, &pin)? else {
                 return Err(ResolveError::Forgotten);
             };
             let found = match self.resolvable(found, token)? {
@@ -193,7 +193,7 @@ impl Engine {
             let pin = Pin::new();
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
-            let found = self.find(&shard, namespace.id, key, hash, &pin)?;
+            let found = self.find(&shard, namespace.id, key, hash, None, &pin)?;
             let state = found.and_then(|found| {
                 let old = &found.record;
                 let judged = self.timeline.judge(now, [old.until, old.expires]);

@@ -2,19 +2,22 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
 use crate::error::Failure;
 use crate::sys::sync::{Mutex, MutexGuard};
-use crate::table::Table;
+use crate::table::{Buckets, Table};
 use crate::types::{Epoch, FencingToken};
 use crate::wal::Wal;
 
-/// A shard and its lock. On a cache line of its own.
+/// A shard and its lock, which lies on cache lines of its own: whoever only reads shares none with
+/// those who write.
 #[derive(Debug)]
 pub(crate) struct Shard {
+    buckets: Arc<Buckets>,
     inner: CachePadded<Inner>,
 }
 
@@ -35,8 +38,16 @@ pub(crate) struct ShardState {
 
 impl Shard {
     pub(crate) fn new(table: Table, tokens: Tokens) -> Self {
+        let buckets = table.buckets();
         let state = Mutex::new(ShardState { table, tokens, is_closed: false });
-        Self { inner: CachePadded::new(Inner { state, leases: AtomicUsize::new(0) }) }
+        let inner = CachePadded::new(Inner { state, leases: AtomicUsize::new(0) });
+        Self { buckets, inner }
+    }
+
+    /// The table, for those who read it without the lock.
+    #[inline]
+    pub(crate) fn buckets(&self) -> &Buckets {
+        &self.buckets
     }
 
     pub(crate) fn lock<'a>(&'a self, wal: &'a Wal) -> ShardGuard<'a> {

@@ -134,9 +134,26 @@ impl Bucket {
         self.head.store(raised(head) & !SPLITTING, Ordering::Release);
     }
 
+    /// Whether, and how often, slots of this chain have moved.
+    #[inline]
+    pub(super) fn version(&self) -> Version {
+        Version(self.head.load(Ordering::Acquire) & !OVERFLOW_MASK)
+    }
+
     #[cfg(any(test, feature = "test-util"))]
     pub(super) fn is_splitting(&self) -> bool {
         self.head.load(Ordering::Acquire) & SPLITTING != 0
+    }
+}
+
+/// How often slots of a chain have moved, and whether they are moving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Version(u64);
+
+impl Version {
+    #[inline]
+    pub(super) fn is_at_rest(self) -> bool {
+        self.0 & SPLITTING == 0
     }
 }
 

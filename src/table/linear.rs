@@ -8,8 +8,14 @@
 //! - T1  A slot lies in the chain of the bucket that its hash selects under the present shape.
 //! - T2  A chain is a main bucket and overflow buckets that belong to it alone.
 //! - T3  A split fills the new bucket, raises the version, publishes the shape, then clears the old
-//!   slots and raises the version again (R18), so that a reader without the lock can tell.
+//!   slots and raises the version again (R18). Whatever else moves slots raises the version of the
+//!   chain's main bucket before and after, too.
+//! - T4  A reader without the lock that has found nothing looks again unless version and shape are
+//!   what they were (R18). What it has found needs no second look: it was there when its slot was
+//!   loaded. It may walk into a chain that an overflow bucket was given to meanwhile; the slots there
+//!   are of other keys, which whoever compares keys whole cannot take for its own.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use smallvec::SmallVec;
@@ -23,18 +29,39 @@ const LOAD_TWICE: usize = 11;
 const BITS_MIN: u32 = 3;
 const BITS_MAX: u32 = 28;
 
-/// One shard's table.
+/// One shard's table, as who may change it has it.
 #[derive(Debug)]
 pub(crate) struct Table {
-    main: Chunked<Bucket>,
-    overflow: Chunked<Bucket>,
+    buckets: Arc<Buckets>,
     /// Overflow buckets handed out so far; number 0 stands for none and is never handed out.
     overflow_used: u32,
     overflow_free: Vec<u32>,
-    /// (level, split pointer): the table has `2^(first_bits + level) + split` main buckets.
-    shape: AtomicU64,
     len: usize,
 }
+
+/// The buckets of one shard's table: anybody may read them, at any time.
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    main: Chunked<Bucket>,
+    overflow: Chunked<Bucket>,
+    /// (level, split pointer): the table has `2^(first_bits + level) + split` main buckets.
+    shape: AtomicU64,
+}
+
+/// What a reader without the lock has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sight {
+    Slot(Slot),
+    /// There was no such slot at some moment since the reader began to look.
+    Nothing,
+    /// The chain changed each time it was looked at, or is very long.
+    Unclear,
+}
+
+/// So often a reader looks, and so many overflow buckets it looks at each time, before it takes the
+/// lock.
+const LOOKS_MAX: usize = 4;
+const OVERFLOW_MAX: usize = 64;
 
 /// Where a slot is. Valid until the table is changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,26 +87,29 @@ struct Shape {
 impl Table {
     /// A table that holds about `entries` before it grows.
     pub(crate) fn for_entries(entries: usize) -> Self {
-        let buckets = (entries * 2 / LOAD_TWICE).max(1);
-        let bits = buckets.ilog2().clamp(BITS_MIN, BITS_MAX);
-        let mut table = Self {
+        let count = (entries * 2 / LOAD_TWICE).max(1);
+        let bits = count.ilog2().clamp(BITS_MIN, BITS_MAX);
+        let buckets = Buckets {
             main: Chunked::new(bits),
             overflow: Chunked::new(BITS_MIN),
-            overflow_used: 1,
-            overflow_free: Vec::new(),
             shape: AtomicU64::new(0),
-            len: 0,
         };
-        table.main.ensure(0);
+        buckets.main.ensure(0);
         // What is beyond the power of two is there from the start, and empty: nothing has to move.
         let size = 1usize << bits;
-        let split = buckets.clamp(size, 2 * size - 1) - size;
+        let split = count.clamp(size, 2 * size - 1) - size;
         // At most 28 bits.
         for index in size..size + split {
-            table.main.ensure(index as u32);
+            buckets.main.ensure(index as u32);
         }
-        table.set_shape(Shape { level: 0, split: split as u32 });
-        table
+        buckets.set_shape(Shape { level: 0, split: split as u32 });
+        let buckets = Arc::new(buckets);
+        Self { buckets, overflow_used: 1, overflow_free: Vec::new(), len: 0 }
+    }
+
+    /// For readers.
+    pub(crate) fn buckets(&self) -> Arc<Buckets> {
+        Arc::clone(&self.buckets)
     }
 
     /// How many entries there are.
@@ -89,7 +119,7 @@ impl Table {
 
     /// Bytes of the bucket arrays.
     pub(crate) fn memory_bytes(&self) -> usize {
-        (self.main.len() + self.overflow.len()) * size_of::<Bucket>()
+        (self.buckets.main.len() + self.buckets.overflow.len()) * size_of::<Bucket>()
     }
 
     /// The first slot of the chain whose tag is the hash's and that `is_match` accepts.
@@ -99,11 +129,12 @@ impl Table {
         hash: KeyHash,
         mut is_match: impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Option<(Position, Slot)>, E> {
-        let tag = Tag::of(hash, self.main.first_bits());
-        let chain = self.bucket_of(hash, self.shape());
+        let buckets = &*self.buckets;
+        let tag = buckets.tag_of(hash);
+        let chain = buckets.bucket_of(hash, buckets.shape());
         let mut place = Some(Place::Main(chain));
         while let Some(at) = place {
-            let bucket = self.bucket(at);
+            let bucket = buckets.bucket(at);
             for index in 0..BUCKET_SLOTS {
                 if let Some(slot) = bucket.slot(index)
                     && slot.tag() == tag
@@ -123,24 +154,23 @@ impl Table {
     /// loads that do not wait for one another overlap.
     #[inline]
     pub(crate) fn touch(&self, hash: KeyHash) -> u64 {
-        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
-        bucket.slot(0).map_or(0, |slot| slot.location().units())
+        self.buckets.touch(hash)
     }
 
     /// Adds an entry. The caller knows that the key has none.
     pub(crate) fn insert(&mut self, hash: KeyHash, location: Location, done: bool) {
-        let slot = Slot::new(location, Tag::of(hash, self.main.first_bits()), done);
-        let bucket = self.bucket_of(hash, self.shape());
+        let slot = Slot::new(location, self.buckets.tag_of(hash), done);
+        let bucket = self.buckets.bucket_of(hash, self.buckets.shape());
         self.push(Place::Main(bucket), slot);
         self.len += 1;
-        if self.len * 2 > self.main_buckets() * LOAD_TWICE {
+        if self.len * 2 > self.buckets.main_buckets() * LOAD_TWICE {
             self.split_one();
         }
     }
 
     /// Points the entry at another record of the same key, in place.
     pub(crate) fn replace(&mut self, position: Position, location: Location, done: bool) {
-        let bucket = self.bucket(position.bucket);
+        let bucket = self.buckets.bucket(position.bucket);
         let old = bucket.slot(usize::from(position.slot));
         debug_assert!(old.is_some(), "replacing an empty slot");
         if let Some(old) = old {
@@ -157,7 +187,7 @@ impl Table {
     /// Removes these entries.
     pub(crate) fn remove_all(&mut self, positions: &[Position]) {
         for position in positions {
-            let bucket = self.bucket(position.bucket);
+            let bucket = self.buckets.bucket(position.bucket);
             debug_assert!(bucket.slot(usize::from(position.slot)).is_some());
             bucket.set_slot(usize::from(position.slot), None);
         }
@@ -171,24 +201,24 @@ impl Table {
     fn shorten_chain(&mut self, chain: u32) {
         let start = Place::Main(chain);
         let (mut before, mut last, mut room) = (start, start, 0);
-        while let Some(next) = self.bucket(last).overflow() {
-            let bucket = self.bucket(last);
+        while let Some(next) = self.buckets.bucket(last).overflow() {
+            let bucket = self.buckets.bucket(last);
             room += (0..BUCKET_SLOTS).filter(|at| bucket.slot(*at).is_none()).count();
             (before, last) = (last, Place::Overflow(next));
         }
-        let bucket = self.bucket(last);
+        let bucket = self.buckets.bucket(last);
         let slots: SmallVec<[Slot; BUCKET_SLOTS]> =
             (0..BUCKET_SLOTS).filter_map(|at| bucket.slot(at)).collect();
         if last == start || slots.len() > room {
             return;
         }
-        self.bucket(start).begin_move();
+        self.buckets.bucket(start).begin_move();
         // Into the first empty places, which lie before it.
         slots.iter().for_each(|slot| self.push(start, *slot));
-        let unused = self.bucket(before).overflow();
-        self.bucket(before).set_overflow(None);
+        let unused = self.buckets.bucket(before).overflow();
+        self.buckets.bucket(before).set_overflow(None);
         self.free_chain(unused);
-        self.bucket(start).end_move();
+        self.buckets.bucket(start).end_move();
     }
 
     /// Shows every entry to `visit`, bucket by bucket.
@@ -197,10 +227,10 @@ impl Table {
         mut visit: impl FnMut(Position, Slot) -> Result<(), E>,
     ) -> Result<(), E> {
         // Main buckets are numbered with 32 bits.
-        for main in 0..self.main_buckets() as u32 {
+        for main in 0..self.buckets.main_buckets() as u32 {
             let mut place = Some(Place::Main(main));
             while let Some(at) = place {
-                let bucket = self.bucket(at);
+                let bucket = self.buckets.bucket(at);
                 for index in 0..BUCKET_SLOTS {
                     if let Some(slot) = bucket.slot(index) {
                         visit(Position { chain: main, bucket: at, slot: index as u8 }, slot)?;
@@ -212,6 +242,189 @@ impl Table {
         Ok(())
     }
 
+    /// Puts the slot into the first empty place of a chain, lengthening it if need be.
+    fn push(&mut self, start: Place, slot: Slot) {
+        let mut at = start;
+        loop {
+            let bucket = self.buckets.bucket(at);
+            if let Some(empty) = bucket.first_empty() {
+                bucket.set_slot(empty, Some(slot));
+                return;
+            }
+            match bucket.overflow() {
+                Some(next) => at = Place::Overflow(next),
+                None => {
+                    let next = self.new_overflow();
+                    self.buckets.bucket(Place::Overflow(next)).set_slot(0, Some(slot));
+                    self.buckets.bucket(at).set_overflow(Some(next));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn new_overflow(&mut self) -> u32 {
+        if let Some(index) = self.overflow_free.pop() {
+            return index;
+        }
+        let index = self.overflow_used;
+        self.overflow_used += 1;
+        self.buckets.overflow.ensure(index);
+        index
+    }
+
+    /// Divides the bucket at the split pointer (T3). Nothing happens once the tag has no bit left
+    /// to divide by: chains grow instead.
+    fn split_one(&mut self) {
+        let Shape { level, split } = self.buckets.shape();
+        if level >= TAG_BITS || self.buckets.main.first_bits() + level >= 31 {
+            return;
+        }
+        let size = 1u32 << (self.buckets.main.first_bits() + level);
+        let (old, new) = (Place::Main(split), Place::Main(split + size));
+        self.buckets.main.ensure(split + size);
+        let mut staying: SmallVec<[Slot; 32]> = SmallVec::new();
+        let mut moving: SmallVec<[Slot; 32]> = SmallVec::new();
+        let mut place = Some(old);
+        while let Some(at) = place {
+            let bucket = self.buckets.bucket(at);
+            for slot in (0..BUCKET_SLOTS).filter_map(|index| bucket.slot(index)) {
+                if slot.tag().bit(level) { moving.push(slot) } else { staying.push(slot) }
+            }
+            place = bucket.overflow().map(Place::Overflow);
+        }
+        for slot in moving {
+            self.push(new, slot);
+        }
+        self.buckets.bucket(old).begin_move();
+        let next = if split + 1 == size {
+            Shape { level: level + 1, split: 0 }
+        } else {
+            Shape { level, split: split + 1 }
+        };
+        self.buckets.set_shape(next);
+        self.rewrite_chain(old, &staying);
+        self.buckets.bucket(old).end_move();
+    }
+
+    /// Leaves exactly `slots` in the chain, packed, and gives back the overflow buckets that are
+    /// not needed for it.
+    fn rewrite_chain(&mut self, start: Place, slots: &[Slot]) {
+        let mut left = slots.iter();
+        let mut at = start;
+        loop {
+            let bucket = self.buckets.bucket(at);
+            for index in 0..BUCKET_SLOTS {
+                bucket.set_slot(index, left.next().copied());
+            }
+            let next = bucket.overflow();
+            if left.len() == 0 {
+                bucket.set_overflow(None);
+                self.free_chain(next);
+                return;
+            }
+            match next {
+                Some(next) => at = Place::Overflow(next),
+                None => unreachable!("a chain holds no more than it held before"),
+            }
+        }
+    }
+
+    fn free_chain(&mut self, mut next: Option<u32>) {
+        while let Some(index) = next {
+            let bucket = self.buckets.bucket(Place::Overflow(index));
+            for slot in 0..BUCKET_SLOTS {
+                bucket.set_slot(slot, None);
+            }
+            next = bucket.overflow();
+            bucket.set_overflow(None);
+            self.overflow_free.push(index);
+        }
+    }
+
+    /// Checks T1 and T2 and the count. `hash_of` tells the hash behind a slot.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn check_invariants(&self, hash_of: impl Fn(Slot) -> Option<KeyHash>) {
+        use std::collections::HashSet;
+        let (mut seen, mut locations) = (HashSet::new(), HashSet::new());
+        let mut len = 0;
+        for main in 0..self.buckets.main_buckets() as u32 {
+            let mut place = Some(Place::Main(main));
+            while let Some(at) = place {
+                let bucket = self.buckets.bucket(at);
+                assert!(!bucket.is_splitting(), "no split is under way");
+                if let Place::Overflow(index) = at {
+                    assert!(seen.insert(index), "overflow bucket {index} is in two chains");
+                    assert!(!self.overflow_free.contains(&index), "and on the free list");
+                }
+                for slot in (0..BUCKET_SLOTS).filter_map(|index| bucket.slot(index)) {
+                    len += 1;
+                    assert!(locations.insert(slot.location().units()), "a record is listed twice");
+                    if let Some(hash) = hash_of(slot) {
+                        assert_eq!(self.buckets.bucket_of(hash, self.buckets.shape()), main, "T1");
+                        assert_eq!(slot.tag(), self.buckets.tag_of(hash));
+                    }
+                }
+                place = bucket.overflow().map(Place::Overflow);
+            }
+        }
+        assert_eq!(len, self.len, "the count is right");
+        let out = seen.len() + self.overflow_free.len() + 1;
+        assert_eq!(out, self.overflow_used as usize, "no overflow bucket is lost");
+    }
+}
+
+impl Buckets {
+    /// The first slot whose tag is the hash's and that `is_match` accepts, without the lock (T4).
+    #[inline]
+    pub(crate) fn find<E>(
+        &self,
+        hash: KeyHash,
+        mut is_match: impl FnMut(Slot) -> Result<bool, E>,
+    ) -> Result<Sight, E> {
+        let tag = self.tag_of(hash);
+        for _ in 0..LOOKS_MAX {
+            let shape = self.shape();
+            let main = self.bucket(Place::Main(self.bucket_of(hash, shape)));
+            let version = main.version();
+            let (mut bucket, mut overflows) = (main, 0);
+            let is_whole = loop {
+                for index in 0..BUCKET_SLOTS {
+                    if let Some(slot) = bucket.slot(index)
+                        && slot.tag() == tag
+                        && is_match(slot)?
+                    {
+                        return Ok(Sight::Slot(slot));
+                    }
+                }
+                match bucket.overflow() {
+                    None => break true,
+                    Some(_) if overflows == OVERFLOW_MAX => break false,
+                    Some(next) => bucket = self.bucket(Place::Overflow(next)),
+                }
+                overflows += 1;
+            };
+            // Loads of slots are Acquire: whoever has seen a slot that moved sees that it did.
+            if is_whole
+                && version.is_at_rest()
+                && main.version() == version
+                && self.shape() == shape
+            {
+                return Ok(Sight::Nothing);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(Sight::Unclear)
+    }
+
+    /// Loads what looking for this hash will look at first. Nothing follows from what it gives; but
+    /// loads that do not wait for one another overlap.
+    #[inline]
+    pub(crate) fn touch(&self, hash: KeyHash) -> u64 {
+        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
+        bucket.slot(0).map_or(0, |slot| slot.location().units())
+    }
+
     #[inline]
     fn shape(&self) -> Shape {
         let bits = self.shape.load(Ordering::Acquire);
@@ -219,13 +432,18 @@ impl Table {
         Shape { level: (bits >> 32) as u32, split: bits as u32 }
     }
 
-    fn set_shape(&mut self, shape: Shape) {
+    fn set_shape(&self, shape: Shape) {
         self.shape.store(u64::from(shape.level) << 32 | u64::from(shape.split), Ordering::Release);
     }
 
     fn main_buckets(&self) -> usize {
         let Shape { level, split } = self.shape();
         (1usize << (self.main.first_bits() + level)) + split as usize
+    }
+
+    #[inline]
+    fn tag_of(&self, hash: KeyHash) -> Tag {
+        Tag::of(hash, self.main.first_bits())
     }
 
     #[inline]
@@ -248,145 +466,16 @@ impl Table {
             None => unreachable!("{place:?} was never made"),
         }
     }
-
-    /// Puts the slot into the first empty place of a chain, lengthening it if need be.
-    fn push(&mut self, start: Place, slot: Slot) {
-        let mut at = start;
-        loop {
-            let bucket = self.bucket(at);
-            if let Some(empty) = bucket.first_empty() {
-                bucket.set_slot(empty, Some(slot));
-                return;
-            }
-            match bucket.overflow() {
-                Some(next) => at = Place::Overflow(next),
-                None => {
-                    let next = self.new_overflow();
-                    self.bucket(Place::Overflow(next)).set_slot(0, Some(slot));
-                    self.bucket(at).set_overflow(Some(next));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn new_overflow(&mut self) -> u32 {
-        if let Some(index) = self.overflow_free.pop() {
-            return index;
-        }
-        let index = self.overflow_used;
-        self.overflow_used += 1;
-        self.overflow.ensure(index);
-        index
-    }
-
-    /// Divides the bucket at the split pointer (T3). Nothing happens once the tag has no bit left
-    /// to divide by: chains grow instead.
-    fn split_one(&mut self) {
-        let Shape { level, split } = self.shape();
-        if level >= TAG_BITS || self.main.first_bits() + level >= 31 {
-            return;
-        }
-        let size = 1u32 << (self.main.first_bits() + level);
-        let (old, new) = (Place::Main(split), Place::Main(split + size));
-        self.main.ensure(split + size);
-        let mut staying: SmallVec<[Slot; 32]> = SmallVec::new();
-        let mut moving: SmallVec<[Slot; 32]> = SmallVec::new();
-        let mut place = Some(old);
-        while let Some(at) = place {
-            let bucket = self.bucket(at);
-            for slot in (0..BUCKET_SLOTS).filter_map(|index| bucket.slot(index)) {
-                if slot.tag().bit(level) { moving.push(slot) } else { staying.push(slot) }
-            }
-            place = bucket.overflow().map(Place::Overflow);
-        }
-        for slot in moving {
-            self.push(new, slot);
-        }
-        self.bucket(old).begin_move();
-        let next = if split + 1 == size {
-            Shape { level: level + 1, split: 0 }
-        } else {
-            Shape { level, split: split + 1 }
-        };
-        self.set_shape(next);
-        self.rewrite_chain(old, &staying);
-        self.bucket(old).end_move();
-    }
-
-    /// Leaves exactly `slots` in the chain, packed, and gives back the overflow buckets that are
-    /// not needed for it.
-    fn rewrite_chain(&mut self, start: Place, slots: &[Slot]) {
-        let mut left = slots.iter();
-        let mut at = start;
-        loop {
-            let bucket = self.bucket(at);
-            for index in 0..BUCKET_SLOTS {
-                bucket.set_slot(index, left.next().copied());
-            }
-            let next = bucket.overflow();
-            if left.len() == 0 {
-                bucket.set_overflow(None);
-                self.free_chain(next);
-                return;
-            }
-            match next {
-                Some(next) => at = Place::Overflow(next),
-                None => unreachable!("a chain holds no more than it held before"),
-            }
-        }
-    }
-
-    fn free_chain(&mut self, mut next: Option<u32>) {
-        while let Some(index) = next {
-            let bucket = self.bucket(Place::Overflow(index));
-            for slot in 0..BUCKET_SLOTS {
-                bucket.set_slot(slot, None);
-            }
-            next = bucket.overflow();
-            bucket.set_overflow(None);
-            self.overflow_free.push(index);
-        }
-    }
-
-    /// Checks T1 and T2 and the count. `hash_of` tells the hash behind a slot.
-    #[cfg(any(test, feature = "test-util"))]
-    pub(crate) fn check_invariants(&self, hash_of: impl Fn(Slot) -> Option<KeyHash>) {
-        use std::collections::HashSet;
-        let (mut seen, mut locations) = (HashSet::new(), HashSet::new());
-        let mut len = 0;
-        for main in 0..self.main_buckets() as u32 {
-            let mut place = Some(Place::Main(main));
-            while let Some(at) = place {
-                let bucket = self.bucket(at);
-                assert!(!bucket.is_splitting(), "no split is under way");
-                if let Place::Overflow(index) = at {
-                    assert!(seen.insert(index), "overflow bucket {index} is in two chains");
-                    assert!(!self.overflow_free.contains(&index), "and on the free list");
-                }
-                for slot in (0..BUCKET_SLOTS).filter_map(|index| bucket.slot(index)) {
-                    len += 1;
-                    assert!(locations.insert(slot.location().units()), "a record is listed twice");
-                    if let Some(hash) = hash_of(slot) {
-                        assert_eq!(self.bucket_of(hash, self.shape()), main, "T1");
-                        assert_eq!(slot.tag(), Tag::of(hash, self.main.first_bits()));
-                    }
-                }
-                place = bucket.overflow().map(Place::Overflow);
-            }
-        }
-        assert_eq!(len, self.len, "the count is right");
-        let out = seen.len() + self.overflow_free.len() + 1;
-        assert_eq!(out, self.overflow_used as usize, "no overflow bucket is lost");
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
     use std::convert::Infallible;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
+    use crate::hash::mix;
 
     fn spread(n: u64) -> KeyHash {
         KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(n | 1))
@@ -504,6 +593,59 @@ mod tests {
         }
         assert!((1..=100).all(|n| locate(&table, KeyHash(7), n).is_some()));
         table.check_invariants(|_| Some(KeyHash(7)));
+    }
+
+    /// Readers without the lock, while chains lengthen, split, shrink and give buckets to one another.
+    #[test]
+    fn readers_never_miss_what_is_there_and_never_see_what_is_not() {
+        let (rounds, batch) = if cfg!(miri) { (3, 60) } else { (60, 4_000) };
+        // Few hashes of those that come and go, so that chains overflow.
+        let passing = |n: u64| KeyHash(spread(n % 600).0 & !0b11);
+        let mut table = Table::for_entries(0);
+        let lasting: Vec<u64> = (1..=batch).collect();
+        lasting.iter().for_each(|n| table.insert(spread(*n), Location::from_units(*n), true));
+        let (buckets, is_over) = (table.buckets(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for reader in 0..2u64 {
+                let (buckets, is_over, lasting) = (&*buckets, &is_over, &lasting);
+                scope.spawn(move || {
+                    let mut looks = reader;
+                    while !is_over.load(Ordering::SeqCst) {
+                        looks += 1;
+                        let n = lasting[(mix(looks) % lasting.len() as u64) as usize];
+                        let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
+                        let Ok(sight) = buckets.find(spread(n), is_it);
+                        assert_ne!(sight, Sight::Nothing, "{n} was there all the time");
+                        let Ok(sight) = buckets.find(spread(n), |_| Ok::<_, Infallible>(false));
+                        assert!(!matches!(sight, Sight::Slot(_)), "nothing was accepted");
+                    }
+                });
+            }
+            for round in 1..=rounds {
+                let first = round * 1_000_000;
+                let numbers = first..first + batch;
+                let here = numbers.clone();
+                here.for_each(|n| table.insert(passing(n), Location::from_units(n), false));
+                for n in numbers {
+                    let position = locate(&table, passing(n), n).unwrap();
+                    table.remove(position);
+                }
+            }
+            is_over.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(table.len(), lasting.len());
+        let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
+        assert_eq!(sight, Sight::Nothing, "nobody changes anything");
+    }
+
+    #[test]
+    fn a_chain_that_is_very_long_is_left_to_the_lock() {
+        let mut table = Table::for_entries(0);
+        let count = (BUCKET_SLOTS * (OVERFLOW_MAX + 3)) as u64;
+        (1..=count).for_each(|n| table.insert(KeyHash(7), Location::from_units(n), false));
+        let buckets = table.buckets();
+        let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
+        assert_eq!(sight, Sight::Unclear);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub(crate) use salvage::salvage;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::expiry::Expiry;
@@ -209,6 +210,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         shards: shards.collect(),
         mode: request.mode,
         open_epoch: epoch,
+        is_closed: AtomicBool::new(false),
         body_bytes_max: body_bytes_max(meta.segment_bytes),
         fork,
         directory_lock: Mutex::new(Some(lock)),
