@@ -6,13 +6,22 @@
 //! length. The content's part can be computed before any lock is taken; the place's is a few
 //! arithmetic steps.
 
+use std::sync::LazyLock;
+
+use crc32fast::Hasher;
+
 use crate::hash::mix;
 use crate::types::{Generation, SegmentId};
+
+/// A checksum of nothing yet. A new one asks each time what the processor can do, a copy does not.
+static EMPTY: LazyLock<Hasher> = LazyLock::new(Hasher::new);
 
 /// CRC-32 (IEEE 802.3) of `bytes`.
 #[inline]
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    crc32fast::hash(bytes)
+    let mut hasher = EMPTY.clone();
+    hasher.update(bytes);
+    hasher.finalize()
 }
 
 /// What a checksum is bound to, short of the position: one use of one segment, or one small file.

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use crossbeam_utils::CachePadded;
+
 use crate::engine::Engine;
+use crate::engine::namespaces::NamespaceState;
 use crate::engine::recovery::{self, OpenRequest};
 use crate::error::OpenError;
 use crate::report::RecoveryReport;
@@ -68,6 +71,23 @@ impl Deref for Handle {
 
     fn deref(&self) -> &Engine {
         &self.engine
+    }
+}
+
+/// A namespace of an open store, as its handles and leases hold it. On lines of its own: each lease is
+/// counted beside it.
+pub(crate) type SharedSpace = Arc<CachePadded<Space>>;
+
+/// See [`SharedSpace`].
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) state: Arc<NamespaceState>,
+}
+
+impl Space {
+    pub(crate) fn share(handle: Arc<Handle>, state: Arc<NamespaceState>) -> SharedSpace {
+        Arc::new(CachePadded::new(Self { handle, state }))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::engine::claims::Grant;
 use crate::engine::lease_ends::LeaseEndWait;
 use crate::engine::namespaces::NamespaceState;
 use crate::error::{CompleteError, LeaseError, StoreError};
-use crate::handle::Handle;
+use crate::handle::{Handle, SharedSpace, Space};
 use crate::request::CompleteOptions;
 use crate::types::{FencingToken, KeyHash, Timestamp};
 
@@ -27,8 +27,7 @@ use crate::types::{FencingToken, KeyHash, Timestamp};
 /// The same ends exist on [`crate::Namespace`], by key and token.
 #[must_use = "the key stays claimed until the lease is completed, released or parked, or runs out"]
 pub struct Lease {
-    handle: Arc<Handle>,
-    namespace: Arc<NamespaceState>,
+    space: SharedSpace,
     key: SmallVec<[u8; 48]>,
     hash: KeyHash,
     token: FencingToken,
@@ -39,15 +38,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(
-        handle: Arc<Handle>,
-        namespace: Arc<NamespaceState>,
-        key: &[u8],
-        grant: &Grant,
-    ) -> Self {
+    pub(crate) fn new(space: SharedSpace, key: &[u8], grant: &Grant) -> Self {
         Self {
-            handle,
-            namespace,
+            space,
             key: SmallVec::from_slice(key),
             hash: grant.hash,
             token: grant.token,
@@ -93,7 +86,7 @@ impl Lease {
     /// a newer claim takes over.
     #[must_use]
     pub fn lease_left(&self) -> Duration {
-        self.deadline.since(self.handle.timeline.now())
+        self.deadline.since(self.space.handle.timeline.now())
     }
 
     /// Until when the claim is remembered if nothing else happens; `None` is for ever.
@@ -121,7 +114,7 @@ impl Lease {
     }
 
     fn renew_with(&mut self, lease: Option<Duration>) -> Result<Renewed, LeaseError> {
-        let renewed = self.handle.renew(&self.namespace, &self.key, self.token, lease)?;
+        let renewed = self.space.handle.renew(&self.space.state, &self.key, self.token, lease)?;
         (self.deadline, self.expires) = (renewed.deadline, renewed.expires);
         Ok(renewed)
     }
@@ -143,7 +136,7 @@ impl Lease {
     ///
     /// As [`Lease::complete`].
     pub fn complete_with(self, options: &CompleteOptions<'_>) -> Result<Completion, CompleteError> {
-        self.handle.answer(self.start_complete(options))
+        self.space.handle.answer(self.start_complete(options))
     }
 
     /// [`Lease::complete_with`] without waiting.
@@ -156,7 +149,7 @@ impl Lease {
 
     fn start_complete(&self, options: &CompleteOptions<'_>) -> Answered<Completion, CompleteError> {
         let request = options.to_request();
-        self.handle.complete(&self.namespace, &self.key, self.token, &request)
+        self.space.handle.complete(&self.space.state, &self.key, self.token, &request)
     }
 
     /// Gives the claim back without an outcome. See [`crate::Namespace::release`].
@@ -165,12 +158,17 @@ impl Lease {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
     pub fn release(self) -> Result<(), LeaseError> {
-        self.handle.answer(self.handle.release(&self.namespace, &self.key, self.token, None))
+        self.space.handle.answer(self.space.handle.release(
+            &self.space.state,
+            &self.key,
+            self.token,
+            None,
+        ))
     }
 
     /// [`Lease::release`] without waiting.
     pub fn release_async(self) -> Commit<(), LeaseError> {
-        self.commit(self.handle.release(&self.namespace, &self.key, self.token, None))
+        self.commit(self.space.handle.release(&self.space.state, &self.key, self.token, None))
     }
 
     /// Ends the claim with its outcome unknown. See [`crate::Namespace::park`].
@@ -179,19 +177,24 @@ impl Lease {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
     pub fn park(self) -> Result<(), LeaseError> {
-        self.handle.answer(self.handle.park(&self.namespace, &self.key, self.token, None))
+        self.space.handle.answer(self.space.handle.park(
+            &self.space.state,
+            &self.key,
+            self.token,
+            None,
+        ))
     }
 
     /// [`Lease::park`] without waiting.
     pub fn park_async(self) -> Commit<(), LeaseError> {
-        self.commit(self.handle.park(&self.namespace, &self.key, self.token, None))
+        self.commit(self.space.handle.park(&self.space.state, &self.key, self.token, None))
     }
 
     /// A wait for the lease to be over, for work that is to stop then. See [`LeaseEnd`].
     pub fn ended(&self) -> LeaseEnd {
         LeaseEnd {
-            handle: Arc::clone(&self.handle),
-            namespace: Arc::clone(&self.namespace),
+            handle: Arc::clone(&self.space.handle),
+            namespace: Arc::clone(&self.space.state),
             key: self.key.clone(),
             hash: self.hash,
             token: self.token,
@@ -200,19 +203,19 @@ impl Lease {
     }
 
     /// For the handle of the lease's namespace.
-    pub(crate) fn parts(&self) -> (&Arc<Handle>, &Arc<NamespaceState>) {
-        (&self.handle, &self.namespace)
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
     }
 
     fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
-        Commit::new(Arc::clone(&self.handle), answered)
+        Commit::new(Arc::clone(&self.space.handle), answered)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.handle.is_child() {
-            self.handle.lease_dropped(self.hash);
+        if !self.space.handle.is_child() {
+            self.space.handle.lease_dropped(self.hash);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::Answered;
 use crate::engine::claims::Claimed;
 use crate::engine::namespaces::NamespaceState;
 use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
-use crate::handle::Handle;
+use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
 use crate::policy::Policy;
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
@@ -21,38 +21,45 @@ use crate::types::{FencingToken, Fingerprint};
 /// A set of keys with its own policy. The namespace is part of every key's identity: the same key
 /// in two of them is two keys.
 ///
-/// Cheap to clone. Keys are bytes, 1 to 4096 of them; anything that is `AsRef<[u8]>` will do.
+/// Cheap to clone; threads that claim with a clone each share least. Keys are bytes, 1 to 4096 of them;
+/// anything that is `AsRef<[u8]>` will do.
 ///
 /// A call that changes something returns when the change is as durable as the store's
 /// [`crate::Durability`] says; its `_async` form returns at once, with a [`Commit`] to await. What
 /// each call answers in each state of a key stands in `docs/STATES.md`.
-#[derive(Clone)]
 pub struct Namespace {
-    handle: Arc<Handle>,
-    state: Arc<NamespaceState>,
+    space: SharedSpace,
+}
+
+impl Clone for Namespace {
+    /// Leases are counted by the handle that they come from: each clone has a count of its own.
+    fn clone(&self) -> Self {
+        let Space { handle, state } = &**self.space;
+        Self::new(Arc::clone(handle), Arc::clone(state))
+    }
 }
 
 impl Namespace {
     pub(crate) fn new(handle: Arc<Handle>, state: Arc<NamespaceState>) -> Self {
-        Self { handle, state }
+        Self { space: Space::share(handle, state) }
     }
 
     /// The namespace's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.state.name
+        &self.space.state.name
     }
 
     /// The policy in force.
     pub fn policy(&self) -> Policy {
-        self.state.policy.load()
+        self.space.state.policy.load()
     }
 
     /// How often a fingerprint differed from the one its key is bound to, since the store was
     /// opened.
     #[must_use]
     pub fn fingerprint_mismatches(&self) -> u64 {
-        self.state.mismatches.load(Ordering::Relaxed)
+        self.space.state.mismatches.load(Ordering::Relaxed)
     }
 
     /// Asks to be the one worker for `key`. Give the fingerprint of the request's payload, so that
@@ -82,7 +89,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Result<Claim, ClaimError> {
-        self.handle.answer(self.start_claim(key.as_ref(), options))
+        self.space.handle.answer(self.start_claim(key.as_ref(), options))
     }
 
     /// [`Namespace::claim_with`] without waiting.
@@ -96,14 +103,11 @@ impl Namespace {
 
     fn start_claim(&self, key: &[u8], options: &ClaimOptions) -> Answered<Claim, ClaimError> {
         let Answered { result, settle } =
-            self.handle.claim(&self.state, key, &options.to_request());
+            self.space.handle.claim(&self.space.state, key, &options.to_request());
         let result = result.map(|claimed| match claimed {
-            Claimed::Granted(grant) => Claim::Acquired(Lease::new(
-                Arc::clone(&self.handle),
-                Arc::clone(&self.state),
-                key,
-                &grant,
-            )),
+            Claimed::Granted(grant) => {
+                Claim::Acquired(Lease::new(Arc::clone(&self.space), key, &grant))
+            }
             Claimed::Completed(it) => Claim::Completed(it),
             Claimed::InProgress(it) => Claim::InProgress(it),
             Claimed::Mismatch(it) => Claim::Mismatch(it),
@@ -137,7 +141,11 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Result<Once, ClaimError> {
-        self.handle.answer(self.handle.once(&self.state, key.as_ref(), &options.to_request()))
+        self.space.handle.answer(self.space.handle.once(
+            &self.space.state,
+            key.as_ref(),
+            &options.to_request(),
+        ))
     }
 
     /// [`Namespace::once_with`] without waiting.
@@ -146,7 +154,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Commit<Once, ClaimError> {
-        self.commit(self.handle.once(&self.state, key.as_ref(), &options.to_request()))
+        self.commit(self.space.handle.once(&self.space.state, key.as_ref(), &options.to_request()))
     }
 
     /// Reads the state of `key` without claiming it. Goes on when the store is poisoned, for what
@@ -156,7 +164,7 @@ impl Namespace {
     ///
     /// What any call can fail with.
     pub fn lookup(&self, key: impl AsRef<[u8]>) -> Result<Lookup, StoreError> {
-        self.handle.answer(self.handle.lookup(&self.state, key.as_ref()))
+        self.space.handle.answer(self.space.handle.lookup(&self.space.state, key.as_ref()))
     }
 
     /// Extends the lease of the claim with this token to the policy's lease, from now on; never
@@ -168,7 +176,7 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn renew(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<Renewed, LeaseError> {
-        self.handle.renew(&self.state, key.as_ref(), token, None)
+        self.space.handle.renew(&self.space.state, key.as_ref(), token, None)
     }
 
     /// [`Namespace::renew`] to a lease of your own: 100 ms up to the dedupe window.
@@ -182,7 +190,7 @@ impl Namespace {
         token: FencingToken,
         lease: Duration,
     ) -> Result<Renewed, LeaseError> {
-        self.handle.renew(&self.state, key.as_ref(), token, Some(lease))
+        self.space.handle.renew(&self.space.state, key.as_ref(), token, Some(lease))
     }
 
     /// Ends the claim with this token by storing its outcome; every later claim gets the same
@@ -214,7 +222,12 @@ impl Namespace {
         options: &CompleteOptions<'_>,
     ) -> Result<Completion, CompleteError> {
         let request = options.to_request();
-        self.handle.answer(self.handle.complete(&self.state, key.as_ref(), token, &request))
+        self.space.handle.answer(self.space.handle.complete(
+            &self.space.state,
+            key.as_ref(),
+            token,
+            &request,
+        ))
     }
 
     /// [`Namespace::complete_with`] without waiting.
@@ -225,7 +238,7 @@ impl Namespace {
         options: &CompleteOptions<'_>,
     ) -> Commit<Completion, CompleteError> {
         let request = options.to_request();
-        self.commit(self.handle.complete(&self.state, key.as_ref(), token, &request))
+        self.commit(self.space.handle.complete(&self.space.state, key.as_ref(), token, &request))
     }
 
     /// Gives the claim with this token back without an outcome: the next claim is a first attempt.
@@ -235,7 +248,12 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn release(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
-        self.handle.answer(self.handle.release(&self.state, key.as_ref(), token, None))
+        self.space.handle.answer(self.space.handle.release(
+            &self.space.state,
+            key.as_ref(),
+            token,
+            None,
+        ))
     }
 
     /// [`Namespace::release`] without waiting.
@@ -244,7 +262,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         token: FencingToken,
     ) -> Commit<(), LeaseError> {
-        self.commit(self.handle.release(&self.state, key.as_ref(), token, None))
+        self.commit(self.space.handle.release(&self.space.state, key.as_ref(), token, None))
     }
 
     /// Ends the claim with this token with its outcome unknown: nobody runs it again until it is
@@ -254,12 +272,17 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn park(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
-        self.handle.answer(self.handle.park(&self.state, key.as_ref(), token, None))
+        self.space.handle.answer(self.space.handle.park(
+            &self.space.state,
+            key.as_ref(),
+            token,
+            None,
+        ))
     }
 
     /// [`Namespace::park`] without waiting.
     pub fn park_async(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Commit<(), LeaseError> {
-        self.commit(self.handle.park(&self.state, key.as_ref(), token, None))
+        self.commit(self.space.handle.park(&self.space.state, key.as_ref(), token, None))
     }
 
     /// Decides a claim that nobody holds: parked, orphaned, or its lease over. Takes a new token,
@@ -276,7 +299,12 @@ impl Namespace {
         resolution: &Resolution<'_>,
     ) -> Result<Option<Completion>, ResolveError> {
         let request = resolution.to_request();
-        self.handle.answer(self.handle.resolve(&self.state, key.as_ref(), token, &request))
+        self.space.handle.answer(self.space.handle.resolve(
+            &self.space.state,
+            key.as_ref(),
+            token,
+            &request,
+        ))
     }
 
     /// [`Namespace::resolve`] without waiting.
@@ -287,7 +315,7 @@ impl Namespace {
         resolution: &Resolution<'_>,
     ) -> Commit<Option<Completion>, ResolveError> {
         let request = resolution.to_request();
-        self.commit(self.handle.resolve(&self.state, key.as_ref(), token, &request))
+        self.commit(self.space.handle.resolve(&self.space.state, key.as_ref(), token, &request))
     }
 
     /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
@@ -303,7 +331,13 @@ impl Namespace {
         reason: &str,
         actor: &str,
     ) -> Result<Option<KeyState>, ForgetError> {
-        self.handle.answer(self.handle.forget(&self.state, key.as_ref(), reason, actor, None))
+        self.space.handle.answer(self.space.handle.forget(
+            &self.space.state,
+            key.as_ref(),
+            reason,
+            actor,
+            None,
+        ))
     }
 
     /// [`Namespace::forget`] without waiting.
@@ -313,7 +347,7 @@ impl Namespace {
         reason: &str,
         actor: &str,
     ) -> Commit<Option<KeyState>, ForgetError> {
-        self.commit(self.handle.forget(&self.state, key.as_ref(), reason, actor, None))
+        self.commit(self.space.handle.forget(&self.space.state, key.as_ref(), reason, actor, None))
     }
 
     /// [`crate::Store::orphans`] of this namespace.
@@ -322,17 +356,17 @@ impl Namespace {
     ///
     /// What any call can fail with.
     pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.handle.orphans(Some(self.state.id))
+        self.space.handle.orphans(Some(self.space.state.id))
     }
 
     fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
-        Commit::new(Arc::clone(&self.handle), answered)
+        Commit::new(Arc::clone(&self.space.handle), answered)
     }
 }
 
 impl fmt::Debug for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Namespace").field("name", &self.state.name).finish_non_exhaustive()
+        f.debug_struct("Namespace").field("name", &self.space.state.name).finish_non_exhaustive()
     }
 }
 
@@ -340,7 +374,7 @@ impl Lease {
     /// The namespace the key belongs to.
     #[must_use]
     pub fn namespace(&self) -> Namespace {
-        let (handle, state) = self.parts();
+        let Space { handle, state } = self.space();
         Namespace::new(Arc::clone(handle), Arc::clone(state))
     }
 }

@@ -102,7 +102,8 @@ impl Timestamp {
 
     /// Saturates at [`Timestamp::MAX`]; a part of a millisecond counts as a whole one.
     pub(crate) fn after(self, span: Duration) -> Self {
-        let ms = u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        let part = u64::from(span.subsec_nanos().div_ceil(1_000_000));
+        let ms = span.as_secs().saturating_mul(1000).saturating_add(part);
         Self::from_ms(self.0.saturating_add(ms))
     }
 

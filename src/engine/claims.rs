@@ -69,27 +69,25 @@ struct Question<'a> {
 }
 
 /// The key's current record, judged.
-enum Judged<'a> {
-    /// The key is free. `takeover` is the unfinished claim that this one continues.
+enum Judged {
+    /// The key is free. A record there is continues: the unfinished claim that it is ended so.
     Free {
-        takeover: Option<(Seen<'a>, EndCause)>,
+        takeover: Option<EndCause>,
     },
-    Done(Seen<'a>, Timestamp),
+    Done(Timestamp),
     InProgress(InProgress),
     Parked(Parked),
-    Mismatch(Mismatch, Seen<'a>, Standing),
+    Mismatch(Mismatch, Standing),
     InDoubt(Gap),
 }
 
-impl Judged<'_> {
+impl Judged {
     /// Whether it holds however long ago the record was seen: what says so now said so then. What
     /// has ended by the clock may have been ended by its owner first.
     fn is_lasting(&self) -> bool {
         match self {
-            Self::Done(..) | Self::InProgress(_) => true,
-            Self::Mismatch(_, _, standing) => {
-                matches!(standing, Standing::Done | Standing::Held)
-            }
+            Self::Done(_) | Self::InProgress(_) => true,
+            Self::Mismatch(_, standing) => matches!(standing, Standing::Done | Standing::Held),
             Self::Free { .. } | Self::Parked(_) | Self::InDoubt(_) => false,
         }
     }
@@ -125,20 +123,21 @@ impl Engine {
             let growths = self.wal.growths();
             let pin = Pin::new();
             let seen = self.peek(namespace.id, key, hash, &pin)?;
-            if let Some(seen) = seen {
+            if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
-                    return self.show(judged);
+                    return self.show(judged, Some(seen));
                 }
             }
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
             let entry = self.find(&shard, namespace.id, key, hash, seen, &pin)?;
-            let takeover = match self.judge(entry.map(|it| it.seen), &mut question, now) {
-                Judged::Free { takeover } => takeover,
+            let seen = entry.as_ref().map(|entry| &entry.seen);
+            let takeover = match self.judge(seen, &mut question, now) {
+                Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
                 other => {
                     drop(shard);
-                    return self.show(other);
+                    return self.show(other, seen);
                 }
             };
             let Some(token) = self.next_token(&mut shard) else {
@@ -156,13 +155,13 @@ impl Engine {
                 flags: Flags::rules(policy.on_lease_end, policy.orphan_rule()),
                 expires,
                 until: deadline,
-                ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
+                ..fresh_record(namespace, key, hash, token, request, takeover, now)
             };
             let (class, reserve) = (Class::Claims, held_bytes(&record));
-            if !self.grant(shard, &record, class, reserve, entry, growths, &mut no_room)? {
+            if !self.grant(shard, &record, class, reserve, entry.as_ref(), growths, &mut no_room)? {
                 continue;
             }
-            let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
+            let previous = takeover.map(|(old, cause)| state::previous(old, cause));
             let attempt = record.attempt;
             let grant = Grant { hash, token, attempt, previous, deadline, expires };
             let answered = self.changed(Claimed::Granted(grant), request.durability);
@@ -202,20 +201,21 @@ impl Engine {
             let growths = self.wal.growths();
             let pin = Pin::new();
             let seen = self.peek(namespace.id, key, hash, &pin)?;
-            if let Some(seen) = seen {
+            if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
-                    return self.show(judged);
+                    return self.show(judged, Some(seen));
                 }
             }
             let mut shard = self.lock_shard(hash)?;
             let now = self.timeline.read();
             let entry = self.find(&shard, namespace.id, key, hash, seen, &pin)?;
-            let takeover = match self.judge(entry.map(|it| it.seen), &mut question, now) {
-                Judged::Free { takeover } => takeover,
+            let seen = entry.as_ref().map(|entry| &entry.seen);
+            let takeover = match self.judge(seen, &mut question, now) {
+                Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
                 other => {
                     drop(shard);
-                    return self.show(other);
+                    return self.show(other, seen);
                 }
             };
             let Some(token) = self.next_token(&mut shard) else {
@@ -231,13 +231,13 @@ impl Engine {
                     .with_gate(self.is_gated(request.durability)),
                 expires,
                 until: now.lower,
-                ..fresh_record(namespace, key, hash, token, request, takeover.as_ref(), now)
+                ..fresh_record(namespace, key, hash, token, request, takeover, now)
             };
             let class = class_of(dedupe_ttl, request.dedupe_ttl.is_none());
-            if !self.grant(shard, &record, class, 0, entry, growths, &mut no_room)? {
+            if !self.grant(shard, &record, class, 0, entry.as_ref(), growths, &mut no_room)? {
                 continue;
             }
-            let previous = takeover.map(|(old, cause)| state::previous(&old.record, cause));
+            let previous = takeover.map(|(old, cause)| state::previous(old, cause));
             let first = First { token, attempt: record.attempt, previous, expires };
             return Ok(self.changed(Once::First(first), request.durability));
         }
@@ -305,55 +305,48 @@ impl Engine {
         gap.map_or(Lookup::Absent, Lookup::InDoubt)
     }
 
-    fn judge<'p>(
-        &self,
-        seen: Option<Seen<'p>>,
-        question: &mut Question<'_>,
-        now: Now,
-    ) -> Judged<'p> {
+    fn judge(&self, seen: Option<&Seen<'_>>, question: &mut Question<'_>, now: Now) -> Judged {
         let Question { namespace, policy, fingerprint, .. } = *question;
-        let Some(found) = seen else {
+        let Some(Seen { record, .. }) = seen else {
             return self.free(None, None, now.lower, question);
         };
-        let record = &found.record;
         let now = self.timeline.judge(now, [record.until, record.expires]);
         let standing = Standing::of(record, now, self.open_epoch);
         if standing == Standing::Absent {
-            return self.free(Some(found), None, now, question);
+            return self.free(Some(record), None, now, question);
         }
         let differs = matches!(
-            (fingerprint, record.ext.fingerprint),
-            (Some(asked), Some(bound)) if asked != bound
+            (fingerprint, &record.ext.fingerprint),
+            (Some(asked), Some(bound)) if asked != *bound
         );
         if differs && policy.fingerprint != FingerprintRule::Ignore {
             if !std::mem::replace(&mut question.is_counted, true) {
                 namespace.mismatches.fetch_add(1, Ordering::Relaxed);
             }
             if policy.fingerprint == FingerprintRule::Enforce {
-                let mismatch = state::mismatch(record, standing);
-                return Judged::Mismatch(mismatch, found, standing);
+                return Judged::Mismatch(state::mismatch(record, standing), standing);
             }
         }
         match standing {
-            Standing::Absent => self.free(Some(found), None, now, question),
-            Standing::Lapsed(cause) => self.free(Some(found), Some((found, cause)), now, question),
+            Standing::Absent => self.free(Some(record), None, now, question),
+            Standing::Lapsed(cause) => self.free(Some(record), Some(cause), now, question),
             Standing::Held => Judged::InProgress(state::in_progress(record, now)),
             Standing::Overdue => Judged::Parked(state::parked(record, EndCause::LeaseEnded)),
             Standing::Parked(cause) => Judged::Parked(state::parked(record, cause)),
-            Standing::Done => Judged::Done(found, now),
+            Standing::Done => Judged::Done(now),
         }
     }
 
     /// Nobody holds the key, as far as is known: it is free, or in doubt.
     #[inline]
-    fn free<'a>(
+    fn free(
         &self,
-        entry: Option<Seen<'a>>,
-        takeover: Option<(Seen<'a>, EndCause)>,
+        record: Option<&Record<'_>>,
+        takeover: Option<EndCause>,
         now: Timestamp,
         question: &Question<'_>,
-    ) -> Judged<'a> {
-        let newest = entry.map(|found| found.record.token.epoch());
+    ) -> Judged {
+        let newest = record.map(|record| record.token.epoch());
         match self.gaps.covering(now, newest, question.first_sent) {
             Some(gap) => Judged::InDoubt(gap),
             None => Judged::Free { takeover },
@@ -364,22 +357,25 @@ impl Engine {
     /// their pin (W1).
     fn show<T: From<Taken>>(
         &self,
-        judged: Judged<'_>,
+        judged: Judged,
+        seen: Option<&Seen<'_>>,
     ) -> Result<Answered<T, ClaimError>, ClaimError> {
-        Ok(match judged {
-            Judged::Done(seen, now) => {
+        Ok(match (judged, seen) {
+            (Judged::Done(now), Some(seen)) => {
                 self.wal.segments.check_body(&seen.record, seen.location, seen.pin)?;
                 let outcome = state::outcome(&seen.record, now);
-                self.shown(Ok(Taken::Completed(outcome).into()), &seen)
+                self.shown(Ok(Taken::Completed(outcome).into()), seen)
             }
-            Judged::InProgress(it) => Ok(Taken::InProgress(it).into()).into(),
-            Judged::Parked(it) => Ok(Taken::Parked(it).into()).into(),
-            Judged::Mismatch(it, seen, Standing::Done) => {
-                self.shown(Ok(Taken::Mismatch(it).into()), &seen)
+            (Judged::Mismatch(it, Standing::Done), Some(seen)) => {
+                self.shown(Ok(Taken::Mismatch(it).into()), seen)
             }
-            Judged::Mismatch(it, ..) => Ok(Taken::Mismatch(it).into()).into(),
-            Judged::InDoubt(it) => Ok(Taken::InDoubt(it).into()).into(),
-            Judged::Free { .. } => unreachable!("a free key is granted, not shown"),
+            (Judged::InProgress(it), _) => Ok(Taken::InProgress(it).into()).into(),
+            (Judged::Parked(it), _) => Ok(Taken::Parked(it).into()).into(),
+            (Judged::Mismatch(it, _), _) => Ok(Taken::Mismatch(it).into()).into(),
+            (Judged::InDoubt(it), _) => Ok(Taken::InDoubt(it).into()).into(),
+            (Judged::Free { .. } | Judged::Done(_), _) => {
+                unreachable!("a free key is granted, and what is done was seen")
+            }
         })
     }
 
@@ -392,7 +388,7 @@ impl Engine {
         record: &Record<'_>,
         class: Class,
         reserve: u64,
-        entry: Option<Found<'_>>,
+        entry: Option<&Found<'_>>,
         growths: u64,
         no_room: &mut Option<Arc<Failure>>,
     ) -> Result<bool, ClaimError> {
@@ -466,10 +462,10 @@ fn fresh_record<'a>(
     hash: KeyHash,
     token: FencingToken,
     request: &ClaimRequest,
-    takeover: Option<&(Seen<'_>, EndCause)>,
+    takeover: Option<(&Record<'_>, EndCause)>,
     now: Now,
 ) -> Record<'a> {
-    let old = takeover.map(|(found, _)| &found.record);
+    let old = takeover.map(|(old, _)| old);
     Record {
         kind: Kind::Claim,
         flags: Flags::default(),
@@ -487,10 +483,10 @@ fn fresh_record<'a>(
             fingerprint: old.and_then(|old| old.ext.fingerprint).or(request.fingerprint),
             reference: request.reference.or(old.and_then(|old| old.ext.reference)),
             first_token: old.map(Record::first_token),
-            previous: takeover.map(|(found, cause)| PreviousClaim {
-                token: found.record.token,
-                at: found.record.at,
-                orphaned: *cause == EndCause::Orphaned,
+            previous: takeover.map(|(old, cause)| PreviousClaim {
+                token: old.token,
+                at: old.at,
+                orphaned: cause == EndCause::Orphaned,
             }),
             body_digest: None,
         },

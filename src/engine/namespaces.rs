@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
+
 use crate::error::NamespaceError;
 use crate::format::meta::Meta;
 use crate::format::names::{Entry, NamespaceEntry};
@@ -22,7 +24,8 @@ use crate::wal::Wal;
 pub(crate) struct NamespaceState {
     pub(crate) id: NamespaceId,
     pub(crate) name: String,
-    pub(crate) hasher: KeyHasher,
+    /// On lines of its own: handles are counted beside this state, by everybody who claims.
+    pub(crate) hasher: CachePadded<KeyHasher>,
     pub(crate) policy: SharedPolicy,
     /// Whether the policy is the default that came with the first use of the name.
     is_implicit: AtomicBool,
@@ -75,7 +78,7 @@ impl Namespaces {
         let state = Arc::new(NamespaceState {
             id: entry.namespace,
             name: entry.name.clone(),
-            hasher: self.secret.hasher(entry.namespace),
+            hasher: CachePadded::new(self.secret.hasher(entry.namespace)),
             policy: SharedPolicy::new(&entry.policy),
             is_implicit: AtomicBool::new(entry.implicit),
             mismatches: AtomicU64::new(0),

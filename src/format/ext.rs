@@ -5,8 +5,8 @@
 
 use smallvec::SmallVec;
 
-use super::Fields;
 use super::record::Flaw;
+use super::{Fields, FieldsMut};
 use crate::types::{FencingToken, Fingerprint, Reference, Timestamp};
 
 /// No record this version writes has longer extensions.
@@ -55,29 +55,38 @@ const TAG_BODY_DIGEST: u8 = 5;
 const TAG_SKIPPABLE: u8 = 0x80;
 
 impl Ext {
-    pub(super) fn encode(&self, to: &mut HeadBytes) {
+    /// Bytes that [`Ext::encode`] fills.
+    pub(super) fn len(&self) -> usize {
+        let of = |is_there: bool, bytes: usize| if is_there { bytes } else { 0 };
+        of(self.fingerprint.is_some(), FINGERPRINT_BYTES)
+            + of(self.reference.is_some(), REFERENCE_BYTES)
+            + of(self.first_token.is_some(), TOKEN_BYTES)
+            + of(self.previous.is_some(), PREVIOUS_BYTES)
+            + of(self.body_digest.is_some(), DIGEST_BYTES)
+    }
+
+    /// Fills `to`, which has [`Ext::len`] bytes.
+    pub(super) fn encode(&self, to: &mut [u8]) {
+        let mut fields = FieldsMut::new(to);
         if let Some(fingerprint) = self.fingerprint {
-            to.extend_from_slice(&[TAG_FINGERPRINT, 17]);
-            to.push(fingerprint.algorithm());
-            to.extend_from_slice(&fingerprint.digest());
+            fields
+                .u8(TAG_FINGERPRINT)
+                .u8(17)
+                .u8(fingerprint.algorithm())
+                .put(&fingerprint.digest());
         }
         if let Some(reference) = self.reference {
-            to.extend_from_slice(&[TAG_REFERENCE, 16]);
-            to.extend_from_slice(&reference.0);
+            fields.u8(TAG_REFERENCE).u8(16).put(&reference.0);
         }
         if let Some(token) = self.first_token {
-            to.extend_from_slice(&[TAG_FIRST_TOKEN, 8]);
-            to.extend_from_slice(&token.get().to_le_bytes());
+            fields.u8(TAG_FIRST_TOKEN).u8(8).u64(token.get());
         }
         if let Some(previous) = self.previous {
-            to.extend_from_slice(&[TAG_PREVIOUS, 15]);
-            to.extend_from_slice(&previous.token.get().to_le_bytes());
-            to.extend_from_slice(&previous.at.ms().to_le_bytes()[..6]);
-            to.push(u8::from(previous.orphaned));
+            fields.u8(TAG_PREVIOUS).u8(15).u64(previous.token.get()).u48(previous.at.ms());
+            fields.u8(u8::from(previous.orphaned));
         }
         if let Some(digest) = self.body_digest {
-            to.extend_from_slice(&[TAG_BODY_DIGEST, 16]);
-            to.extend_from_slice(&digest);
+            fields.u8(TAG_BODY_DIGEST).u8(16).put(&digest);
         }
     }
 

@@ -116,6 +116,15 @@ impl<'a> FieldsMut<'a> {
         self
     }
 
+    /// Has the next `len` bytes filled by `fill`.
+    #[inline]
+    pub(crate) fn with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> &mut Self {
+        let (front, rest) = std::mem::take(&mut self.bytes).split_at_mut(len);
+        fill(front);
+        self.bytes = rest;
+        self
+    }
+
     #[inline]
     pub(crate) fn u8(&mut self, value: u8) -> &mut Self {
         self.put(&value.to_le_bytes())

@@ -179,8 +179,9 @@ impl<'a> Record<'a> {
     /// of it but the body's checksum.
     #[inline]
     pub(crate) fn decode(bytes: &'a [u8], place: Place, offset: u32) -> Result<Self, Flaw> {
-        let Extents { len, head_len } = Extents::read(bytes, bytes.len())?;
-        let mut fields = Fields::new(bytes);
+        let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(Flaw::Length)?;
+        let Extents { len, head_len } = Extents::read(header, bytes.len())?;
+        let mut fields = Fields::new(header);
         let _len = fields.u32();
         let crc = fields.u32();
         // The length fits, so it has no more than 32 bits.
@@ -283,14 +284,13 @@ impl<'a> Draft<'a> {
     pub(crate) fn new(record: &Record<'a>) -> Self {
         debug_assert!((1..=KEY_BYTES_MAX).contains(&record.key.len()));
         debug_assert!(record.flags.valid_for(record.kind));
-        let mut head = HeadBytes::from_slice(&[0; HEADER_BYTES]);
-        record.ext.encode(&mut head);
-        let ext_len = head.len() - HEADER_BYTES;
+        let ext_len = record.ext.len();
         debug_assert!(ext_len <= EXT_BYTES_MAX);
-        head.extend_from_slice(record.key);
-        let len = head.len() + record.body.len();
+        let head_len = HEADER_BYTES + ext_len + record.key.len();
+        let len = head_len + record.body.len();
+        let mut header = [0; HEADER_BYTES];
         // The casts: callers keep keys within 4096 bytes and bodies within 16 MiB.
-        FieldsMut::new(&mut head)
+        FieldsMut::new(&mut header)
             .u32(len as u32)
             .u32(0)
             .u8(record.kind as u8)
@@ -307,6 +307,11 @@ impl<'a> Draft<'a> {
             .u16(record.code)
             .u16(record.attempt)
             .u16(ext_len as u16);
+        let mut head = HeadBytes::from_elem(0, head_len);
+        FieldsMut::new(&mut head)
+            .put(&header)
+            .with(ext_len, |to| record.ext.encode(to))
+            .put(record.key);
         let crc = crc32(&head[WORD_BYTES..]);
         let entry = index::Entry {
             key_hash: record.key_hash,

@@ -106,6 +106,12 @@ impl Extent {
         self.filled.load(Ordering::Acquire)
     }
 
+    /// All final bytes from `from` on, or `None` when there are none.
+    #[inline]
+    pub(crate) fn bytes_from(&self, from: u32) -> Option<&[u8]> {
+        self.bytes(from, self.filled())
+    }
+
     /// The bytes `from..to`, or `None` when not all of them are final.
     #[inline]
     pub(crate) fn bytes(&self, from: u32, to: u32) -> Option<&[u8]> {

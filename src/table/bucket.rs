@@ -105,6 +105,19 @@ impl Bucket {
         self.slots[at].store(slot.map_or(0, Slot::bits), Ordering::Release);
     }
 
+    /// Which slots bear this tag, as bits; of an empty one nobody knows better than who looks.
+    #[inline]
+    pub(super) fn matches(&self, tag: Tag) -> Matches {
+        let wanted = tag.0 << TAG_SHIFT;
+        let mut bits = 0;
+        for (at, slot) in self.slots.iter().enumerate() {
+            // Acquire: whoever sees that a slot has moved sees the version that says so.
+            let is_it = slot.load(Ordering::Acquire) & (TAG_MASK << TAG_SHIFT) == wanted;
+            bits |= u8::from(is_it) << at;
+        }
+        Matches(bits)
+    }
+
     pub(super) fn first_empty(&self) -> Option<usize> {
         (0..BUCKET_SLOTS).find(|at| self.slot(*at).is_none())
     }
@@ -143,6 +156,21 @@ impl Bucket {
     #[cfg(any(test, feature = "test-util"))]
     pub(super) fn is_splitting(&self) -> bool {
         self.head.load(Ordering::Acquire) & SPLITTING != 0
+    }
+}
+
+/// Numbers of slots, see [`Bucket::matches`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Matches(u8);
+
+impl Iterator for Matches {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        let at = self.0.trailing_zeros() as usize;
+        self.0 &= self.0.wrapping_sub(1);
+        (at < BUCKET_SLOTS).then_some(at)
     }
 }
 

@@ -135,7 +135,7 @@ impl Table {
         let mut place = Some(Place::Main(chain));
         while let Some(at) = place {
             let bucket = buckets.bucket(at);
-            for index in 0..BUCKET_SLOTS {
+            for index in bucket.matches(tag) {
                 if let Some(slot) = bucket.slot(index)
                     && slot.tag() == tag
                     && is_match(slot)?
@@ -389,7 +389,7 @@ impl Buckets {
             let version = main.version();
             let (mut bucket, mut overflows) = (main, 0);
             let is_whole = loop {
-                for index in 0..BUCKET_SLOTS {
+                for index in bucket.matches(tag) {
                     if let Some(slot) = bucket.slot(index)
                         && slot.tag() == tag
                         && is_match(slot)?

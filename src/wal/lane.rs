@@ -34,6 +34,8 @@ use super::data_file::DataFile;
 use super::pool::{BEHIND_MAX, Pool, SPARE_SEGMENTS, usable_bytes, wanted_segments};
 use super::segments::Segment;
 use super::stream::{Active, Ended, SealedSegment, Stream, Supply};
+use crossbeam_utils::CachePadded;
+
 use crate::error::Failure;
 use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, padded};
@@ -93,7 +95,10 @@ pub(crate) struct Plan {
 pub(crate) struct Lane {
     append: Append,
     segment_bytes: u32,
-    state: Mutex<State>,
+    /// See [`usable_bytes`].
+    usable: u64,
+    /// On lines of its own: whoever appends writes to it.
+    state: CachePadded<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
@@ -177,7 +182,8 @@ impl Lane {
     pub(crate) fn new(append: Append, segment_bytes: u32) -> Self {
         let streams = vec![Stream { class: Class::Claims, active: None }];
         let state = State { streams, proven: true, ..State::default() };
-        Self { append, segment_bytes, state: Mutex::new(state) }
+        let (usable, state) = (usable_bytes(segment_bytes), CachePadded::new(Mutex::new(state)));
+        Self { append, segment_bytes, usable, state }
     }
 
     /// A data file whose changes rounds have to sync.
@@ -258,7 +264,7 @@ impl Lane {
     }
 
     fn free_file(&self, state: &State, total: u64) -> Option<Arc<DataFile>> {
-        let usable = usable_bytes(self.segment_bytes);
+        let usable = self.usable;
         let is_free = |file: &&Arc<DataFile>| {
             let segments = u64::from(file.header().segments);
             let left = state.prepared.len().saturating_sub(segments);
@@ -290,7 +296,7 @@ impl Lane {
     /// not use, less than an eighth of them is left, at least two and at most 64.
     pub(crate) fn supply(&self, total: u64) -> Supply {
         let state = self.state.lock();
-        let usable = usable_bytes(self.segment_bytes);
+        let usable = self.usable;
         let prepared = state.prepared.len();
         let room = prepared * usable;
         let wanted = wanted_segments(total);
@@ -343,7 +349,7 @@ impl Lane {
             "W3: an exit of {room} bytes against {change:?}"
         );
         let held_after = (state.held + change.reserve).saturating_sub(change.release);
-        let usable = usable_bytes(self.segment_bytes);
+        let usable = self.usable;
         let leaves = |prepared: u64, spare: u64| prepared * usable >= held_after + spare * usable;
         let prepared = state.prepared.len();
         let mut stream = state.stream(class);

@@ -89,13 +89,7 @@ impl Segment {
     /// The record at `offset`, checked whole but for its body.
     #[inline]
     fn record(&self, offset: u32) -> Result<Record<'_>, Flaw> {
-        let header_end = offset.saturating_add(HEADER_BYTES as u32);
-        let header = self.extent.bytes(offset, header_end).ok_or(Flaw::Length)?;
-        let room = self.extent.filled() - offset;
-        let sizes = Extents::read(header, room as usize)?;
-        // `read` keeps the length within the filled part.
-        let end = offset + sizes.len as u32;
-        let bytes = self.extent.bytes(offset, end).ok_or(Flaw::Length)?;
+        let bytes = self.extent.bytes_from(offset).ok_or(Flaw::Length)?;
         Record::decode(bytes, self.place, offset)
     }
 
