@@ -1,7 +1,7 @@
 //! What does it cost to claim a key that was completed, and to get its 128 bytes back?
 //!
-//! 100,000 completed keys, 36 bytes each, asked for in a scattered order from one thread. Beside
-//! it the same question to 64 maps behind mutexes, which survive nothing.
+//! `REFRAIN_ENTRIES` (100,000) completed keys, 36 bytes each, asked for in a scattered order from one
+//! thread. Beside it the same question to 64 maps behind mutexes, which survive nothing.
 #![allow(missing_docs, reason = "a program")]
 
 mod common;
@@ -9,28 +9,19 @@ mod common;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use refrain::{Body, Claim};
 
-use common::{BODY, ShardedMap, key, namespace, stores, timed};
-
-const KEYS: u64 = 100_000;
-
-/// A scattered order that meets every key.
-fn scattered(n: u64) -> u64 {
-    n.wrapping_mul(7_919) % KEYS
-}
+use common::{BODY, ShardedMap, entries, fill, key, namespace, scattered, stores, timed};
 
 fn claim_duplicate(criterion: &mut Criterion) {
+    let keys = entries();
     let mut group = criterion.benchmark_group("claim_duplicate");
     group.throughput(Throughput::Elements(1));
     for (name, store, _directory) in stores() {
         let space = namespace(&store);
-        for n in 0..KEYS {
-            let lease = space.claim(key(n), None).ok().and_then(Claim::acquired);
-            lease.expect("a fresh key").complete(BODY).expect("a live lease");
-        }
+        fill(&space, 0..keys);
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|count| {
                 timed(count, |n| {
-                    let outcome = space.claim(key(scattered(n)), None).ok();
+                    let outcome = space.claim(key(scattered(n, keys)), None).ok();
                     let outcome = outcome.and_then(Claim::completed).expect("a completed key");
                     assert!(matches!(outcome.body(), Body::Bytes(bytes) if bytes[7] == BODY[7]));
                 })
@@ -38,14 +29,14 @@ fn claim_duplicate(criterion: &mut Criterion) {
         });
     }
     let map = ShardedMap::new();
-    for n in 0..KEYS {
+    for n in 0..keys {
         assert!(map.claim(&key(n), n).is_ok());
         map.complete(&key(n), n, &BODY);
     }
     group.bench_function("64 x Mutex<HashMap>", |bencher| {
         bencher.iter_custom(|count| {
             timed(count, |n| {
-                let body = map.claim(&key(scattered(n)), n).expect_err("a completed key");
+                let body = map.claim(&key(scattered(n, keys)), n).expect_err("a completed key");
                 assert!(body.is_some_and(|body| body[7] == BODY[7]));
             })
         });

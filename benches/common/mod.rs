@@ -7,25 +7,12 @@ use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use refrain::{Durability, Namespace, Options, Store};
+use refrain::{Durability, Lease, Namespace, Options, Store};
 
-/// Bytes of an outcome.
-pub const BODY: [u8; 128] = [0x5a; 128];
+pub use keys::{BODY, key};
 
-/// A UUID-like key of 36 bytes, different for each number.
-pub fn key(n: u64) -> [u8; 36] {
-    let mut x = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut key = [b'-'; 36];
-    for (at, byte) in key.iter_mut().enumerate() {
-        if at % 16 == 0 {
-            x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ n;
-        }
-        if ![8, 13, 18, 23].contains(&at) {
-            *byte = b"0123456789abcdef"[(x >> (at % 16 * 4)) as usize & 15];
-        }
-    }
-    key
-}
+#[path = "keys.rs"]
+mod keys;
 
 /// Claims that nobody has made yet, and the time they took.
 pub fn timed(count: u64, mut each: impl FnMut(u64)) -> Duration {
@@ -95,6 +82,29 @@ pub fn stores() -> [(&'static str, Store, Option<tempfile::TempDir>); 2] {
 
 pub fn namespace(store: &Store) -> Namespace {
     store.namespace("bench").expect("a namespace")
+}
+
+/// How many keys a bench fills its stores with: `REFRAIN_ENTRIES`, or 100,000; in a test of the bench
+/// a few.
+pub fn entries() -> u64 {
+    let is_test = std::env::args().any(|argument| argument == "--test");
+    if is_test { 1_000 } else { number("REFRAIN_ENTRIES", 100_000) }
+}
+
+/// A scattered order that meets every number below `count`, if that is no multiple of 7,919.
+pub fn scattered(n: u64, count: u64) -> u64 {
+    n.wrapping_mul(7_919) % count
+}
+
+pub fn claim(space: &Namespace, n: u64) -> Lease {
+    space.claim(key(n), None).expect("room").acquired().expect("a fresh key")
+}
+
+/// Claims and completes these keys.
+pub fn fill(space: &Namespace, keys: std::ops::Range<u64>) {
+    for n in keys {
+        claim(space, n).complete(BODY).expect("a live lease");
+    }
 }
 
 /// A number from the environment.

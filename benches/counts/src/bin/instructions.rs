@@ -1,0 +1,182 @@
+//! Does one primitive so many times, for callgrind to count what it takes: see
+//! `scripts/count-instructions.sh`.
+//!
+//! `instructions PRIMITIVE PLACE COUNT`: makes a store in a directory or in memory, fills it with
+//! `COUNT` keys in the state that the primitive needs, makes everything ready as the maintenance
+//! thread would, and does the primitive once for each key inside `measured`, where callgrind is
+//! told to count. Without arguments it prints the names, one a line.
+#![allow(missing_docs, reason = "a program")]
+
+#[path = "../../../common/keys.rs"]
+mod keys;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use refrain::{Claim, Durability, FencingToken, Lease, Lookup, Namespace, Once, Options, Store};
+
+use keys::{BODY, key};
+
+type Key = [u8; 36];
+
+/// The calls that are counted, by name.
+const PRIMITIVES: &[&str] = &[
+    "nothing",
+    "claim_fresh",
+    "claim_in_progress",
+    "claim_completed",
+    "complete",
+    "lookup_missing",
+    "lookup_in_progress",
+    "lookup_completed",
+    "once_fresh",
+    "once_seen",
+    "renew",
+    "release",
+];
+
+/// Callgrind counts from here to the end of the call.
+#[inline(never)]
+fn measured(keys: &[Key], each: &mut dyn FnMut(&Key)) {
+    for key in keys {
+        each(black_box(key));
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [primitive, place, count] = &arguments[..] else {
+        PRIMITIVES.iter().for_each(|name| println!("{name}"));
+        return;
+    };
+    let count = count.parse().expect("a count");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let options = match &place[..] {
+        "directory" => Options::new(directory.path()).durability(Durability::Buffered),
+        "memory" => Options::in_memory(),
+        _ => panic!("the place is `directory` or `memory`"),
+    };
+    // The number of shards follows the machine otherwise.
+    let store = options.shards(16).manual_maintenance(true).open().expect("a new store");
+    let space = store.namespace("counts").expect("a namespace");
+    let keys: Vec<Key> = (0..count).map(key).collect();
+    run(&store, &space, primitive, &keys);
+}
+
+fn claim(space: &Namespace, key: &Key) -> Lease {
+    space.claim(key, None).expect("room").acquired().expect("a fresh key")
+}
+
+fn complete_all(space: &Namespace, keys: &[Key]) {
+    for key in keys {
+        claim(space, key).complete(BODY).expect("a live lease");
+    }
+}
+
+fn claim_all(space: &Namespace, keys: &[Key]) -> Vec<Lease> {
+    keys.iter().map(|key| claim(space, key)).collect()
+}
+
+/// What the maintenance thread would have done: takes page faults, grows, seals.
+fn make_ready(store: &Store) {
+    while store.maintain(Duration::MAX) == Some(Duration::ZERO) {}
+}
+
+fn run(store: &Store, space: &Namespace, primitive: &str, keys: &[Key]) {
+    match primitive {
+        "nothing" => measured(keys, &mut |_| ()),
+        "claim_fresh" => {
+            make_ready(store);
+            // Dropping a lease is not part of it.
+            measured(keys, &mut |key| std::mem::forget(claim(space, key)));
+        }
+        "claim_in_progress" => {
+            let _leases = claim_all(space, keys);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let claim = space.claim(key, None).expect("an answer");
+                assert!(matches!(black_box(claim), Claim::InProgress(_)));
+            });
+        }
+        "claim_completed" => {
+            complete_all(space, keys);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let claim = space.claim(key, None).expect("an answer");
+                assert!(matches!(black_box(claim), Claim::Completed(_)));
+            });
+        }
+        "complete" => {
+            let mut leases = claim_all(space, keys).into_iter();
+            make_ready(store);
+            measured(keys, &mut |_| {
+                let lease = leases.next().expect("a lease for each key");
+                black_box(lease.complete(BODY).expect("a live lease"));
+            });
+        }
+        "lookup_missing" => {
+            complete_all(space, keys);
+            make_ready(store);
+            // A table that is full of the keys of another namespace.
+            let other = store.namespace("other").expect("a namespace");
+            measured(keys, &mut |key| {
+                let lookup = other.lookup(key).expect("an answer");
+                assert!(matches!(black_box(lookup), Lookup::Absent));
+            });
+        }
+        "lookup_in_progress" => {
+            let _leases = claim_all(space, keys);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let lookup = space.lookup(key).expect("an answer");
+                assert!(matches!(black_box(lookup), Lookup::InProgress(_)));
+            });
+        }
+        "lookup_completed" => {
+            complete_all(space, keys);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let lookup = space.lookup(key).expect("an answer");
+                assert!(matches!(black_box(lookup), Lookup::Completed(_)));
+            });
+        }
+        "once_fresh" => {
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let once = space.once(key, None).expect("room");
+                assert!(matches!(black_box(once), Once::First(_)));
+            });
+        }
+        "once_seen" => {
+            for key in keys {
+                assert!(matches!(space.once(key, None).expect("room"), Once::First(_)));
+            }
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let once = space.once(key, None).expect("an answer");
+                assert!(matches!(black_box(once), Once::Seen(_)));
+            });
+        }
+        "renew" => {
+            let leases = claim_all(space, keys);
+            let mut tokens = leases.iter().map(Lease::token);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                black_box(space.renew(key, next(&mut tokens)).expect("a live lease"));
+            });
+        }
+        "release" => {
+            let leases = claim_all(space, keys);
+            let mut tokens = leases.iter().map(Lease::token);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                space.release(key, next(&mut tokens)).expect("a live lease");
+            });
+        }
+        _ => panic!("no primitive is called {primitive}"),
+    }
+}
+
+fn next(tokens: &mut impl Iterator<Item = FencingToken>) -> FencingToken {
+    tokens.next().expect("a token for each key")
+}
