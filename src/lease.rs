@@ -14,7 +14,7 @@ use crate::commit::Commit;
 use crate::engine::Answered;
 use crate::engine::claims::Grant;
 use crate::engine::lease_ends::LeaseEndWait;
-use crate::engine::namespaces::NamespaceState;
+use crate::engine::namespaces::{Key, NamespaceState};
 use crate::error::{CompleteError, LeaseError, StoreError};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::request::CompleteOptions;
@@ -114,7 +114,7 @@ impl Lease {
     }
 
     fn renew_with(&mut self, lease: Option<Duration>) -> Result<Renewed, LeaseError> {
-        let renewed = self.space.handle.renew(&self.space.state, &self.key, self.token, lease)?;
+        let renewed = self.space.handle.renew(&self.named(), self.token, lease)?;
         (self.deadline, self.expires) = (renewed.deadline, renewed.expires);
         Ok(renewed)
     }
@@ -149,7 +149,7 @@ impl Lease {
 
     fn start_complete(&self, options: &CompleteOptions<'_>) -> Answered<Completion, CompleteError> {
         let request = options.to_request();
-        self.space.handle.complete(&self.space.state, &self.key, self.token, &request)
+        self.space.handle.complete(&self.named(), self.token, &request)
     }
 
     /// Gives the claim back without an outcome. See [`crate::Namespace::release`].
@@ -158,17 +158,12 @@ impl Lease {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
     pub fn release(self) -> Result<(), LeaseError> {
-        self.space.handle.answer(self.space.handle.release(
-            &self.space.state,
-            &self.key,
-            self.token,
-            None,
-        ))
+        self.space.handle.answer(self.space.handle.release(&self.named(), self.token, None))
     }
 
     /// [`Lease::release`] without waiting.
     pub fn release_async(self) -> Commit<(), LeaseError> {
-        self.commit(self.space.handle.release(&self.space.state, &self.key, self.token, None))
+        self.commit(self.space.handle.release(&self.named(), self.token, None))
     }
 
     /// Ends the claim with its outcome unknown. See [`crate::Namespace::park`].
@@ -177,17 +172,12 @@ impl Lease {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the lease is lost.
     pub fn park(self) -> Result<(), LeaseError> {
-        self.space.handle.answer(self.space.handle.park(
-            &self.space.state,
-            &self.key,
-            self.token,
-            None,
-        ))
+        self.space.handle.answer(self.space.handle.park(&self.named(), self.token, None))
     }
 
     /// [`Lease::park`] without waiting.
     pub fn park_async(self) -> Commit<(), LeaseError> {
-        self.commit(self.space.handle.park(&self.space.state, &self.key, self.token, None))
+        self.commit(self.space.handle.park(&self.named(), self.token, None))
     }
 
     /// A wait for the lease to be over, for work that is to stop then. See [`LeaseEnd`].
@@ -200,6 +190,11 @@ impl Lease {
             token: self.token,
             wait: LeaseEndWait::default(),
         }
+    }
+
+    /// The key, as the engine has it.
+    fn named(&self) -> Key<'_> {
+        Key { namespace: &self.space.state, bytes: &self.key, hash: self.hash }
     }
 
     /// For the handle of the lease's namespace.
@@ -255,8 +250,8 @@ impl Future for LeaseEnd {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let of = (&*this.namespace, &*this.key, this.hash);
-        this.handle.poll_lease_end(of, this.token, &mut this.wait, context)
+        let key = Key { namespace: &this.namespace, bytes: &this.key, hash: this.hash };
+        this.handle.poll_lease_end(&key, this.token, &mut this.wait, context)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::Answered;
 use crate::engine::claims::Claimed;
-use crate::engine::namespaces::NamespaceState;
+use crate::engine::namespaces::{Key, NamespaceState};
 use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
@@ -103,7 +103,7 @@ impl Namespace {
 
     fn start_claim(&self, key: &[u8], options: &ClaimOptions) -> Answered<Claim, ClaimError> {
         let Answered { result, settle } =
-            self.space.handle.claim(&self.space.state, key, &options.to_request());
+            self.space.handle.claim(&self.key(key), &options.to_request());
         let result = result.map(|claimed| match claimed {
             Claimed::Granted(grant) => {
                 Claim::Acquired(Lease::new(Arc::clone(&self.space), key, &grant))
@@ -141,11 +141,9 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Result<Once, ClaimError> {
-        self.space.handle.answer(self.space.handle.once(
-            &self.space.state,
-            key.as_ref(),
-            &options.to_request(),
-        ))
+        self.space
+            .handle
+            .answer(self.space.handle.once(&self.key(key.as_ref()), &options.to_request()))
     }
 
     /// [`Namespace::once_with`] without waiting.
@@ -154,7 +152,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Commit<Once, ClaimError> {
-        self.commit(self.space.handle.once(&self.space.state, key.as_ref(), &options.to_request()))
+        self.commit(self.space.handle.once(&self.key(key.as_ref()), &options.to_request()))
     }
 
     /// Reads the state of `key` without claiming it. Goes on when the store is poisoned, for what
@@ -164,7 +162,7 @@ impl Namespace {
     ///
     /// What any call can fail with.
     pub fn lookup(&self, key: impl AsRef<[u8]>) -> Result<Lookup, StoreError> {
-        self.space.handle.answer(self.space.handle.lookup(&self.space.state, key.as_ref()))
+        self.space.handle.answer(self.space.handle.lookup(&self.key(key.as_ref())))
     }
 
     /// Extends the lease of the claim with this token to the policy's lease, from now on; never
@@ -176,7 +174,7 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn renew(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<Renewed, LeaseError> {
-        self.space.handle.renew(&self.space.state, key.as_ref(), token, None)
+        self.space.handle.renew(&self.key(key.as_ref()), token, None)
     }
 
     /// [`Namespace::renew`] to a lease of your own: 100 ms up to the dedupe window.
@@ -190,7 +188,7 @@ impl Namespace {
         token: FencingToken,
         lease: Duration,
     ) -> Result<Renewed, LeaseError> {
-        self.space.handle.renew(&self.space.state, key.as_ref(), token, Some(lease))
+        self.space.handle.renew(&self.key(key.as_ref()), token, Some(lease))
     }
 
     /// Ends the claim with this token by storing its outcome; every later claim gets the same
@@ -223,8 +221,7 @@ impl Namespace {
     ) -> Result<Completion, CompleteError> {
         let request = options.to_request();
         self.space.handle.answer(self.space.handle.complete(
-            &self.space.state,
-            key.as_ref(),
+            &self.key(key.as_ref()),
             token,
             &request,
         ))
@@ -238,7 +235,7 @@ impl Namespace {
         options: &CompleteOptions<'_>,
     ) -> Commit<Completion, CompleteError> {
         let request = options.to_request();
-        self.commit(self.space.handle.complete(&self.space.state, key.as_ref(), token, &request))
+        self.commit(self.space.handle.complete(&self.key(key.as_ref()), token, &request))
     }
 
     /// Gives the claim with this token back without an outcome: the next claim is a first attempt.
@@ -248,12 +245,7 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn release(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
-        self.space.handle.answer(self.space.handle.release(
-            &self.space.state,
-            key.as_ref(),
-            token,
-            None,
-        ))
+        self.space.handle.answer(self.space.handle.release(&self.key(key.as_ref()), token, None))
     }
 
     /// [`Namespace::release`] without waiting.
@@ -262,7 +254,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         token: FencingToken,
     ) -> Commit<(), LeaseError> {
-        self.commit(self.space.handle.release(&self.space.state, key.as_ref(), token, None))
+        self.commit(self.space.handle.release(&self.key(key.as_ref()), token, None))
     }
 
     /// Ends the claim with this token with its outcome unknown: nobody runs it again until it is
@@ -272,17 +264,12 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn park(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
-        self.space.handle.answer(self.space.handle.park(
-            &self.space.state,
-            key.as_ref(),
-            token,
-            None,
-        ))
+        self.space.handle.answer(self.space.handle.park(&self.key(key.as_ref()), token, None))
     }
 
     /// [`Namespace::park`] without waiting.
     pub fn park_async(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Commit<(), LeaseError> {
-        self.commit(self.space.handle.park(&self.space.state, key.as_ref(), token, None))
+        self.commit(self.space.handle.park(&self.key(key.as_ref()), token, None))
     }
 
     /// Decides a claim that nobody holds: parked, orphaned, or its lease over. Takes a new token,
@@ -300,8 +287,7 @@ impl Namespace {
     ) -> Result<Option<Completion>, ResolveError> {
         let request = resolution.to_request();
         self.space.handle.answer(self.space.handle.resolve(
-            &self.space.state,
-            key.as_ref(),
+            &self.key(key.as_ref()),
             token,
             &request,
         ))
@@ -315,7 +301,7 @@ impl Namespace {
         resolution: &Resolution<'_>,
     ) -> Commit<Option<Completion>, ResolveError> {
         let request = resolution.to_request();
-        self.commit(self.space.handle.resolve(&self.space.state, key.as_ref(), token, &request))
+        self.commit(self.space.handle.resolve(&self.key(key.as_ref()), token, &request))
     }
 
     /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
@@ -332,8 +318,7 @@ impl Namespace {
         actor: &str,
     ) -> Result<Option<KeyState>, ForgetError> {
         self.space.handle.answer(self.space.handle.forget(
-            &self.space.state,
-            key.as_ref(),
+            &self.key(key.as_ref()),
             reason,
             actor,
             None,
@@ -347,7 +332,7 @@ impl Namespace {
         reason: &str,
         actor: &str,
     ) -> Commit<Option<KeyState>, ForgetError> {
-        self.commit(self.space.handle.forget(&self.space.state, key.as_ref(), reason, actor, None))
+        self.commit(self.space.handle.forget(&self.key(key.as_ref()), reason, actor, None))
     }
 
     /// [`crate::Store::orphans`] of this namespace.
@@ -357,6 +342,12 @@ impl Namespace {
     /// What any call can fail with.
     pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
         self.space.handle.orphans(Some(self.space.state.id))
+    }
+
+    /// The key, as the engine has it.
+    #[inline]
+    fn key<'a>(&'a self, bytes: &'a [u8]) -> Key<'a> {
+        self.space.state.key(bytes)
     }
 
     fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {

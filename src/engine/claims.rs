@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::namespaces::NamespaceState;
+use super::namespaces::{Key, NamespaceState};
 use super::shard::ShardGuard;
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
@@ -97,42 +97,40 @@ impl Engine {
     /// Asks to be the one worker for a key.
     pub(crate) fn claim(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         request: &ClaimRequest,
     ) -> Answered<Claimed, ClaimError> {
-        self.try_claim(namespace, key, request).unwrap_or_else(|error| Err(error).into())
+        self.try_claim(key, request).unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_claim(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         request: &ClaimRequest,
     ) -> Result<Answered<Claimed, ClaimError>, ClaimError> {
         self.check_change(key)?;
-        let policy = namespace.policy.load();
+        let policy = key.namespace.policy.load();
         let lease = lease_of(&policy, request.lease)?;
         if policy.fingerprint_required && request.fingerprint.is_none() {
             return Err(ClaimError::FingerprintRequired);
         }
-        let hash = namespace.hasher.hash(key);
-        let mut question = Question::new(namespace, &policy, request);
+        let mut question = Question::new(key.namespace, &policy, request);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
-            let seen = self.peek(namespace.id, key, hash, &pin)?;
+            let mut seen = None;
+            self.peek(key, &mut seen, &pin)?;
             if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
                     return self.show(judged, Some(seen));
                 }
             }
-            let mut shard = self.lock_shard(hash)?;
+            let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
-            let entry = self.find(&shard, namespace.id, key, hash, seen, &pin)?;
-            let seen = entry.as_ref().map(|entry| &entry.seen);
+            let entry = self.find(&shard, key, &mut seen, &pin)?;
+            let seen = entry.map(|entry| entry.seen);
             let takeover = match self.judge(seen, &mut question, now) {
                 Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
                 other => {
@@ -142,7 +140,7 @@ impl Engine {
             };
             let Some(token) = self.next_token(&mut shard) else {
                 drop(shard);
-                self.renew_tokens(hash)?;
+                self.renew_tokens(key.hash)?;
                 continue;
             };
             let deadline = now.deadline(lease);
@@ -155,62 +153,56 @@ impl Engine {
                 flags: Flags::rules(policy.on_lease_end, policy.orphan_rule()),
                 expires,
                 until: deadline,
-                ..fresh_record(namespace, key, hash, token, request, takeover, now)
+                ..fresh_record(key, token, request, takeover, now)
             };
             let (class, reserve) = (Class::Claims, held_bytes(&record));
-            if !self.grant(shard, &record, class, reserve, entry.as_ref(), growths, &mut no_room)? {
+            if !self.grant(shard, &record, class, reserve, entry, growths, &mut no_room)? {
                 continue;
             }
             let previous = takeover.map(|(old, cause)| state::previous(old, cause));
             let attempt = record.attempt;
-            let grant = Grant { hash, token, attempt, previous, deadline, expires };
+            let grant = Grant { hash: key.hash, token, attempt, previous, deadline, expires };
             let answered = self.changed(Claimed::Granted(grant), request.durability);
             if answered.result.is_err() {
-                self.lease_dropped(hash);
+                self.lease_dropped(key.hash);
             }
             return Ok(answered);
         }
     }
 
     /// Marks a key as done before the work is: one bodyless completion with a new token.
-    pub(crate) fn once(
-        &self,
-        namespace: &NamespaceState,
-        key: &[u8],
-        request: &ClaimRequest,
-    ) -> Answered<Once, ClaimError> {
-        self.try_once(namespace, key, request).unwrap_or_else(|error| Err(error).into())
+    pub(crate) fn once(&self, key: &Key<'_>, request: &ClaimRequest) -> Answered<Once, ClaimError> {
+        self.try_once(key, request).unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_once(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         request: &ClaimRequest,
     ) -> Result<Answered<Once, ClaimError>, ClaimError> {
         self.check_change(key)?;
-        let policy = namespace.policy.load();
+        let policy = key.namespace.policy.load();
         let dedupe_ttl = dedupe_ttl_of(&policy, request.dedupe_ttl)?;
         if policy.fingerprint_required && request.fingerprint.is_none() {
             return Err(ClaimError::FingerprintRequired);
         }
-        let hash = namespace.hasher.hash(key);
-        let mut question = Question::new(namespace, &policy, request);
+        let mut question = Question::new(key.namespace, &policy, request);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
-            let seen = self.peek(namespace.id, key, hash, &pin)?;
+            let mut seen = None;
+            self.peek(key, &mut seen, &pin)?;
             if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
                     return self.show(judged, Some(seen));
                 }
             }
-            let mut shard = self.lock_shard(hash)?;
+            let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
-            let entry = self.find(&shard, namespace.id, key, hash, seen, &pin)?;
-            let seen = entry.as_ref().map(|entry| &entry.seen);
+            let entry = self.find(&shard, key, &mut seen, &pin)?;
+            let seen = entry.map(|entry| entry.seen);
             let takeover = match self.judge(seen, &mut question, now) {
                 Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
                 other => {
@@ -220,7 +212,7 @@ impl Engine {
             };
             let Some(token) = self.next_token(&mut shard) else {
                 drop(shard);
-                self.renew_tokens(hash)?;
+                self.renew_tokens(key.hash)?;
                 continue;
             };
             let expires = now.deadline(dedupe_ttl);
@@ -231,10 +223,10 @@ impl Engine {
                     .with_gate(self.is_gated(request.durability)),
                 expires,
                 until: now.lower,
-                ..fresh_record(namespace, key, hash, token, request, takeover, now)
+                ..fresh_record(key, token, request, takeover, now)
             };
             let class = class_of(dedupe_ttl, request.dedupe_ttl.is_none());
-            if !self.grant(shard, &record, class, 0, entry.as_ref(), growths, &mut no_room)? {
+            if !self.grant(shard, &record, class, 0, entry, growths, &mut no_room)? {
                 continue;
             }
             let previous = takeover.map(|(old, cause)| state::previous(old, cause));
@@ -244,25 +236,18 @@ impl Engine {
     }
 
     /// Reads a key's state without claiming it.
-    pub(crate) fn lookup(
-        &self,
-        namespace: &NamespaceState,
-        key: &[u8],
-    ) -> Answered<Lookup, StoreError> {
-        self.try_lookup(namespace, key).unwrap_or_else(|error| Err(error).into())
+    pub(crate) fn lookup(&self, key: &Key<'_>) -> Answered<Lookup, StoreError> {
+        self.try_lookup(key).unwrap_or_else(|error| Err(error).into())
     }
 
-    fn try_lookup(
-        &self,
-        namespace: &NamespaceState,
-        key: &[u8],
-    ) -> Result<Answered<Lookup, StoreError>, StoreError> {
+    fn try_lookup(&self, key: &Key<'_>) -> Result<Answered<Lookup, StoreError>, StoreError> {
         self.check_process()?;
         check_key(key)?;
-        let hash = namespace.hasher.hash(key);
         let pin = Pin::new();
         loop {
-            let Some(seen) = self.peek(namespace.id, key, hash, &pin)? else {
+            let mut seen = None;
+            self.peek(key, &mut seen, &pin)?;
+            let Some(seen) = seen else {
                 return Ok(Ok(self.absent(None)).into());
             };
             let record = &seen.record;
@@ -288,7 +273,8 @@ impl Engine {
             };
             // What has ended by the clock may have been ended by its owner first: it holds if it
             // still was the current record after the clock was read.
-            let again = self.peek(namespace.id, key, hash, &pin)?;
+            let mut again = None;
+            self.peek(key, &mut again, &pin)?;
             if again.is_some_and(|again| again.location == seen.location) {
                 return Ok(Ok(lookup).into());
             }
@@ -388,7 +374,7 @@ impl Engine {
         record: &Record<'_>,
         class: Class,
         reserve: u64,
-        entry: Option<&Found<'_>>,
+        entry: Option<Found<'_, '_>>,
         growths: u64,
         no_room: &mut Option<Arc<Failure>>,
     ) -> Result<bool, ClaimError> {
@@ -457,9 +443,7 @@ impl From<Taken> for Once {
 /// What a first record about a key has in common, be it a claim or a mark. Fingerprint and
 /// reference of an unfinished claim stay with the key when it is taken over.
 fn fresh_record<'a>(
-    namespace: &NamespaceState,
-    key: &'a [u8],
-    hash: KeyHash,
+    key: &Key<'a>,
     token: FencingToken,
     request: &ClaimRequest,
     takeover: Option<(&Record<'_>, EndCause)>,
@@ -470,8 +454,8 @@ fn fresh_record<'a>(
         kind: Kind::Claim,
         flags: Flags::default(),
         token,
-        key_hash: hash,
-        namespace: namespace.id,
+        key_hash: key.hash,
+        namespace: key.namespace.id,
         expires: Timestamp::default(),
         until: Timestamp::default(),
         at: now.lower,
@@ -490,7 +474,7 @@ fn fresh_record<'a>(
             }),
             body_digest: None,
         },
-        key,
+        key: key.bytes,
         body: &[],
     }
 }

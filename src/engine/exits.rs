@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::claims::{class_of, dedupe_ttl_of, lease_of};
-use super::namespaces::NamespaceState;
+use super::namespaces::Key;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
@@ -22,7 +22,7 @@ use crate::format::record::{Draft, Kind, Record};
 use crate::hash::digest_128;
 use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
-use crate::types::{FencingToken, KeyHash, Reference, Timestamp};
+use crate::types::{FencingToken, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
@@ -52,10 +52,10 @@ pub(super) struct Prepared<'a> {
 }
 
 /// Why an owner is refused.
-enum Refusal<'a> {
+enum Refusal<'s, 'p> {
     Forgotten { late_by: Option<Duration> },
     Fenced { current: FencingToken },
-    Completed(Seen<'a>, Timestamp),
+    Completed(&'s Seen<'p>, Timestamp),
     Parked,
 }
 
@@ -63,25 +63,24 @@ impl Engine {
     /// Extends a lease from now on, never shortens it. Never waits for the disk.
     pub(crate) fn renew(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         lease: Option<Duration>,
     ) -> Result<Renewed, LeaseError> {
         self.check_change(key)?;
-        let policy = namespace.policy.load();
+        let policy = key.namespace.policy.load();
         let lease = lease_of(&policy, lease)?;
-        let hash = namespace.hasher.hash(key);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
-            let seen = self.peek(namespace.id, key, hash, &pin)?;
-            let mut shard = self.lock_shard(hash)?;
+            let mut seen = None;
+            self.peek(key, &mut seen, &pin)?;
+            let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
             let (found, judged) = self
-                .own_claim(&shard, namespace, key, hash, token, now, seen, &pin)?
+                .own_claim(&shard, key, token, now, &mut seen, &pin)?
                 .map_err(|refusal| refusal.into_lease_error(token))?;
             let old = &found.record;
             // Never shorter than it was: recovery takes the latest deadline of one token (R1).
@@ -96,7 +95,6 @@ impl Engine {
                 expires,
                 until: deadline,
                 at: now.lower,
-                key,
                 ..*old
             };
             let (release, exit) = (held_bytes(old), exit_bytes(old));
@@ -129,65 +127,59 @@ impl Engine {
     /// Gives a claim back without an outcome: the key is free.
     pub(crate) fn release(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         durability: Option<CallDurability>,
     ) -> Answered<(), LeaseError> {
-        self.leave(namespace, key, token, durability, Kind::Release)
+        self.leave(key, token, durability, Kind::Release)
     }
 
     /// Ends a claim with its outcome unknown.
     pub(crate) fn park(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         durability: Option<CallDurability>,
     ) -> Answered<(), LeaseError> {
-        self.leave(namespace, key, token, durability, Kind::Park)
+        self.leave(key, token, durability, Kind::Park)
     }
 
     fn leave(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         durability: Option<CallDurability>,
         kind: Kind,
     ) -> Answered<(), LeaseError> {
-        self.try_leave(namespace, key, token, durability, kind)
-            .unwrap_or_else(|error| Err(error).into())
+        self.try_leave(key, token, durability, kind).unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_leave(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         durability: Option<CallDurability>,
         kind: Kind,
     ) -> Result<Answered<(), LeaseError>, LeaseError> {
         self.check_change(key)?;
-        let hash = namespace.hasher.hash(key);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
-            let seen = self.peek(namespace.id, key, hash, &pin)?;
-            let mut shard = self.lock_shard(hash)?;
+            let mut seen = None;
+            self.peek(key, &mut seen, &pin)?;
+            let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
-            let found =
-                match self.own_claim(&shard, namespace, key, hash, token, now, seen, &pin)? {
-                    Ok((found, _)) => found,
-                    Err(Refusal::Completed(found, _)) => {
-                        drop(shard);
-                        // That it is completed is told when it is as durable as it was asked to be.
-                        return Ok(self.shown(Err(LeaseError::Completed), &found));
-                    }
-                    Err(refusal) => return Err(refusal.into_lease_error(token)),
-                };
+            let found = match self.own_claim(&shard, key, token, now, &mut seen, &pin)? {
+                Ok((found, _)) => found,
+                Err(Refusal::Completed(found, _)) => {
+                    drop(shard);
+                    // That it is completed is told when it is as durable as it was asked to be.
+                    return Ok(self.shown(Err(LeaseError::Completed), found));
+                }
+                Err(refusal) => return Err(refusal.into_lease_error(token)),
+            };
             let (record, change) = match kind {
                 Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
                 _ => release_record(&found.record, now.lower),
@@ -213,45 +205,42 @@ impl Engine {
     /// Ends a claim by storing its outcome.
     pub(crate) fn complete(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         request: &CompleteRequest<'_>,
     ) -> Answered<Completion, CompleteError> {
-        self.try_complete(namespace, key, token, request).unwrap_or_else(|error| Err(error).into())
+        self.try_complete(key, token, request).unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_complete(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         request: &CompleteRequest<'_>,
     ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
         self.check_change(key)?;
-        let prepared = self.prepare(&namespace.policy.load(), request)?;
-        let hash = namespace.hasher.hash(key);
+        let prepared = self.prepare(&key.namespace.policy.load(), request)?;
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
-            let seen = self.peek(namespace.id, key, hash, &pin)?;
-            let shard = self.lock_shard(hash)?;
+            let mut seen = None;
+            self.peek(key, &mut seen, &pin)?;
+            let shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
-            let found =
-                match self.own_claim(&shard, namespace, key, hash, token, now, seen, &pin)? {
-                    Ok((found, _)) => found,
-                    Err(Refusal::Completed(found, judged)) => {
-                        drop(shard);
-                        return self.complete_again(&found, judged, request);
-                    }
-                    Err(refusal) => return Err(refusal.into_complete_error(token)),
-                };
+            let found = match self.own_claim(&shard, key, token, now, &mut seen, &pin)? {
+                Ok((found, _)) => found,
+                Err(Refusal::Completed(found, judged)) => {
+                    drop(shard);
+                    return self.complete_again(found, judged, request);
+                }
+                Err(refusal) => return Err(refusal.into_complete_error(token)),
+            };
             let ext = Ext { previous: None, ..found.record.ext };
             let completion = self.store_outcome(
                 shard,
-                &found,
+                found,
                 token,
                 ext,
                 &prepared,
@@ -313,7 +302,7 @@ impl Engine {
     pub(super) fn store_outcome(
         &self,
         mut shard: ShardGuard<'_>,
-        found: &Found<'_>,
+        found: Found<'_, '_>,
         token: FencingToken,
         ext: Ext,
         prepared: &Prepared<'_>,
@@ -418,19 +407,16 @@ impl Engine {
     }
 
     /// The claim that bears this token, and the time it was judged at.
-    #[expect(clippy::too_many_arguments, reason = "what every verb of an owner is called with")]
-    fn own_claim<'a>(
-        &'a self,
+    fn own_claim<'s, 'p>(
+        &'p self,
         shard: &ShardState,
-        namespace: &NamespaceState,
-        key: &[u8],
-        hash: KeyHash,
+        key: &Key<'_>,
         token: FencingToken,
         now: Now,
-        seen: Option<Seen<'a>>,
-        pin: &'a Pin,
-    ) -> Result<Result<(Found<'a>, Timestamp), Refusal<'a>>, StoreError> {
-        let Some(found) = self.find(shard, namespace.id, key, hash, seen, pin)? else {
+        seen: &'s mut Option<Seen<'p>>,
+        pin: &'p Pin,
+    ) -> Result<Result<(Found<'s, 'p>, Timestamp), Refusal<'s, 'p>>, StoreError> {
+        let Some(found) = self.find(shard, key, seen, pin)? else {
             return Ok(Err(Refusal::Forgotten { late_by: None }));
         };
         let record = &found.record;
@@ -451,7 +437,7 @@ impl Engine {
     }
 }
 
-impl Refusal<'_> {
+impl Refusal<'_, '_> {
     fn into_lease_error(self, held: FencingToken) -> LeaseError {
         match self {
             Self::Forgotten { late_by } => LeaseError::Forgotten { late_by },

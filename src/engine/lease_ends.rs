@@ -9,12 +9,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::Engine;
-use super::namespaces::NamespaceState;
+use super::namespaces::Key;
 use super::state::Standing;
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
 use crate::sys::sync::Mutex;
-use crate::types::{FencingToken, KeyHash, Timestamp};
+use crate::types::{FencingToken, Timestamp};
 use crate::wheel::Wheel;
 
 /// How wide a bucket of the wheel is: who waits is woken so much late at most.
@@ -116,34 +116,33 @@ impl Engine {
     /// other way, or the store has.
     pub(crate) fn poll_lease_end(
         &self,
-        (namespace, key, hash): (&NamespaceState, &[u8], KeyHash),
+        key: &Key<'_>,
         token: FencingToken,
         wait: &mut LeaseEndWait,
         context: &Context<'_>,
     ) -> Poll<()> {
         // Foreign code: called with no lock held.
         let waker = context.waker().clone();
-        let Ok(Some(deadline)) = self.deadline(namespace, key, hash, token) else {
+        let Ok(Some(deadline)) = self.deadline(key, token) else {
             return Poll::Ready(());
         };
         if self.lease_ends.wake_at(deadline, wait, waker) {
             self.background.wake();
         }
         // A close in between has woken nobody of us.
-        if self.lock_shard(hash).is_err() { Poll::Ready(()) } else { Poll::Pending }
+        if self.lock_shard(key.hash).is_err() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Until when the lease of `token` lasts; `None`: it is over.
     fn deadline(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
-        hash: KeyHash,
+        key: &Key<'_>,
         token: FencingToken,
     ) -> Result<Option<Timestamp>, StoreError> {
         self.check_process()?;
         let pin = Pin::new();
-        let seen = self.peek(namespace.id, key, hash, &pin)?;
+        let mut seen = None;
+        self.peek(key, &mut seen, &pin)?;
         let now = self.timeline.read();
         Ok(seen.map(|seen| seen.record).and_then(|record| {
             let now = self.timeline.judge(now, [record.until, record.expires]);

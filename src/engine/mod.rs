@@ -49,7 +49,7 @@ use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::table::{Position, Sight, Slot};
-use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
+use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
@@ -58,7 +58,7 @@ use crate::wal::rounds::{Leader, RoundWait, Ticket};
 use gaps::Gaps;
 use lease_ends::LeaseEnds;
 use maintenance::Background;
-use namespaces::Namespaces;
+use namespaces::{Key, Namespaces};
 use purge::PurgeCounts;
 use shard::{Shard, ShardGuard, ShardState};
 use time::Timeline;
@@ -136,16 +136,16 @@ struct Seen<'a> {
 
 /// A key's slot and current record, found under the lock of its shard.
 #[derive(Clone, Copy, Debug)]
-struct Found<'a> {
+struct Found<'s, 'p> {
     position: Position,
-    seen: Seen<'a>,
+    seen: &'s Seen<'p>,
 }
 
-impl<'a> Deref for Found<'a> {
-    type Target = Seen<'a>;
+impl<'p> Deref for Found<'_, 'p> {
+    type Target = Seen<'p>;
 
-    fn deref(&self) -> &Seen<'a> {
-        &self.seen
+    fn deref(&self) -> &Seen<'p> {
+        self.seen
     }
 }
 
@@ -170,7 +170,7 @@ impl Engine {
 
     /// For calls that may change something.
     #[inline]
-    fn check_change(&self, key: &[u8]) -> Result<(), StoreError> {
+    fn check_change(&self, key: &Key<'_>) -> Result<(), StoreError> {
         self.check_process()?;
         check_key(key)?;
         self.wal.poison.check_before()
@@ -193,66 +193,60 @@ impl Engine {
     #[inline]
     fn peek<'p>(
         &'p self,
-        namespace: NamespaceId,
-        key: &[u8],
-        hash: KeyHash,
+        key: &Key<'_>,
+        seen: &mut Option<Seen<'p>>,
         pin: &'p Pin,
-    ) -> Result<Option<Seen<'p>>, StoreError> {
+    ) -> Result<(), StoreError> {
         // Acquire: whoever closes the store waits for the pins that were there when it was set.
         if self.is_closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed);
         }
-        let mut seen = None;
-        let is_match = |slot: Slot| self.is_record_of(namespace, key, slot, pin, &mut seen);
-        match self.shards[self.shard_of(hash)].buckets().find(hash, is_match)? {
-            Sight::Slot(_) => Ok(seen),
-            Sight::Nothing => Ok(None),
+        let is_match = |slot: Slot| self.is_record_of(key, slot, seen, pin);
+        match self.shards[self.shard_of(key.hash)].buckets().find(key.hash, is_match)? {
+            Sight::Slot(_) => {}
+            Sight::Nothing => *seen = None,
             Sight::Unclear => {
-                let shard = self.lock_shard(hash)?;
-                let found = self.find(&shard, namespace, key, hash, None, pin)?;
-                Ok(found.map(|found| found.seen))
+                let shard = self.lock_shard(key.hash)?;
+                self.find(&shard, key, seen, pin)?;
             }
         }
+        Ok(())
     }
 
     /// The current record of a key. What was `seen` without the lock is not read again when it still
-    /// is the current one.
+    /// is the current one; in any case it is told there.
     #[inline]
-    fn find<'p>(
+    fn find<'s, 'p>(
         &'p self,
         shard: &ShardState,
-        namespace: NamespaceId,
-        key: &[u8],
-        hash: KeyHash,
-        seen: Option<Seen<'p>>,
+        key: &Key<'_>,
+        seen: &'s mut Option<Seen<'p>>,
         pin: &'p Pin,
-    ) -> Result<Option<Found<'p>>, StoreError> {
-        let mut found = None;
+    ) -> Result<Option<Found<'s, 'p>>, StoreError> {
         let is_match = |slot: Slot| match seen {
             // Under one pin a location stands for one record.
-            Some(seen) if seen.location == slot.location() => {
-                found = Some(seen);
-                Ok(true)
-            }
-            _ => self.is_record_of(namespace, key, slot, pin, &mut found),
+            Some(seen) if seen.location == slot.location() => Ok(true),
+            _ => self.is_record_of(key, slot, seen, pin),
         };
-        let slot = shard.table.find(hash, is_match)?;
-        Ok(slot.zip(found).map(|((position, _), seen)| Found { position, seen }))
+        let slot = shard.table.find(key.hash, is_match)?;
+        if slot.is_none() {
+            *seen = None;
+        }
+        Ok(slot.zip(seen.as_ref()).map(|((position, _), seen)| Found { position, seen }))
     }
 
     /// Whether a slot points to a record of this key, which is then told.
     #[inline]
     fn is_record_of<'p>(
         &'p self,
-        namespace: NamespaceId,
-        key: &[u8],
+        key: &Key<'_>,
         slot: Slot,
-        pin: &'p Pin,
         seen: &mut Option<Seen<'p>>,
+        pin: &'p Pin,
     ) -> Result<bool, StoreError> {
         let location = slot.location();
         let record = self.wal.segments.record(location, pin)?;
-        let is_same = record.namespace == namespace && record.key == key;
+        let is_same = record.namespace == key.namespace.id && record.key == key.bytes;
         if is_same {
             *seen = Some(Seen { location, record, pin });
         }
@@ -453,12 +447,9 @@ impl Leader for RoundLeader<'_> {
     }
 }
 
-fn check_key(key: &[u8]) -> Result<(), StoreError> {
-    if (1..=KEY_BYTES_MAX).contains(&key.len()) {
-        Ok(())
-    } else {
-        Err(StoreError::KeyLength { len: key.len() })
-    }
+fn check_key(key: &Key<'_>) -> Result<(), StoreError> {
+    let len = key.bytes.len();
+    if (1..=KEY_BYTES_MAX).contains(&len) { Ok(()) } else { Err(StoreError::KeyLength { len }) }
 }
 
 /// The reason in place of one the operating system gave, for what only a full store can meet.

@@ -16,7 +16,7 @@ use crate::format::names::{Entry, NamespaceEntry};
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock};
-use crate::types::{NAME_BYTES_MAX, NamespaceId};
+use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId};
 use crate::wal::Wal;
 
 /// One namespace.
@@ -31,6 +31,23 @@ pub(crate) struct NamespaceState {
     is_implicit: AtomicBool,
     /// Fingerprint mismatches met so far.
     pub(crate) mismatches: AtomicU64,
+}
+
+/// A key as a call names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key<'a> {
+    pub(crate) namespace: &'a NamespaceState,
+    pub(crate) bytes: &'a [u8],
+    /// Of both.
+    pub(crate) hash: KeyHash,
+}
+
+impl NamespaceState {
+    /// The key of these bytes.
+    #[inline]
+    pub(crate) fn key<'a>(&'a self, bytes: &'a [u8]) -> Key<'a> {
+        Key { namespace: self, bytes, hash: self.hasher.hash(bytes) }
+    }
 }
 
 /// All namespaces of a store.

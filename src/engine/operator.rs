@@ -4,7 +4,7 @@
 //! owners wrote or may still try to write (R1).
 
 use super::exits::{CompleteRequest, release_record};
-use super::namespaces::NamespaceState;
+use super::namespaces::Key;
 use super::state::{self, Standing, held_bytes, is_orphan};
 use super::{Answered, CallDurability, Engine, Found, Settle};
 use crate::answer::{Completion, EndCause, KeyState, Orphan};
@@ -37,8 +37,8 @@ enum Forgot {
 }
 
 /// What can be resolved, or why not.
-enum Resolvable<'a> {
-    Yes(Found<'a>),
+enum Resolvable<'s, 'p> {
+    Yes(Found<'s, 'p>),
     No(ResolveError, Option<Settle>),
 }
 
@@ -46,36 +46,34 @@ impl Engine {
     /// Decides an unfinished claim that nobody holds.
     pub(crate) fn resolve(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         request: &ResolveRequest<'_>,
     ) -> Answered<Option<Completion>, ResolveError> {
-        self.try_resolve(namespace, key, token, request).unwrap_or_else(|error| Err(error).into())
+        self.try_resolve(key, token, request).unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_resolve(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         token: FencingToken,
         request: &ResolveRequest<'_>,
     ) -> Result<Answered<Option<Completion>, ResolveError>, ResolveError> {
         self.check_change(key)?;
         let prepared = match request {
             ResolveRequest::Completed(request) => {
-                Some(self.prepare(&namespace.policy.load(), request)?)
+                Some(self.prepare(&key.namespace.policy.load(), request)?)
             }
             ResolveRequest::NotDone(_) => None,
         };
-        let hash = namespace.hasher.hash(key);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
-            let mut shard = self.lock_shard(hash)?;
+            let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
-            let Some(found) = self.find(&shard, namespace.id, key, hash, None, &pin)? else {
+            let mut seen = None;
+            let Some(found) = self.find(&shard, key, &mut seen, &pin)? else {
                 return Err(ResolveError::Forgotten);
             };
             let found = match self.resolvable(found, token)? {
@@ -86,7 +84,7 @@ impl Engine {
             };
             let Some(new_token) = self.next_token(&mut shard) else {
                 drop(shard);
-                self.renew_tokens(hash)?;
+                self.renew_tokens(key.hash)?;
                 continue;
             };
             let old = &found.record;
@@ -96,7 +94,7 @@ impl Engine {
                     let ext = Ext { first_token, previous: None, ..old.ext };
                     let stored = self.store_outcome(
                         shard,
-                        &found,
+                        found,
                         new_token,
                         ext,
                         prepared,
@@ -131,11 +129,11 @@ impl Engine {
         }
     }
 
-    fn resolvable<'a>(
+    fn resolvable<'s, 'p>(
         &self,
-        found: Found<'a>,
+        found: Found<'s, 'p>,
         token: FencingToken,
-    ) -> Result<Resolvable<'a>, StoreError> {
+    ) -> Result<Resolvable<'s, 'p>, StoreError> {
         let record = &found.record;
         let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
         let fenced = ResolveError::Fenced { held: token, current: record.token };
@@ -157,26 +155,19 @@ impl Engine {
     /// written down with it.
     pub(crate) fn forget(
         &self,
-        namespace: &NamespaceState,
-        key: &[u8],
+        key: &Key<'_>,
         reason: &str,
         actor: &str,
         durability: Option<CallDurability>,
     ) -> Answered<Option<KeyState>, ForgetError> {
-        match self.try_forget(namespace, key, reason, actor) {
+        match self.try_forget(key, reason, actor) {
             Ok(Forgot::Nothing) => Ok(None).into(),
             Ok(Forgot::Key(state)) => self.changed(state, durability),
             Err(error) => Err(error).into(),
         }
     }
 
-    fn try_forget(
-        &self,
-        namespace: &NamespaceState,
-        key: &[u8],
-        reason: &str,
-        actor: &str,
-    ) -> Result<Forgot, ForgetError> {
+    fn try_forget(&self, key: &Key<'_>, reason: &str, actor: &str) -> Result<Forgot, ForgetError> {
         let longest = reason.len().max(actor.len());
         if longest > AUDIT_BYTES_MAX {
             return Err(ForgetError::TextLength { len: longest });
@@ -186,14 +177,14 @@ impl Engine {
         let mut body = vec![actor.len() as u8];
         body.extend_from_slice(actor.as_bytes());
         body.extend_from_slice(reason.as_bytes());
-        let hash = namespace.hasher.hash(key);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
-            let mut shard = self.lock_shard(hash)?;
+            let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
-            let found = self.find(&shard, namespace.id, key, hash, None, &pin)?;
+            let mut seen = None;
+            let found = self.find(&shard, key, &mut seen, &pin)?;
             let state = found.and_then(|found| {
                 let old = &found.record;
                 let judged = self.timeline.judge(now, [old.until, old.expires]);
@@ -206,7 +197,7 @@ impl Engine {
             }
             let Some(token) = self.next_token(&mut shard) else {
                 drop(shard);
-                self.renew_tokens(hash)?;
+                self.renew_tokens(key.hash)?;
                 continue;
             };
             let old = found.map(|found| found.record);
@@ -215,8 +206,8 @@ impl Engine {
                 kind: Kind::Forget,
                 flags: old.map_or_else(Flags::default, |old| old.flags.rules_only()),
                 token,
-                key_hash: hash,
-                namespace: namespace.id,
+                key_hash: key.hash,
+                namespace: key.namespace.id,
                 expires: old.map_or(now.lower, |old| old.expires),
                 until: old.map_or(now.lower, |old| old.until),
                 at: now.lower,
@@ -225,7 +216,7 @@ impl Engine {
                 body_len: body.len() as u32,
                 body_crc: crc32(&body),
                 ext: Ext { first_token: old.map(|old| old.first_token()), ..Ext::default() },
-                key,
+                key: key.bytes,
                 body: &body,
             };
             let draft = Draft::new(&record);
@@ -243,7 +234,7 @@ impl Engine {
                     Some(found) => {
                         self.end_entry(&mut shard, found.position, location, now.lower);
                     }
-                    None => shard.table.insert(hash, location, false),
+                    None => shard.table.insert(key.hash, location, false),
                 }
                 return Ok(Forgot::Key(state));
             }
