@@ -107,10 +107,13 @@ pub struct InProgress {
     pub(crate) lease_left: Duration,
     pub(crate) expires: Timestamp,
     pub(crate) reference: Option<Reference>,
+    pub(crate) alias_of: Option<usize>,
 }
 
 impl InProgress {
     accessors! {
+        /// In a batch: which other claim of it, counted from 0, holds the key.
+        alias_of: Option<usize> = self => self.alias_of;
         /// The holder's token.
         token: FencingToken = self => self.token;
         /// Which attempt the holder's is, counted from 1.

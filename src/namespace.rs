@@ -1,5 +1,6 @@
 //! Namespaces as their users hold them: every call on a key.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -101,12 +102,74 @@ impl Namespace {
         self.commit(self.start_claim(key.as_ref(), options))
     }
 
+    /// [`Namespace::claim_with`] for several keys, in one call: faster than as many, above all on keys that are
+    /// not in the processor's caches, and with at most one wait for the disk. Answers are in the order
+    /// of `claims`, each by itself: a batch is no transaction.
+    ///
+    /// Of a key that occurs twice the first occurrence may be granted; the others are in progress then,
+    /// under its token, and [`crate::InProgress::alias_of`] says which one it is.
+    pub fn claim_batch<K: AsRef<[u8]>>(
+        &self,
+        claims: &[(K, ClaimOptions)],
+    ) -> Vec<Result<Claim, ClaimError>> {
+        let answered = self.space.handle.each(
+            claims,
+            |(key, _)| self.key(key.as_ref()),
+            |(_, options), key| self.start_claim_of(key, options),
+        );
+        let mut answers = self.space.handle.answer_all(answered);
+        name_aliases(&mut answers);
+        answers
+    }
+
+    /// [`Namespace::once_with`] for several keys, as [`Namespace::claim_batch`] does for claims. A key
+    /// that occurs twice is first and then seen.
+    pub fn once_batch<K: AsRef<[u8]>>(
+        &self,
+        marks: &[(K, ClaimOptions)],
+    ) -> Vec<Result<Once, ClaimError>> {
+        let answered = self.space.handle.each(
+            marks,
+            |(key, _)| self.key(key.as_ref()),
+            |(_, options), key| self.space.handle.once(key, &options.to_request()),
+        );
+        self.space.handle.answer_all(answered)
+    }
+
+    /// [`Namespace::lookup`] for several keys, as [`Namespace::claim_batch`] does for claims.
+    pub fn lookup_batch<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Lookup, StoreError>> {
+        let answered = self.space.handle.each(
+            keys,
+            |key| self.key(key.as_ref()),
+            |_, key| self.space.handle.lookup(key),
+        );
+        self.space.handle.answer_all(answered)
+    }
+
+    /// [`Namespace::complete_with`] for several keys, as [`Namespace::claim_batch`] does for claims.
+    pub fn complete_batch<K: AsRef<[u8]>>(
+        &self,
+        completions: &[(K, FencingToken, CompleteOptions<'_>)],
+    ) -> Vec<Result<Completion, CompleteError>> {
+        let answered = self.space.handle.each(
+            completions,
+            |(key, ..)| self.key(key.as_ref()),
+            |(_, token, options), key| {
+                self.space.handle.complete(key, *token, &options.to_request())
+            },
+        );
+        self.space.handle.answer_all(answered)
+    }
+
     fn start_claim(&self, key: &[u8], options: &ClaimOptions) -> Answered<Claim, ClaimError> {
-        let Answered { result, settle } =
-            self.space.handle.claim(&self.key(key), &options.to_request());
+        self.start_claim_of(&self.key(key), options)
+    }
+
+    fn start_claim_of(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Claim, ClaimError> {
+        let Answered { result, settle } = self.space.handle.claim(key, &options.to_request());
         let result = result.map(|claimed| match claimed {
             Claimed::Granted(grant) => {
-                Claim::Acquired(Lease::new(Arc::clone(&self.space), key, &grant))
+                Claim::Acquired(Lease::new(Arc::clone(&self.space), key.bytes, &grant))
             }
             Claimed::Completed(it) => Claim::Completed(it),
             Claimed::InProgress(it) => Claim::InProgress(it),
@@ -352,6 +415,23 @@ impl Namespace {
 
     fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
         Commit::new(Arc::clone(&self.space.handle), answered)
+    }
+}
+
+/// Tells claims that met another one of the same batch which one it was.
+fn name_aliases(answers: &mut [Result<Claim, ClaimError>]) {
+    if !answers.iter().any(|answer| matches!(answer, Ok(Claim::InProgress(_)))) {
+        return;
+    }
+    let granted = answers.iter().enumerate().filter_map(|(at, answer)| match answer {
+        Ok(Claim::Acquired(lease)) => Some((lease.token(), at)),
+        _ => None,
+    });
+    let granted: HashMap<FencingToken, usize> = granted.collect();
+    for answer in answers {
+        if let Ok(Claim::InProgress(other)) = answer {
+            other.alias_of = granted.get(&other.token).copied();
+        }
     }
 }
 

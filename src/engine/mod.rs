@@ -13,12 +13,13 @@
 //! 7. rounds, background, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard; nobody takes a shard under rounds.)
 //!
-//! The parts: `claims` (claim, once, lookup), `exits` (renew, complete, release, park), `operator`
+//! The parts: `claims` (claim, once, lookup), `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` (who waits for them),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
 
+pub(crate) mod batch;
 pub(crate) mod claims;
 mod compaction;
 pub(crate) mod exits;

@@ -87,6 +87,7 @@ pub(crate) fn in_progress(record: &Record<'_>, now: Timestamp) -> InProgress {
         lease_left: record.until.since(now),
         expires: record.expires,
         reference: record.ext.reference,
+        alias_of: None,
     }
 }
 

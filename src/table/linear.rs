@@ -417,6 +417,15 @@ impl Buckets {
         Ok(Sight::Unclear)
     }
 
+    /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
+    /// or there may be one further on.
+    #[inline]
+    pub(crate) fn first_match(&self, hash: KeyHash) -> Option<Slot> {
+        let tag = self.tag_of(hash);
+        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
+        bucket.matches(tag).find_map(|at| bucket.slot(at)).filter(|slot| slot.tag() == tag)
+    }
+
     /// Loads what looking for this hash will look at first. Nothing follows from what it gives; but
     /// loads that do not wait for one another overlap.
     #[inline]

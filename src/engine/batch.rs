@@ -1,0 +1,74 @@
+//! Several keys in one call.
+//!
+//! What has to come from memory for one key does not wait for another: the buckets of all keys of a
+//! group are loaded first, then the records that they lead to, and then the keys are taken one after
+//! the other, as by as many calls. Waiting is done once, for the last round that any of them needs.
+//!
+//! The idea of running independent walks side by side is that of AMAC (Kocberber and others, VLDB
+//! 2016); here every walk has the same two steps, so plain stages do.
+//!
+//! A batch is no transaction: each key is claimed, completed or refused by itself.
+
+use std::hint::black_box;
+use std::sync::atomic::Ordering;
+
+use super::namespaces::Key;
+use super::{Answered, Engine};
+use crate::error::StoreError;
+use crate::sys::pin::Pin;
+
+/// Keys whose loads are under way together: more than a core can have outstanding gain nothing.
+const GROUP_KEYS: usize = 32;
+
+impl Engine {
+    /// Takes the keys one after the other, with their buckets and records loaded beforehand.
+    pub(crate) fn each<'k, T, R>(
+        &self,
+        items: &'k [T],
+        key_of: impl Fn(&'k T) -> Key<'k>,
+        mut take: impl FnMut(&'k T, &Key<'k>) -> R,
+    ) -> Vec<R> {
+        let mut taken = Vec::with_capacity(items.len());
+        let mut keys = Vec::with_capacity(items.len().min(GROUP_KEYS));
+        for group in items.chunks(GROUP_KEYS) {
+            keys.clear();
+            keys.extend(group.iter().map(&key_of));
+            // What is not the store's any more is not touched.
+            if !self.is_child() && !self.is_closed.load(Ordering::Acquire) {
+                self.load(&keys);
+            }
+            taken.extend(group.iter().zip(&keys).map(|(item, key)| take(item, key)));
+        }
+        taken
+    }
+
+    /// Loads what the keys lead to. Nothing follows from it.
+    fn load(&self, keys: &[Key<'_>]) {
+        let pin = Pin::new();
+        let buckets = |key: &Key<'_>| self.shards[self.shard_of(key.hash)].buckets();
+        black_box(keys.iter().fold(0, |sum, key| sum ^ buckets(key).touch(key.hash)));
+        let records = keys.iter().filter_map(|key| buckets(key).first_match(key.hash));
+        black_box(
+            records.fold(0, |sum, slot| sum ^ self.wal.segments.touch(slot.location(), &pin)),
+        );
+    }
+
+    /// Waits for all that was changed or shown, and gives the results.
+    pub(crate) fn answer_all<T, E: From<StoreError>>(
+        &self,
+        answered: Vec<Answered<T, E>>,
+    ) -> Vec<Result<T, E>> {
+        let settles = answered.iter().filter_map(|it| it.settle);
+        let last = settles.max_by_key(|settle| settle.ticket);
+        let Some(last) = last else { return answered.into_iter().map(|it| it.result).collect() };
+        // Rounds end in their order, and after one that failed none is made.
+        if self.settle(last).is_ok() {
+            return answered.into_iter().map(|it| it.result).collect();
+        }
+        let settled = |it: Answered<T, E>| match it.settle {
+            Some(settle) => self.settle(settle).map_err(E::from).and(it.result),
+            None => it.result,
+        };
+        answered.into_iter().map(settled).collect()
+    }
+}
