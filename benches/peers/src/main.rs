@@ -13,25 +13,30 @@ mod jobs;
 mod keys;
 mod machine;
 mod plan;
+mod plot;
+mod report;
 mod results;
 mod store;
+mod targets;
 mod workloads;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use driver::Driver;
 use jobs::Order;
 use plan::{SECTIONS, Scale};
-use results::Results;
+use report::Report;
+use results::{Results, Table};
 use store::Result;
 
 /// Of every contestant, refrain too.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const USAGE: &str = "usage: peers run [--quick] [--sections a,b,..] [--about TEXT] [--directory DIR] RESULTS.csv
+const USAGE: &str =
+    "usage: peers run [--quick] [--sections a,b,..] [--about TEXT] [--directory DIR] RESULTS.csv
        peers report RESULTS.csv
 The sections are memory, large, durable, sync, hot, footprint, reopen and latency. Results that are
 there are kept: sections can be run one by one into the same file.";
@@ -41,7 +46,7 @@ fn main() -> ExitCode {
     let done = match words.first().map(|word| &**word) {
         Some("child") => Order::parse(&words[1..]).and_then(|order| jobs::run(&order)),
         Some("run") => run(&words[1..]),
-        Some("report") if words.len() == 2 => Ok(()),
+        Some("report") if words.len() == 2 => report(Path::new(&words[1])),
         _ => Err(USAGE.into()),
     };
     match done {
@@ -76,8 +81,25 @@ fn run(words: &[String]) -> Result<()> {
         plan::run(&mut driver, section, &scale)?;
         eprintln!("== {section}: {:.0} s", start.elapsed().as_secs_f64());
     }
+    report(&file)?;
     match driver.failures.is_empty() {
         true => Ok(()),
         false => Err(format!("failed:\n{}", driver.failures.join("\n")).into()),
     }
+}
+
+/// Writes the report and the pictures beside the results.
+fn report(file: &Path) -> Result<()> {
+    let table = Table::read(file)?;
+    let stem = file.file_stem().and_then(|it| it.to_str()).ok_or("the results need a name")?;
+    let mut names = vec![];
+    for picture in plot::pictures(&table) {
+        let name = format!("{stem}-{}.svg", picture.name);
+        std::fs::write(file.with_file_name(&name), picture.svg)?;
+        names.push(name);
+    }
+    let text = Report::of(&table, &names);
+    print!("{text}");
+    std::fs::write(file.with_extension("md"), text)?;
+    Ok(())
 }

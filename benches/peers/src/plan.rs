@@ -230,10 +230,8 @@ fn latency(driver: &mut Driver, scale: &Scale) -> Result<()> {
     rates.sort_by(f64::total_cmp);
     let load = (0.7 * rates[1] / 1000.0).round() * 1000.0;
     for (section, rate) in [("latency 70 %", load), ("latency common", scale.common_rate)] {
-        let tasks: Vec<_> = chosen
-            .iter()
-            .map(|who| task(who, section, scale.arrivals, rate))
-            .collect();
+        let tasks: Vec<_> =
+            chosen.iter().map(|who| task(who, section, scale.arrivals, rate)).collect();
         driver.interleave(&tasks, 1);
     }
     Ok(())

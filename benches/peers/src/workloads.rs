@@ -65,8 +65,7 @@ fn together<H>(
     };
     let results = std::thread::scope(|scope| {
         let run = &run;
-        let threads: Vec<_> =
-            (0..threads).map(|index| scope.spawn(move || run(index))).collect();
+        let threads: Vec<_> = (0..threads).map(|index| scope.spawn(move || run(index))).collect();
         threads.into_iter().map(|it| it.join()).collect::<Vec<_>>()
     });
     let mut all = vec![];
@@ -128,17 +127,21 @@ pub fn complete<S: Store>(
     cap: Cap,
 ) -> Result<Timed> {
     let threads = tokens.len();
-    together(threads, |_| store.hand(), |index, hand| {
-        let (mut ops, start) = (0, Instant::now());
-        for (key, token) in part(keys, index, threads).iter().zip(&tokens[index]) {
-            hand.complete(key, *token, bodies.nth(ops))?;
-            ops += 1;
-            if cap.is_over(ops, start) {
-                break;
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let (mut ops, start) = (0, Instant::now());
+            for (key, token) in part(keys, index, threads).iter().zip(&tokens[index]) {
+                hand.complete(key, *token, bodies.nth(ops))?;
+                ops += 1;
+                if cap.is_over(ops, start) {
+                    break;
+                }
             }
-        }
-        Ok(ops)
-    })
+            Ok(ops)
+        },
+    )
 }
 
 /// W3: claims of completed keys. The bytes are copied out and touched.
@@ -148,21 +151,25 @@ pub fn claim_duplicate<S: Store>(
     threads: usize,
     cap: Cap,
 ) -> Result<Timed> {
-    together(threads, |_| store.hand(), |index, hand| {
-        let (mut ops, mut out, mut sum, start) = (0, [0; BODY], 0u64, Instant::now());
-        for key in part(stream, index, threads) {
-            match hand.claim(key, fingerprint(key), &mut out)? {
-                Answer::Completed => sum += u64::from(out[0]) + u64::from(out[BODY - 1]),
-                other => return Err(format!("a completed key was answered {other:?}").into()),
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let (mut ops, mut out, mut sum, start) = (0, [0; BODY], 0u64, Instant::now());
+            for key in part(stream, index, threads) {
+                match hand.claim(key, fingerprint(key), &mut out)? {
+                    Answer::Completed => sum += u64::from(out[0]) + u64::from(out[BODY - 1]),
+                    other => return Err(format!("a completed key was answered {other:?}").into()),
+                }
+                ops += 1;
+                if cap.is_over(ops, start) {
+                    break;
+                }
             }
-            ops += 1;
-            if cap.is_over(ops, start) {
-                break;
-            }
-        }
-        std::hint::black_box(sum);
-        Ok(ops)
-    })
+            std::hint::black_box(sum);
+            Ok(ops)
+        },
+    )
 }
 
 /// W4: lookups of keys that were never claimed.
@@ -172,19 +179,23 @@ pub fn lookup_missing<S: Store>(
     threads: usize,
     cap: Cap,
 ) -> Result<Timed> {
-    together(threads, |_| store.hand(), |index, hand| {
-        let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
-        for key in part(stream, index, threads) {
-            if hand.lookup(key, &mut out)? {
-                return Err("a key that was never claimed is known".into());
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
+            for key in part(stream, index, threads) {
+                if hand.lookup(key, &mut out)? {
+                    return Err("a key that was never claimed is known".into());
+                }
+                ops += 1;
+                if cap.is_over(ops, start) {
+                    break;
+                }
             }
-            ops += 1;
-            if cap.is_over(ops, start) {
-                break;
-            }
-        }
-        Ok(ops)
-    })
+            Ok(ops)
+        },
+    )
 }
 
 /// W5: a stream a thread; what is new is claimed and completed, the rest are duplicates.
@@ -194,23 +205,27 @@ pub fn stream<S: Store>(
     bodies: &Bodies,
     cap: Cap,
 ) -> Result<Timed> {
-    together(streams.len(), |_| store.hand(), |index, hand| {
-        let (mut ops, mut out, mut sum, start) = (0, [0; BODY], 0u64, Instant::now());
-        for key in &streams[index] {
-            match hand.pass(key, fingerprint(key), bodies.nth(ops), &mut out)? {
-                Answer::Completed => sum += u64::from(out[0]) + u64::from(out[BODY - 1]),
-                // The other thread is at it.
-                Answer::Acquired(_) | Answer::InProgress => {}
-                Answer::Mismatch => return Err("a key differs from itself".into()),
+    together(
+        streams.len(),
+        |_| store.hand(),
+        |index, hand| {
+            let (mut ops, mut out, mut sum, start) = (0, [0; BODY], 0u64, Instant::now());
+            for key in &streams[index] {
+                match hand.pass(key, fingerprint(key), bodies.nth(ops), &mut out)? {
+                    Answer::Completed => sum += u64::from(out[0]) + u64::from(out[BODY - 1]),
+                    // The other thread is at it.
+                    Answer::Acquired(_) | Answer::InProgress => {}
+                    Answer::Mismatch => return Err("a key differs from itself".into()),
+                }
+                ops += 1;
+                if cap.is_over(ops, start) {
+                    break;
+                }
             }
-            ops += 1;
-            if cap.is_over(ops, start) {
-                break;
-            }
-        }
-        std::hint::black_box(sum);
-        Ok(ops)
-    })
+            std::hint::black_box(sum);
+            Ok(ops)
+        },
+    )
 }
 
 /// Claims and completes fresh keys for so long, each thread keys of its own.
@@ -220,45 +235,57 @@ pub fn pairs<S: Store>(
     length: Duration,
     bodies: &Bodies,
 ) -> Result<Timed> {
-    together(threads, |_| store.hand(), |index, hand| {
-        let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
-        while start.elapsed() < length {
-            let key = key(((index as u64) << 32) + ops as u64);
-            match hand.pass(&key, fingerprint(&key), bodies.nth(ops), &mut out)? {
-                Answer::Acquired(_) => ops += 1,
-                other => return Err(format!("a fresh key was answered {other:?}").into()),
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
+            while start.elapsed() < length {
+                let key = key(((index as u64) << 32) + ops as u64);
+                match hand.pass(&key, fingerprint(&key), bodies.nth(ops), &mut out)? {
+                    Answer::Acquired(_) => ops += 1,
+                    other => return Err(format!("a fresh key was answered {other:?}").into()),
+                }
             }
-        }
-        Ok(ops)
-    })
+            Ok(ops)
+        },
+    )
 }
 
 /// All threads claim one key that is completed.
 pub fn hot_key<S: Store>(store: &S, threads: usize, length: Duration) -> Result<Timed> {
     let (key, mut out): (Key, Body) = (key(1), [0; BODY]);
     store.hand()?.pass(&key, fingerprint(&key), &[7; BODY], &mut out)?;
-    together(threads, |_| store.hand(), |_, hand| {
-        let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
-        while ops % 64 != 0 || start.elapsed() < length {
-            if hand.claim(&key, fingerprint(&key), &mut out)? != Answer::Completed {
-                return Err("the hot key is not completed".into());
+    together(
+        threads,
+        |_| store.hand(),
+        |_, hand| {
+            let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
+            while ops % 64 != 0 || start.elapsed() < length {
+                if hand.claim(&key, fingerprint(&key), &mut out)? != Answer::Completed {
+                    return Err("the hot key is not completed".into());
+                }
+                ops += 1;
             }
-            ops += 1;
-        }
-        std::hint::black_box(out);
-        Ok(ops)
-    })
+            std::hint::black_box(out);
+            Ok(ops)
+        },
+    )
 }
 
 /// What so many threads do that share nothing: hash a key again and again.
 pub fn hash_only(threads: usize, length: Duration) -> Result<Timed> {
     let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
-    together(threads, |index| Ok(key(index as u64)), |_, key| {
-        let (mut ops, start) = (0, Instant::now());
-        while ops % 64 != 0 || start.elapsed() < length {
-            key[0] = hasher.hash_one(&*key) as u8;
-            ops += 1;
-        }
-        Ok(ops)
-    })
+    together(
+        threads,
+        |index| Ok(key(index as u64)),
+        |_, key| {
+            let (mut ops, start) = (0, Instant::now());
+            while ops % 64 != 0 || start.elapsed() < length {
+                key[0] = hasher.hash_one(&*key) as u8;
+                ops += 1;
+            }
+            Ok(ops)
+        },
+    )
 }

@@ -36,7 +36,8 @@ impl Redis {
     fn wait(&self) -> Result<()> {
         let start = Instant::now();
         loop {
-            let answer = self.connect().and_then(|mut it| Ok(cmd("PING").query::<String>(&mut it)?));
+            let answer =
+                self.connect().and_then(|mut it| Ok(cmd("PING").query::<String>(&mut it)?));
             match answer {
                 Ok(_) => return Ok(()),
                 Err(error) if start.elapsed() > START_MAX => return Err(error),

@@ -100,8 +100,8 @@ impl Hand for RefrainHand<'_> {
 
     fn load(&mut self, keys: &[Key], body: &Body) -> Result<()> {
         for key in keys {
-            let options =
-                ClaimOptions::new().fingerprint(Fingerprint::from_digest(crate::keys::fingerprint(key)));
+            let options = ClaimOptions::new()
+                .fingerprint(Fingerprint::from_digest(crate::keys::fingerprint(key)));
             match self.namespace.claim_with(key, &options.buffered())? {
                 Claim::Acquired(lease) => {
                     lease.complete_with(&CompleteOptions::body(body).buffered())?;

@@ -1,9 +1,7 @@
 //! RocksDB: striped locks, look, then put; `sync` on each write in `power` mode. No compression, a
 //! bloom filter of ten bits a key, block cache of 512 MiB. Completes without a look at the token.
 
-use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Options, WriteBatch, WriteOptions,
-};
+use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, WriteBatch, WriteOptions};
 
 use super::locks::Locks;
 use super::value::{self, Value};

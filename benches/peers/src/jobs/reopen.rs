@@ -37,7 +37,10 @@ impl Job for Fill<'_> {
                 tell("acknowledged", nth as f64);
             }
             for first in (nth..n).step_by(10 * STEP) {
-                hand.load(&keys::sequence(first as u64, (10 * STEP).min(n - first)), bodies.nth(0))?;
+                hand.load(
+                    &keys::sequence(first as u64, (10 * STEP).min(n - first)),
+                    bodies.nth(0),
+                )?;
             }
         }
         store.settle()?;
