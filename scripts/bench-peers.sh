@@ -2,7 +2,7 @@
 # refrain beside its peers, interleaved in one run: builds benches/peers and runs it; the results, a
 # report and pictures go to docs/benchmarks, named by date and commit. See docs/BENCHMARKS.md.
 #
-#   scripts/bench-peers.sh [--heavy] [--quick] [--sections a,b,..]
+#   scripts/bench-peers.sh [--heavy] [--quick] [--repeats N] [--sections a,b,..]
 #
 # --heavy adds RocksDB, SQLite, LMDB and Redis: installs what they need, and compiles RocksDB, which
 # takes half an hour on two cores. --quick ends in minutes and its figures are good for nothing but to
@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --heavy) heavy=(--features heavy) ;;
     --quick) quick=1 arguments+=(--quick) ;;
-    --sections) arguments+=(--sections "$2") && shift ;;
+    --sections | --repeats) arguments+=("$1" "$2") && shift ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
     shift

@@ -36,7 +36,7 @@ use store::Result;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const USAGE: &str =
-    "usage: peers run [--quick] [--sections a,b,..] [--about TEXT] [--directory DIR] RESULTS.csv
+    "usage: peers run [--quick] [--repeats N] [--sections a,b,..] [--about TEXT] [--directory DIR] RESULTS.csv
        peers report RESULTS.csv
 The sections are memory, large, durable, sync, hot, footprint, reopen and latency. Results that are
 there are kept: sections can be run one by one into the same file.";
@@ -66,6 +66,10 @@ fn run(words: &[String]) -> Result<()> {
     while let Some(word) = words.next() {
         match &**word {
             "--quick" => scale = Scale::QUICK,
+            "--repeats" => {
+                let repeats = words.next().ok_or(USAGE)?.parse()?;
+                (scale.repeats, scale.repeats_slow) = (repeats, repeats);
+            }
             "--sections" => words.next().ok_or(USAGE)?.clone_into(&mut chosen),
             "--about" => words.next().ok_or(USAGE)?.clone_into(&mut about),
             "--directory" => directory = PathBuf::from(words.next().ok_or(USAGE)?),

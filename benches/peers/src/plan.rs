@@ -36,7 +36,7 @@ impl Scale {
         repeats_slow: 3,
         cap: 2.0,
         seconds: 1.5,
-        reads: 2_000_000,
+        reads: 1_000_000,
         arrivals: 10_000_000,
         calibration: 2_000_000,
         common_rate: 150_000.0,
