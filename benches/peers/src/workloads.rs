@@ -282,7 +282,7 @@ pub fn hash_only(threads: usize, length: Duration) -> Result<Timed> {
         |_, key| {
             let (mut ops, start) = (0, Instant::now());
             while ops % 64 != 0 || start.elapsed() < length {
-                key[0] = hasher.hash_one(&*key) as u8;
+                key[0] = hasher.hash_one(*key) as u8;
                 ops += 1;
             }
             Ok(ops)

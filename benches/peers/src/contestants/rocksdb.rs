@@ -85,7 +85,7 @@ impl Hand for RocksHand<'_> {
             for key in part {
                 batch.put(key, self.value.done(fingerprint(key), 0, body));
             }
-            self.store.database.write(&batch)?;
+            self.store.database.write(batch)?;
         }
         Ok(())
     }
