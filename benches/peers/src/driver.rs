@@ -210,7 +210,7 @@ impl Driver {
         } else {
             running.end()?;
         }
-        let reopen = Task { job: "reopen", n: acknowledged as usize, ..task.clone() };
+        let reopen = Task { job: "reopen", ..task.clone() }.with("acknowledged", acknowledged);
         self.run(&reopen, repeat, directory.path()).map(drop)
     }
 }

@@ -206,7 +206,11 @@ impl Targets<'_> {
         const REPLAY: [&str; 4] = ["rocksdb", "fjall", "sled", "redis"];
         for section in ["reopen killed", "reopen closed"] {
             let per_entry = |point: &Point| {
-                Some((self.table.median(point)? / point.n as f64, point.store.clone()))
+                let entries = Point { metric: "acknowledged".to_owned(), ..point.clone() };
+                Some((
+                    self.table.median(point)? / self.table.median(&entries)?,
+                    point.store.clone(),
+                ))
             };
             let of = |wanted: &dyn Fn(&Point) -> bool| {
                 let points = self.table.points();
@@ -227,7 +231,7 @@ impl Targets<'_> {
             let Some(largest) = largest else { continue };
             let work = format!("{section}, {:.1} M keys", largest.n as f64 / 1e6);
             if let Some((time, name)) = peer {
-                let own = self.table.median(&largest).map(|it| it / largest.n as f64);
+                let own = per_entry(&largest).map(|(time, _)| time);
                 let ratio = own.and_then(|own| Spread::of([time / own]));
                 let against = format!("{name}, time an entry");
                 self.put(&work, &against, ratio, AtLeast(5.0), AtLeast(5.0));

@@ -143,7 +143,7 @@ fn at_rate<S: Store>(store: &S, n: usize, rate: f64) -> Result<()> {
         ("recycled", own.recycled),
         ("purge_hold_us", own.purge_hold_ns / 1000),
     ] {
-        tell(name, value as f64);
+        tell_count(name, value);
     }
     Ok(())
 }
@@ -153,10 +153,17 @@ fn tell_worst(worst: &Stall) {
     tell("worst stall", worst.length.as_secs_f64() * 1e6);
     tell("worst at", worst.at);
     tell("worst off the processor", worst.counts.waiting_ns as f64 / 1e3);
-    tell("worst faults", worst.counts.faults as f64);
-    tell("worst major faults", worst.counts.major_faults as f64);
-    tell("worst blocked", worst.counts.blocked as f64);
-    tell("worst room_waits", worst.store.room_waits as f64);
+    tell_count("worst faults", worst.counts.faults);
+    tell_count("worst major faults", worst.counts.major_faults);
+    tell_count("worst blocked", worst.counts.blocked);
+    tell_count("worst room_waits", worst.store.room_waits);
+}
+
+/// What has not happened is not told.
+fn tell_count(metric: &str, count: u64) {
+    if count > 0 {
+        tell(metric, count as f64);
+    }
 }
 
 /// refrain with a second namespace, which forgets soon.

@@ -54,7 +54,7 @@ pub struct Reopen<'a>(pub &'a Order);
 impl Job for Reopen<'_> {
     fn run<S: Store>(&self) -> Result<()> {
         let order = self.0;
-        let n = order.count("n")?;
+        let n = order.count("acknowledged")?;
         let last = key(n as u64 - 1);
         let (setup, mut out) = (order.setup("fill")?, [0; BODY]);
         let start = Instant::now();
