@@ -49,7 +49,7 @@ pub fn sizes(table: &Table, section: &str) -> BTreeSet<usize> {
 /// A number with three digits that count.
 pub fn short(value: f64) -> String {
     match value.abs() {
-        it if it >= 1e7 => format!("{:.1} M", value / 1e6),
+        it if it >= 1e6 => format!("{:.1} M", value / 1e6),
         it if it >= 1e4 => format!("{:.0} k", value / 1e3),
         it if it >= 100.0 => format!("{value:.0}"),
         it if it >= 10.0 => format!("{value:.1}"),
