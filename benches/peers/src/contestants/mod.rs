@@ -56,6 +56,8 @@ impl Contestant {
 const NOTHING: &str = "nothing";
 const KILL: &str = "kill";
 const POWER: &str = "power loss";
+/// It writes out by `sync_file_range`, which flushes no cache of the disk.
+const WEAK: &str = "power loss, if the disk has no cache";
 
 const fn with_rocksdb() -> bool {
     cfg!(feature = "rocksdb")
@@ -101,7 +103,7 @@ pub const CONTESTANTS: &[Contestant] = &[
     Contestant::new("fjall", Mode::Power, POWER),
     Contestant::new("redb", Mode::Power, POWER),
     Contestant::new("lmdb", Mode::Power, POWER).if_here(with_lmdb),
-    Contestant::new("sled", Mode::Power, POWER),
+    Contestant::new("sled", Mode::Power, WEAK),
     Contestant::new("sqlite", Mode::Power, POWER).if_here(with_sqlite),
     Contestant::new("redis", Mode::Power, POWER).if_here(with_redis),
 ];

@@ -1,5 +1,6 @@
 //! `sled`: a look, then compare-and-swap against nothing; `flush` after each in `power` mode,
-//! otherwise it flushes every 500 ms. Cache of 1 GiB. Completes without a look at the token.
+//! otherwise it flushes every 500 ms. Its flush is `sync_file_range` on Linux, which does not reach what
+//! a disk caches. Cache of 1 GiB. Completes without a look at the token.
 
 use sled::{Config, Db};
 
