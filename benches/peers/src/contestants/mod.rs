@@ -1,0 +1,144 @@
+//! The contestants: one module each, and the list of them.
+//!
+//! A new one needs a module, a line in [`CONTESTANTS`] and one in [`run`].
+
+mod dashmap;
+mod fjall;
+#[cfg(feature = "lmdb")]
+mod lmdb;
+mod locks;
+mod map;
+mod moka;
+mod papaya;
+mod quick_cache;
+mod redb;
+#[cfg(feature = "redis")]
+mod redis;
+pub mod refrain;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+mod scc;
+mod sharded;
+mod sled;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod value;
+
+use map::MapStore;
+
+use crate::store::{Mode, Result, Store};
+
+/// What the tables say of a contestant.
+pub struct Contestant {
+    pub name: &'static str,
+    pub mode: Mode,
+    /// What a call that has returned survives.
+    pub survives: &'static str,
+    /// Whether it was built in, and what it needs is installed.
+    is_here: fn() -> bool,
+}
+
+impl Contestant {
+    const fn new(name: &'static str, mode: Mode, survives: &'static str) -> Self {
+        Self { name, mode, survives, is_here: || true }
+    }
+
+    const fn if_here(mut self, is_here: fn() -> bool) -> Self {
+        self.is_here = is_here;
+        self
+    }
+
+    pub fn is_refrain(&self) -> bool {
+        self.name.starts_with("refrain")
+    }
+}
+
+const NOTHING: &str = "nothing";
+const KILL: &str = "kill";
+const POWER: &str = "power loss";
+/// It writes out by `sync_file_range`, which flushes no cache of the disk.
+const WEAK: &str = "power loss, if the disk has no cache";
+
+const fn with_rocksdb() -> bool {
+    cfg!(feature = "rocksdb")
+}
+
+const fn with_sqlite() -> bool {
+    cfg!(feature = "sqlite")
+}
+
+const fn with_lmdb() -> bool {
+    cfg!(feature = "lmdb")
+}
+
+#[cfg(feature = "redis")]
+fn with_redis() -> bool {
+    redis::Redis::is_installed()
+}
+
+#[cfg(not(feature = "redis"))]
+const fn with_redis() -> bool {
+    false
+}
+
+/// Everybody. The name and the mode identify a contestant.
+pub const CONTESTANTS: &[Contestant] = &[
+    Contestant::new("refrain", Mode::Memory, NOTHING),
+    Contestant::new("dashmap", Mode::Memory, NOTHING),
+    Contestant::new("papaya", Mode::Memory, NOTHING),
+    Contestant::new("scc", Mode::Memory, NOTHING),
+    Contestant::new("sharded map", Mode::Memory, NOTHING),
+    Contestant::new("moka", Mode::Memory, NOTHING),
+    Contestant::new("quick_cache", Mode::Memory, NOTHING),
+    Contestant::new("refrain", Mode::Kill, KILL),
+    Contestant::new("rocksdb", Mode::Kill, KILL).if_here(with_rocksdb),
+    Contestant::new("fjall", Mode::Kill, KILL),
+    Contestant::new("redb", Mode::Kill, "nothing since the last durable transaction"),
+    Contestant::new("lmdb", Mode::Kill, KILL).if_here(with_lmdb),
+    Contestant::new("sled", Mode::Kill, "kill, but for the last 500 ms"),
+    Contestant::new("sqlite", Mode::Kill, KILL).if_here(with_sqlite),
+    Contestant::new("redis", Mode::Kill, KILL).if_here(with_redis),
+    Contestant::new("refrain", Mode::Power, POWER),
+    Contestant::new("rocksdb", Mode::Power, POWER).if_here(with_rocksdb),
+    Contestant::new("fjall", Mode::Power, POWER),
+    Contestant::new("redb", Mode::Power, POWER),
+    Contestant::new("lmdb", Mode::Power, POWER).if_here(with_lmdb),
+    Contestant::new("sled", Mode::Power, WEAK),
+    Contestant::new("sqlite", Mode::Power, POWER).if_here(with_sqlite),
+    Contestant::new("redis", Mode::Power, POWER).if_here(with_redis),
+];
+
+/// Those of a mode that can take part.
+pub fn present(mode: Mode) -> Vec<&'static Contestant> {
+    CONTESTANTS.iter().filter(|it| it.mode == mode && (it.is_here)()).collect()
+}
+
+/// A job that is done with one contestant, whichever it is.
+pub trait Job {
+    fn run<S: Store>(&self) -> Result<()>;
+}
+
+/// Does a job with the contestant of this name.
+pub fn run(name: &str, job: &impl Job) -> Result<()> {
+    match name {
+        "refrain" => job.run::<refrain::Refrain>(),
+        "dashmap" => job.run::<MapStore<dashmap::Dash>>(),
+        "papaya" => job.run::<MapStore<papaya::Papaya>>(),
+        "scc" => job.run::<MapStore<scc::Scc>>(),
+        "sharded map" => job.run::<MapStore<sharded::Sharded>>(),
+        "moka" => job.run::<MapStore<moka::Moka>>(),
+        "quick_cache" => job.run::<MapStore<quick_cache::Quick>>(),
+        "fjall" => job.run::<fjall::Fjall>(),
+        "redb" => job.run::<redb::Redb>(),
+        "sled" => job.run::<sled::Sled>(),
+        #[cfg(feature = "rocksdb")]
+        "rocksdb" => job.run::<rocksdb::Rocks>(),
+        #[cfg(feature = "lmdb")]
+        "lmdb" => job.run::<lmdb::Lmdb>(),
+        #[cfg(feature = "sqlite")]
+        "sqlite" => job.run::<sqlite::Sqlite>(),
+        #[cfg(feature = "redis")]
+        "redis" => job.run::<redis::Redis>(),
+        other => Err(format!("no contestant is called {other}").into()),
+    }
+}

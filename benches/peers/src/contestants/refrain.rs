@@ -1,0 +1,136 @@
+//! refrain itself: in memory, buffered, or synced a call. It reads its clock, keeps its timers and
+//! checks what it stored; leases are an hour, so that none ends while a fill goes on.
+
+use std::time::Duration;
+
+use refrain::{
+    Body as Stored, Claim, ClaimOptions, CompleteOptions, Durability, FencingToken, Fingerprint,
+    Lookup, Namespace, Options, Policy,
+};
+
+use crate::keys::{Body, Key};
+use crate::store::{Answer, Hand, Mode, Result, Setup, StallCounts, Store};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub struct Refrain {
+    pub store: refrain::Store,
+    pub namespace: Namespace,
+}
+
+impl Store for Refrain {
+    type Hand<'a> = RefrainHand<'a>;
+
+    fn open(setup: &Setup) -> Result<Self> {
+        let file = Options::new(&setup.directory);
+        let store = match setup.mode {
+            Mode::Memory => Options::in_memory(),
+            Mode::Kill => file.durability(Durability::Buffered),
+            Mode::Power => file.durability(Durability::Sync),
+        };
+        let store = store.open()?;
+        let namespace = store.define("peers", &Policy::default().lease(HOUR))?;
+        Ok(Self { store, namespace })
+    }
+
+    fn hand(&self) -> Result<RefrainHand<'_>> {
+        Ok(RefrainHand { namespace: &self.namespace })
+    }
+
+    fn settle(&self) -> Result<()> {
+        Ok(self.store.flush()?)
+    }
+
+    fn close(self) -> Result<()> {
+        Ok(self.store.close()?)
+    }
+
+    fn stall_counts(&self) -> StallCounts {
+        let stats = self.store.stats();
+        StallCounts {
+            room_waits: stats.room_waits,
+            purged: stats.purged,
+            copied: stats.copied,
+            recycled: stats.recycled,
+            purge_hold_ns: stats.purge_hold_max.as_nanos() as u64,
+        }
+    }
+}
+
+pub struct RefrainHand<'a> {
+    namespace: &'a Namespace,
+}
+
+impl Hand for RefrainHand<'_> {
+    fn claim(&mut self, key: &Key, fingerprint: [u8; 16], out: &mut Body) -> Result<Answer> {
+        let claim = self.namespace.claim(key, Fingerprint::from_digest(fingerprint))?;
+        answer(&claim, out)
+    }
+
+    fn complete(&mut self, key: &Key, token: u64, body: &Body) -> Result<()> {
+        self.namespace.complete(key, FencingToken::from_raw(token), body)?;
+        Ok(())
+    }
+
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool> {
+        match self.namespace.lookup(key)? {
+            Lookup::Absent => Ok(false),
+            Lookup::Completed(outcome) => {
+                copy(outcome.body(), out)?;
+                Ok(true)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn pass(
+        &mut self,
+        key: &Key,
+        fingerprint: [u8; 16],
+        body: &Body,
+        out: &mut Body,
+    ) -> Result<Answer> {
+        let claim = self.namespace.claim(key, Fingerprint::from_digest(fingerprint))?;
+        let answer = answer(&claim, out)?;
+        if let Claim::Acquired(lease) = claim {
+            lease.complete(body)?;
+        }
+        Ok(answer)
+    }
+
+    fn load(&mut self, keys: &[Key], body: &Body) -> Result<()> {
+        for key in keys {
+            let options = ClaimOptions::new()
+                .fingerprint(Fingerprint::from_digest(crate::keys::fingerprint(key)));
+            match self.namespace.claim_with(key, &options.buffered())? {
+                Claim::Acquired(lease) => {
+                    lease.complete_with(&CompleteOptions::body(body).buffered())?;
+                }
+                Claim::Completed(_) => {}
+                other => return Err(format!("loading: {other:?}").into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn answer(claim: &Claim, out: &mut Body) -> Result<Answer> {
+    Ok(match claim {
+        Claim::Acquired(lease) => Answer::Acquired(lease.token().get()),
+        Claim::Completed(outcome) => {
+            copy(outcome.body(), out)?;
+            Answer::Completed
+        }
+        Claim::InProgress(_) => Answer::InProgress,
+        Claim::Mismatch(_) => Answer::Mismatch,
+        other => return Err(format!("a claim was answered {other:?}").into()),
+    })
+}
+
+fn copy(body: Stored<'_>, out: &mut Body) -> Result<()> {
+    match body {
+        Stored::Bytes(bytes) => out.copy_from_slice(bytes),
+        other => return Err(format!("the body is {other:?}").into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! `scc::HashMap`, with ahash.
+
+use scc::HashMap;
+use scc::hash_map::Entry;
+
+use super::map::{Map, Record};
+use crate::keys::{Body, Key};
+use crate::store::Answer;
+
+pub struct Scc(HashMap<Key, Record, ahash::RandomState>);
+
+impl Map for Scc {
+    fn new(_: usize) -> Self {
+        Self(HashMap::default())
+    }
+
+    fn claim(&self, key: &Key, record: Record, out: &mut Body) -> Answer {
+        let token = record.token;
+        match self.0.entry_sync(*key) {
+            Entry::Occupied(mut entry) => match entry.get().answer(record.fingerprint, out) {
+                Some(answer) => return answer,
+                None => drop(entry.insert(record)),
+            },
+            Entry::Vacant(entry) => drop(entry.insert_entry(record)),
+        }
+        Answer::Acquired(token)
+    }
+
+    fn complete(&self, key: &Key, token: u64, body: &Body) -> bool {
+        let body = Some(body[..].into());
+        let updated = self.0.update_sync(key, |_, record| {
+            let is_held = record.token == token;
+            if is_held {
+                record.body = body;
+            }
+            is_held
+        });
+        updated.unwrap_or(false)
+    }
+
+    fn lookup(&self, key: &Key, out: &mut Body) -> bool {
+        self.0.read_sync(key, |_, record| record.is_found(out)).unwrap_or(false)
+    }
+}

@@ -1,0 +1,216 @@
+//! The parent: starts a fresh child for each contestant and repeat, and collects what it prints.
+//!
+//! Within a repeat the contestants follow one another, from another one each time, so that a slow
+//! spell of the machine meets them all. A child that fails is told of, and the run goes on.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::contestants::Contestant;
+use crate::results::{Measured, Point, Results};
+use crate::store::{Mode, Result};
+
+pub struct Driver {
+    pub results: Results,
+    /// Where the stores lie while they are measured.
+    pub directory: PathBuf,
+    pub failures: Vec<String>,
+}
+
+/// What a child is to do.
+#[derive(Clone)]
+pub struct Task {
+    pub section: &'static str,
+    pub job: &'static str,
+    pub store: String,
+    pub mode: Mode,
+    pub n: usize,
+    pub threads: usize,
+    pub numbers: Vec<(&'static str, f64)>,
+    /// How long the heap keeps memory that is free: -1 is for ever.
+    pub purge_delay: i32,
+}
+
+impl Task {
+    pub fn new(section: &'static str, job: &'static str, who: &Contestant) -> Self {
+        Self {
+            section,
+            job,
+            store: who.name.to_owned(),
+            mode: who.mode,
+            n: 1,
+            threads: 1,
+            numbers: vec![],
+            purge_delay: -1,
+        }
+    }
+
+    pub fn size(mut self, n: usize, threads: usize) -> Self {
+        (self.n, self.threads) = (n, threads);
+        self
+    }
+
+    pub fn with(mut self, name: &'static str, number: f64) -> Self {
+        self.numbers.push((name, number));
+        self
+    }
+
+    /// Tells the heap to give back at once what it does not use.
+    pub fn purging(mut self) -> Self {
+        self.purge_delay = 0;
+        self
+    }
+
+    fn name(&self) -> String {
+        let Self { section, store, mode, n, threads, .. } = self;
+        format!("{section}: {store} ({}), n {n}, {threads} threads", mode.name())
+    }
+
+    fn command(&self, directory: &Path, repeat: usize) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("child").args([self.job, &self.store, self.mode.name()]).arg(directory);
+        let own = [("n", self.n), ("threads", self.threads), ("repeat", repeat)];
+        for (name, number) in own {
+            command.arg(format!("{name}={number}"));
+        }
+        for (name, number) in &self.numbers {
+            command.arg(format!("{name}={number}"));
+        }
+        command.env("MIMALLOC_PURGE_DELAY", self.purge_delay.to_string()).stdout(Stdio::piped());
+        Ok(command)
+    }
+}
+
+/// A child at work, and the lines that it prints.
+struct Running {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child = command.spawn()?;
+        let output = child.stdout.take().ok_or("a child has no output")?;
+        Ok(Self { child, lines: BufReader::new(output).lines() })
+    }
+
+    /// The next metric, or `None` when the child has ended.
+    fn next(&mut self) -> Result<Option<(String, f64)>> {
+        let Some(line) = self.lines.next() else { return Ok(None) };
+        let line = line?;
+        let (metric, value) = line.rsplit_once(' ').ok_or("a child printed no metric")?;
+        Ok(Some((metric.to_owned(), value.parse()?)))
+    }
+
+    fn end(mut self) -> Result<()> {
+        match self.child.wait()? {
+            status if status.success() => Ok(()),
+            status => Err(format!("a child ended with {status}").into()),
+        }
+    }
+}
+
+impl Driver {
+    /// Does the tasks so many times, each time beginning with another.
+    pub fn interleave(&mut self, tasks: &[Task], repeats: usize) {
+        for repeat in 0..repeats {
+            for nth in 0..tasks.len() {
+                let task = &tasks[(nth + repeat * 3) % tasks.len()];
+                let done = self.measure(task, repeat);
+                self.note(&task.name(), done);
+            }
+        }
+    }
+
+    fn note(&mut self, name: &str, done: Result<()>) {
+        match done {
+            Ok(()) => eprintln!("{name}"),
+            Err(error) => {
+                eprintln!("{name}: FAILED, {error}");
+                self.failures.push(format!("{name}: {error}"));
+            }
+        }
+    }
+
+    fn measure(&mut self, task: &Task, repeat: usize) -> Result<()> {
+        let directory = tempfile::tempdir_in(&self.directory)?;
+        self.run(task, repeat, directory.path()).map(drop)
+    }
+
+    /// Runs a child to its end and keeps what it measured; gives the last of each metric too.
+    fn run(&mut self, task: &Task, repeat: usize, directory: &Path) -> Result<Vec<(String, f64)>> {
+        let mut running = Running::start(task.command(directory, repeat)?)?;
+        let mut metrics = vec![];
+        while let Some((metric, value)) = running.next()? {
+            metrics.push((metric, value));
+        }
+        running.end()?;
+        for (metric, value) in &metrics {
+            let point = Point {
+                section: task.section.to_owned(),
+                store: task.store.clone(),
+                mode: task.mode.name(),
+                n: task.n,
+                threads: task.threads,
+                metric: metric.clone(),
+            };
+            self.results.push(&Measured { point, repeat, value: *value })?;
+        }
+        Ok(metrics)
+    }
+
+    /// The one number that a child measures, not kept.
+    pub fn ask(&mut self, task: &Task) -> Result<f64> {
+        let directory = tempfile::tempdir_in(&self.directory)?;
+        let mut running = Running::start(task.command(directory.path(), 0)?)?;
+        let metric = running.next()?;
+        running.end()?;
+        Ok(metric.ok_or("a child measured nothing")?.1)
+    }
+
+    /// Fills in one child, which is killed when `n` keys are acknowledged or its time is over, or
+    /// else closes; and opens in the next.
+    pub fn reopen(&mut self, task: &Task, repeat: usize) {
+        let done = self.fill_and_reopen(task, repeat);
+        self.note(&task.name(), done);
+    }
+
+    fn fill_and_reopen(&mut self, task: &Task, repeat: usize) -> Result<()> {
+        let number = |name| task.numbers.iter().find(|(it, _)| *it == name).map_or(0.0, |it| it.1);
+        let (cap, is_killed) = (number("cap"), number("killed") > 0.0);
+        let directory = tempfile::tempdir_in(&self.directory)?;
+        let fill = Task { job: "fill", ..task.clone() };
+        let mut running = Running::start(fill.command(directory.path(), repeat)?)?;
+        let (mut acknowledged, mut server, mut start) = (0.0, 0, None);
+        while let Some((metric, value)) = running.next()? {
+            match &*metric {
+                "process" => server = value as i32,
+                _ => acknowledged = value,
+            }
+            let start = start.get_or_insert_with(std::time::Instant::now);
+            let is_over = acknowledged >= task.n as f64 || start.elapsed().as_secs_f64() > cap;
+            if is_killed && is_over && acknowledged > 0.0 {
+                // The server first, where there is one: it would outlive the child.
+                if let Some(server) = Pid::from_raw(server) {
+                    kill_process(server, Signal::KILL)?;
+                }
+                running.child.kill()?;
+                break;
+            }
+        }
+        if is_killed {
+            // What it was acknowledged and could still tell counts too.
+            while let Some((_, value)) = running.next().unwrap_or(None) {
+                acknowledged = f64::max(acknowledged, value);
+            }
+            running.child.wait()?;
+        } else {
+            running.end()?;
+        }
+        let reopen = Task { job: "reopen", ..task.clone() }.with("acknowledged", acknowledged);
+        self.run(&reopen, repeat, directory.path()).map(drop)
+    }
+}

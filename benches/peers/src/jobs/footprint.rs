@@ -1,0 +1,47 @@
+//! Bytes of memory and disk a completed entry, in a process that holds little else.
+//!
+//! Keys are made as they are needed, and the heap is told to give back what it does not use.
+
+use super::{Order, tell};
+use crate::contestants::Job;
+use crate::keys::{BODY, Bodies, fingerprint, key};
+use crate::machine::{self, Resident};
+use crate::store::{Hand, Result, Store};
+
+pub struct Footprint<'a>(pub &'a Order);
+
+impl Job for Footprint<'_> {
+    fn run<S: Store>(&self) -> Result<()> {
+        let order = self.0;
+        let n = order.count("n")?;
+        let bodies = Bodies::new();
+        machine::warm(order.count("warm")?)?;
+        let before = Resident::now()?;
+        let store = S::open(&order.setup("fill")?)?;
+        let process = store.process().map_or("self".to_owned(), |id| id.to_string());
+        let before = if process == "self" { before } else { Resident::of(&process)? };
+        {
+            let (mut hand, mut out) = (store.hand()?, [0; BODY]);
+            if order.number("load")? > 0.0 {
+                for first in (0..n).step_by(10_000) {
+                    let keys = crate::keys::sequence(first as u64, 10_000.min(n - first));
+                    hand.load(&keys, bodies.nth(first))?;
+                }
+            } else {
+                for nth in 0..n {
+                    let key = key(nth as u64);
+                    hand.pass(&key, fingerprint(&key), bodies.nth(nth), &mut out)?;
+                }
+            }
+        }
+        store.settle()?;
+        let after = Resident::of(&process)?;
+        let each = |after: u64, before: u64| after.saturating_sub(before) as f64 / n as f64;
+        tell("anonymous", each(after.anonymous, before.anonymous));
+        tell("resident", each(after.total, before.total));
+        tell("disk", machine::disk_bytes(&order.directory)? as f64 / n as f64);
+        store.close()?;
+        tell("disk closed", machine::disk_bytes(&order.directory)? as f64 / n as f64);
+        Ok(())
+    }
+}
