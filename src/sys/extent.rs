@@ -135,6 +135,12 @@ impl Extent {
         self.region.prefault(self.start + from as usize, len).unwrap_or_default();
     }
 
+    /// Says that it will not be stored to any more, see [`Region::settle`].
+    pub(crate) fn settle(&self) {
+        // Whatever could not be done makes writing back slower, and nothing else.
+        self.region.settle(self.start, self.len as usize).unwrap_or_default();
+    }
+
     /// The writer; `None` while there is one already.
     pub(crate) fn writer(self: &Arc<Self>) -> Option<ExtentWriter> {
         // AcqRel pairs with the Release in the drop of the writer before: its writes come first.

@@ -9,6 +9,8 @@ use std::fmt::{self, Debug};
 use std::io;
 use std::ptr::NonNull;
 
+#[cfg(all(target_os = "linux", not(miri)))]
+use memmap2::UncheckedAdvice;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 /// Memory at a fixed address.
@@ -32,6 +34,16 @@ pub unsafe trait Region: Send + Sync + Debug {
     ///
     /// What the kernel answers: it may be older than Linux 5.14, or have no memory.
     fn prefault(&self, _offset: usize, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// These bytes are not stored to any more for a while: writing them back need not interrupt whoever
+    /// uses the memory, page by page. Changes nothing, and may be called while they are read.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers: it may be older than Linux 5.14.
+    fn settle(&self, _offset: usize, _len: usize) -> io::Result<()> {
         Ok(())
     }
 
@@ -87,6 +99,18 @@ unsafe impl Region for MappedRegion {
 
     fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
         populate(&self.map, offset, len)
+    }
+
+    /// Pages that were stored to through a mapping are made read-only one by one when they are written
+    /// back, and each time all processors that run this process are interrupted, to forget the page.
+    /// Here the mapping lets go of all of them at once, with one such interruption, and takes them
+    /// again as pages that are only read.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn settle(&self, offset: usize, len: usize) -> io::Result<()> {
+        // SAFETY: of a shared mapping of a file nothing but the table of pages is given up: their
+        // content, also what was stored last, is the page cache's, and whoever looks next finds it.
+        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len)? };
+        self.map.advise_range(Advice::PopulateRead, offset, len)
     }
 }
 

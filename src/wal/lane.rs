@@ -478,6 +478,9 @@ impl Lane {
             reach(Point::BehindTrailer);
             // Behind the write: a round may have taken the file meanwhile.
             segment.file.set_dirty();
+            if self.append == Append::Mapped {
+                segment.extent.settle();
+            }
             let mut state = self.state.lock();
             let Ended { segment, sealed, .. } = state.ended.remove(0);
             state.unstable.push((segment, sealed));
