@@ -69,6 +69,7 @@ pub struct Options {
     segment_bytes: Option<u64>,
     max_clock_jump: Option<Duration>,
     max_disk_bytes: Option<u64>,
+    headroom_bytes: u64,
     verify_at_open: bool,
     clock: Option<Arc<dyn Clock>>,
     first_counter: u64,
@@ -95,6 +96,7 @@ impl Options {
             segment_bytes: None,
             max_clock_jump: None,
             max_disk_bytes: None,
+            headroom_bytes: 0,
             verify_at_open: false,
             clock: None,
             first_counter: 0,
@@ -138,6 +140,14 @@ impl Options {
     /// and some tens of bytes a namespace.
     pub fn max_disk_bytes(mut self, bytes: u64) -> Self {
         self.max_disk_bytes = Some(bytes);
+        self
+    }
+
+    /// Bytes of free segments that are kept ready beside what the store needs: a burst of so much waits
+    /// for no data file. Opening makes what is missing, at the speed at which the disk takes zeros, and
+    /// fails when it can't. Default: an eighth of the store, at most 64 segments, made while it is in use.
+    pub fn headroom_bytes(mut self, bytes: u64) -> Self {
+        self.headroom_bytes = bytes;
         self
     }
 
@@ -256,6 +266,7 @@ impl Options {
             segment_bytes: self.segment_bytes.map(|bytes| bytes as u32),
             max_clock_jump: self.max_clock_jump,
             max_disk_bytes: self.max_disk_bytes,
+            headroom_bytes: self.headroom_bytes,
             first_counter: self.first_counter,
             is_salvage: false,
             in_full: self.verify_at_open,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use refrain::testing::{Crash, Fault, HeapFs, SimClock, SimDisk};
 use refrain::{
     Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Lookup,
-    Namespace, Once, Options, Policy, Store,
+    Namespace, Once, OpenError, Options, Policy, Store,
 };
 use support::disk::poke;
 
@@ -48,6 +48,35 @@ fn pass(store: &Store, clock: &SimClock, time: Duration) {
         clock.advance(time / 20);
         store.maintain(Duration::MAX);
     }
+}
+
+/// What is asked for as headroom is there when the store is open, and stays.
+#[test]
+fn headroom_is_made_at_open_kept_and_refused_where_it_cannot_be() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let with = |segments: u64| options(&fs, &clock).headroom_bytes(segments * SEGMENT_BYTES);
+    let store = with(40).open().unwrap();
+    let room = |store: &Store| store.stats().disk_bytes - store.stats().wal_bytes;
+    let waits = store.stats().room_waits;
+    assert!(room(&store) >= 40 * SEGMENT_BYTES, "{:?}", store.stats());
+    let space = store.namespace("space").unwrap();
+    let body = vec![7; SEGMENT_BYTES as usize / 4];
+    for n in 0..60_u32 {
+        let lease = space.claim(n.to_le_bytes(), None).unwrap().acquired().unwrap();
+        lease.complete(&body).unwrap();
+    }
+    assert_eq!(store.stats().room_waits, waits, "{:?}", store.stats());
+    // An hour of idleness gives nothing of it away.
+    for _ in 0..60 {
+        clock.advance(Duration::from_secs(60));
+        store.maintain(Duration::MAX);
+    }
+    assert!(room(&store) >= 40 * SEGMENT_BYTES, "{:?}", store.stats());
+    store.close().unwrap();
+    let refused = with(400).max_disk_bytes(60 * SEGMENT_BYTES).open();
+    assert!(matches!(refused, Err(OpenError::Full { .. })), "{refused:?}");
+    let store = with(0).open().unwrap();
+    assert_eq!(store.stats().entries, 60, "nothing was lost by it");
 }
 
 #[test]

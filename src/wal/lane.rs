@@ -97,6 +97,8 @@ pub(crate) struct Lane {
     segment_bytes: u32,
     /// See [`usable_bytes`].
     usable: u64,
+    /// Prepared segments that are wanted at least.
+    headroom: u64,
     /// On lines of its own: whoever appends writes to it.
     state: CachePadded<Mutex<State>>,
 }
@@ -179,11 +181,13 @@ impl State {
 }
 
 impl Lane {
-    pub(crate) fn new(append: Append, segment_bytes: u32) -> Self {
+    /// `headroom_bytes` of prepared segments are wanted at least.
+    pub(crate) fn new(append: Append, segment_bytes: u32, headroom_bytes: u64) -> Self {
         let streams = vec![Stream { class: Class::Claims, active: None }];
         let state = State { streams, proven: true, ..State::default() };
         let (usable, state) = (usable_bytes(segment_bytes), CachePadded::new(Mutex::new(state)));
-        Self { append, segment_bytes, usable, state }
+        let headroom = headroom_bytes.div_ceil(u64::from(segment_bytes));
+        Self { append, segment_bytes, usable, headroom, state }
     }
 
     /// A data file whose changes rounds have to sync.
@@ -268,7 +272,7 @@ impl Lane {
         let is_free = |file: &&Arc<DataFile>| {
             let segments = u64::from(file.header().segments);
             let left = state.prepared.len().saturating_sub(segments);
-            let wanted = 2 * wanted_segments(total.saturating_sub(segments));
+            let wanted = 2 * wanted_segments(total.saturating_sub(segments)).max(self.headroom);
             left * usable >= state.held + wanted * usable
                 && state.prepared.count_in(file) == segments
         };
@@ -299,7 +303,7 @@ impl Lane {
         let usable = self.usable;
         let prepared = state.prepared.len();
         let room = prepared * usable;
-        let wanted = wanted_segments(total);
+        let wanted = wanted_segments(total).max(self.headroom);
         Supply {
             prepared,
             held: state.held,

@@ -102,6 +102,7 @@ pub(crate) struct WalParts {
     pub(crate) growth: Growth,
     pub(crate) epoch: Epoch,
     pub(crate) disk_bytes_max: u64,
+    pub(crate) headroom_bytes: u64,
 }
 
 impl Wal {
@@ -111,7 +112,7 @@ impl Wal {
         let wal = Self {
             fs,
             store_id,
-            lane: Lane::new(append, segments.segment_bytes()),
+            lane: Lane::new(append, segments.segment_bytes(), parts.headroom_bytes),
             segments,
             rounds: Rounds::default(),
             poison: Poison::default(),

@@ -35,7 +35,7 @@ use super::state::{Standing, held_bytes, is_orphan};
 use super::time::Timeline;
 use super::{Engine, Mode};
 use crate::answer::EndCause;
-use crate::error::{Failure, OpenError};
+use crate::error::{Failure, OpenError, StoreError};
 use crate::format::file::id_of_name;
 use crate::format::meta::{FileSet, Meta, Mode as StoredMode, SLOTS};
 use crate::format::record::Kind;
@@ -76,6 +76,7 @@ pub(crate) struct OpenRequest {
     pub(crate) segment_bytes: Option<u32>,
     pub(crate) max_clock_jump: Option<Duration>,
     pub(crate) max_disk_bytes: Option<u64>,
+    pub(crate) headroom_bytes: u64,
     /// Where token counters start; above zero in tests only.
     pub(crate) first_counter: u64,
     /// Whether the store is one that salvage is making.
@@ -189,6 +190,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         growth: Growth::new(files, next_generation),
         epoch,
         disk_bytes_max: request.max_disk_bytes.unwrap_or(u64::MAX),
+        headroom_bytes: request.headroom_bytes,
     });
     let found: Vec<_> = segments.into_iter().zip(scanned).collect();
     let sealed = take_over(&wal, &found, &generations);
@@ -228,6 +230,9 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         // those that were granted still have the spare segments.
         engine.make_room(engine.wal.growths())?;
     }
+    if request.headroom_bytes > 0 {
+        make_headroom(&engine)?;
+    }
     forget_again(&engine, &settled.to_forget)?;
     if !settled.to_park.is_empty() {
         park_orphans(&engine, &settled.to_park, floor)?;
@@ -239,7 +244,19 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     Ok((engine, report))
 }
 
-/// A copy with holes on a full disk.
+/// Makes data files until there is the room that was asked for.
+fn make_headroom(engine: &Engine) -> Result<(), OpenError> {
+    while engine.wal.supply().is_low {
+        match engine.wal.grow_ahead(u64::MAX, engine.timeline.now()) {
+            Ok(()) => {}
+            Err(StoreError::Io(cause)) => return Err(hole_failure(cause)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A copy with holes on a full disk, or room that is not to be had.
 fn hole_failure(cause: Arc<Failure>) -> OpenError {
     match cause.io().kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => OpenError::Full { cause },
