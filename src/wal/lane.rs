@@ -33,7 +33,7 @@ use super::class::Class;
 use super::data_file::DataFile;
 use super::pool::{BEHIND_MAX, Pool, SPARE_SEGMENTS, usable_bytes, wanted_segments};
 use super::segments::Segment;
-use super::stream::{Active, Ended, SealedSegment, Stream, Supply};
+use super::stream::{Active, Ended, Index, SealedSegment, Stream, Supply};
 use crossbeam_utils::CachePadded;
 
 use crate::error::Failure;
@@ -112,6 +112,8 @@ struct State {
     headed: Vec<Generation>,
     /// The least generation in the data file that is being given up.
     given_up: Option<Generation>,
+    /// Empty, for segments that will be filled.
+    indexes: Vec<Index>,
     /// Full, or old enough, and not yet sealed; oldest first.
     ended: Vec<Ended>,
     /// Sealed, and not yet known to be stable; oldest first.
@@ -135,6 +137,9 @@ struct State {
 
 /// What is made ready of prepared segments for each stream, at most.
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// So many empty indexes are made ready, and so many are kept of those that were used.
+const INDEXES_READY: usize = 2;
+const INDEXES_MAX: usize = 4;
 /// Streams at most, before classes are rounded up.
 const STREAMS_MAX: usize = 17;
 
@@ -437,10 +442,11 @@ impl Lane {
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
         let Some(writer) = writer else { return };
+        let index = state.indexes.pop().unwrap_or_else(|| Index::new(self.segment_bytes));
         let (order, activation) = (state.claims, state.activations);
         state.activations += 1;
         state.claims += u64::from(state.streams[stream].class == Class::Claims);
-        let active = Active::new(segment, writer, order, activation);
+        let active = Active::new(segment, writer, index, order, activation);
         state.streams[stream].active = Some(active);
     }
 
@@ -465,17 +471,17 @@ impl Lane {
             let tail = self.state.lock().ended.first_mut().and_then(|ended| ended.tail.take());
             let Some((mut active, class)) = tail else { return Ok(()) };
             let segment = Arc::clone(&active.segment);
-            let (index, trailer) = active.index_and_trailer(class);
+            let trailer = active.trailer(class);
             let bytes = trailer.encode(segment.place);
             let at = index_offset(self.segment_bytes, trailer.entries);
             reach(Point::BeforeTrailer);
             match self.append {
                 Append::Mapped => {
-                    active.writer.put(at, &index);
+                    active.writer.put(at, active.index.bytes());
                     active.writer.put(trailer_offset(self.segment_bytes), &bytes);
                 }
                 Append::Positioned => {
-                    let parts = [IoSlice::new(&index), IoSlice::new(&bytes)];
+                    let parts = [IoSlice::new(active.index.bytes()), IoSlice::new(&bytes)];
                     segment.file.write_at(&parts, segment.file_offset(at))?;
                 }
             }
@@ -489,6 +495,17 @@ impl Lane {
             let Ended { segment, sealed, .. } = state.ended.remove(0);
             state.unstable.push((segment, sealed));
             state.proven = false;
+            if state.indexes.len() < INDEXES_MAX {
+                state.indexes.push(active.index.emptied());
+            }
+        }
+    }
+
+    /// Makes memory ready for the indexes of the segments that are filled next.
+    pub(crate) fn stock_indexes(&self) {
+        while self.state.lock().indexes.len() < INDEXES_READY {
+            let index = Index::ready(self.segment_bytes);
+            self.state.lock().indexes.push(index);
         }
     }
 

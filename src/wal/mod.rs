@@ -241,6 +241,7 @@ impl Wal {
     /// Takes the page faults of what is filled next, if each stream takes `bytes` more; and with them
     /// the kernel's brake on whoever dirties pages faster than the disk takes them.
     pub(crate) fn prefault(&self, bytes: u64) {
+        self.lane.stock_indexes();
         for (segment, to) in self.lane.filled_next(bytes) {
             segment.make_ready(to);
         }
