@@ -210,6 +210,8 @@ impl Engine {
         if appended_bytes != last.appended_bytes {
             // No more than will be used soon: what was made ready is written to the disk with the rest.
             self.wal.prefault((appended_bytes - last.appended_bytes).saturating_mul(TICKS_AHEAD));
+            // Tables grow while something is appended.
+            self.shards.iter().for_each(|shard| shard.buckets().make_ready());
             (last.appended_bytes, last.appended_at) = (appended_bytes, now);
         }
         let rounds_due = self.make_round(&mut last, now);

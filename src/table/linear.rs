@@ -417,6 +417,14 @@ impl Buckets {
         Ok(Sight::Unclear)
     }
 
+    /// Makes the room that the table will need when it has grown by a sixteenth, so that who inserts
+    /// does not have to. Takes no lock, and changes nothing else.
+    pub(crate) fn make_ready(&self) {
+        let buckets = self.main_buckets();
+        // Far from all that 32 bits can number.
+        self.main.ensure((buckets + buckets / 16) as u32);
+    }
+
     /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
     /// or there may be one further on.
     #[inline]
@@ -645,6 +653,21 @@ mod tests {
         assert_eq!(table.len(), lasting.len());
         let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
         assert_eq!(sight, Sight::Nothing, "nobody changes anything");
+    }
+
+    #[test]
+    fn a_table_that_is_made_ready_in_time_makes_no_room_while_it_inserts() {
+        let mut table = Table::for_entries(0);
+        // A small table grows by a sixteenth at each insertion.
+        let (small, count) = (400, if cfg!(miri) { 600 } else { 50_000 });
+        for n in 1..=count {
+            let before = table.buckets.main.len();
+            table.insert(spread(n), Location::from_units(n), false);
+            assert!(n < small || table.buckets.main.len() == before, "{n}");
+            if n % 20 == 0 {
+                table.buckets.make_ready();
+            }
+        }
     }
 
     #[test]
