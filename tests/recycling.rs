@@ -515,6 +515,49 @@ fn a_forget_that_the_power_took_is_written_again() {
     assert!(seen > 0, "the claim was never there");
 }
 
+/// Nothing is written any more: the meta file has learnt the time for the last time, and everything
+/// is proven. When what there is has had its time, nothing but a mark tells that it has come, and it
+/// must be on the disk before the next header (R9): the power goes, and the wall clock is set back.
+#[test]
+fn an_idle_store_destroys_nothing_before_its_time_is_durable() {
+    let base = Run::new(SimClock::new().wall());
+    let mut cuts = 0;
+    for steps in 0.. {
+        let mut run = base.copy(Some(steps));
+        let store = run.open();
+        run.model.open += 1;
+        for (verb, letter) in [(Claim, 'l'), (Complete, 'l'), (Once, 'm')] {
+            run.ask(&store, &call(verb, letter, &run.model));
+        }
+        // Segments are sealed for their age after an eighth of 500 seconds.
+        for _ in 0..15 {
+            run.pass(&store, 6);
+        }
+        let written = |disk: &SimDisk| ["write", "sync"].map(|call| disk.counts()[call]);
+        let (before, recycled) = (written(&run.disk), store.stats().recycled);
+        run.pass(&store, 300);
+        assert_eq!(written(&run.disk), before, "the store is not idle");
+        let idle_since = run.clock.wall();
+        run.disk.crash_after(steps, Crash::Kill);
+        run.pass(&store, 120);
+        let has_ended = run.disk.crashed().is_none();
+        assert!(!has_ended || store.stats().recycled > recycled, "nothing was destroyed");
+        store.abandon();
+        run.clock = SimClock::at(idle_since);
+        for subset in 0..1 << run.disk.unsynced().min(6) {
+            let mut run = run.copy(None);
+            run.disk.cut_keeping(|unit| subset >> (unit % 6) & 1 == 1);
+            // Back, if its time has not come by what the disk has; or gone, if it has.
+            run.recover(false).abandon();
+            cuts += 1;
+        }
+        if has_ended {
+            assert!(steps > 3 && cuts > 2 * steps, "{steps} steps, {cuts} power cuts");
+            return;
+        }
+    }
+}
+
 /// The scripts are about what they say: in each one segments are recycled.
 #[test]
 fn every_script_recycles() {

@@ -224,5 +224,5 @@ pub(super) fn park_orphans(
         }
     }
     // The mark may reach the disk without the records: it does not tell the time of this open.
-    engine.wal.sync_round(floor).map_err(OpenError::Io)
+    engine.wal.sync_round(|| floor).map_err(OpenError::Io)
 }
