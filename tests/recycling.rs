@@ -15,7 +15,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use refrain::testing::{Crash, SimClock, SimDisk, SimFs};
-use refrain::{Durability, FingerprintRule, OnOrphan, OpenError, Options, Store};
+use refrain::{
+    Claim as Claimed, CompleteOptions, Durability, FingerprintRule, Lease, OnOrphan, OpenError,
+    Options, Store,
+};
 use support::calls::{Asked, Call, Face};
 use support::model::{Ask, Bring, Entry, Key, Model, Rules};
 use support::world::{SEGMENT_BYTES, ms_of, name};
@@ -513,6 +516,84 @@ fn a_forget_that_the_power_took_is_written_again() {
         assert_eq!(face(&run.open(), &key('l')), Face::Absent, "subset {subset}");
     }
     assert!(seen > 0, "the claim was never there");
+}
+
+/// The same on a disk that is full: there is no room for the forget when the store is opened. It is
+/// opened all the same, and nothing goes before the forget is there.
+#[test]
+fn a_forget_that_finds_no_room_is_written_when_there_is_some() {
+    forget_without_room(|lease| lease.release().unwrap());
+    // This one needs no room for a copy, and is over long before what it won against.
+    forget_without_room(|lease| {
+        let time = Duration::from_secs(15);
+        let options = CompleteOptions::body(b"another").replay_ttl(time).dedupe_ttl(time);
+        lease.complete_with(&options).unwrap();
+    });
+}
+
+fn forget_without_room(end: impl FnOnce(Lease)) {
+    let mut base = Run::new(SimClock::new().wall());
+    let options = |run: &Run| run.options(run.disk.mount()).durability(Durability::Buffered);
+    let store = options(&base).open().unwrap();
+    let long = store.namespace(&name(2)).unwrap();
+    let filler = "f".repeat(SEGMENT_BYTES as usize / 3);
+    long.claim("l", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
+    // For its segment to be worth keeping.
+    for number in 0..50 {
+        let lease = long.claim(format!("other-{number}"), None).unwrap().acquired().unwrap();
+        lease.complete(b"outcome").unwrap();
+    }
+    // Without this one, there would be nothing in the segment of the one that is lost.
+    long.forget("other-0", "a test", "a test").unwrap();
+    base.pass(&store, 6);
+    store.flush().unwrap();
+    long.forget("l", "a test", "a test").unwrap();
+    end(long.claim("l", None).unwrap().acquired().unwrap());
+    base.disk.set_room(0);
+    // One completion after the other, until all room is taken, for twenty seconds.
+    let short = store.namespace(&name(0)).unwrap();
+    let full = (0..).find(|number| {
+        let lease = short.claim(format!("filler-{number}"), None).ok().and_then(Claimed::acquired);
+        lease.is_none_or(|lease| lease.complete(&filler).is_err())
+    });
+    let once = (0..).find(|number| short.once(format!("once-{number:04000}"), None).is_err());
+    println!("full after {full:?} and {once:?} keys");
+    drop((long, short));
+    store.abandon();
+    let mut owed = 0;
+    for dropped in 0..base.disk.unsynced() {
+        let mut run = base.copy(None);
+        run.disk.cut_keeping(|unit| unit != dropped);
+        let record_bytes = |run: &Run, room| {
+            run.disk.set_room(room);
+            let store = run.open();
+            (store.stats().record_bytes, store)
+        };
+        let (with_room, store) = record_bytes(&run.copy(None), u64::MAX);
+        store.abandon();
+        let (without, store) = record_bytes(&run, 0);
+        if without == with_room {
+            store.abandon();
+            continue;
+        }
+        owed += 1;
+        for _ in 0..6 {
+            run.pass(&store, 20);
+        }
+        assert_eq!(store.stats().recycled, 0, "without page {dropped}");
+        store.abandon();
+        let store = run.open();
+        assert_eq!(face(&store, &key('l')), Face::Absent, "without page {dropped}, full");
+        run.disk.set_room(u64::MAX);
+        for _ in 0..6 {
+            run.pass(&store, 20);
+        }
+        assert!(store.stats().recycled > 0, "without page {dropped}");
+        store.abandon();
+        let store = run.open();
+        assert_eq!(face(&store, &key('l')), Face::Absent, "without page {dropped}");
+    }
+    assert!(owed > 0, "the forget was never lost");
 }
 
 /// Nothing is written any more: the meta file has learnt the time for the last time, and everything

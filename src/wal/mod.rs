@@ -212,10 +212,7 @@ impl Wal {
 
     /// What the leader of a round does: writes the mark, syncs what is dirty, and notes what is
     /// durable now. Everything appended before the call is.
-    pub(crate) fn sync_round(
-        &self,
-        now: impl FnOnce() -> Timestamp,
-    ) -> Result<(), Arc<Failure>> {
+    pub(crate) fn sync_round(&self, now: impl FnOnce() -> Timestamp) -> Result<(), Arc<Failure>> {
         let Some(plan) = self.lane.begin_round() else { return Ok(()) };
         let mark = Mark {
             epoch: Epoch(self.epoch.load(Ordering::Relaxed)),
