@@ -70,7 +70,7 @@ for name in "${names[@]}"; do
     fresh_copy
     read -ra command <<<"$(command_of "$name")"
     log=target/planted/$name.txt
-    if (cd "$copy" && patch --quiet -p1) <"tests/planted/$name.patch" >"$log" 2>&1; then
+    if (cd "$copy" && patch --quiet --fuzz=0 -p1) <"tests/planted/$name.patch" >"$log" 2>&1; then
         # Files are newer than what was built of the copy before.
         find "$copy/src" -name '*.rs' -exec touch {} +
         run "$log" "${command[@]}"
