@@ -15,6 +15,7 @@ use crate::error::{CloseError, StoreError};
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Condvar, Mutex};
+use crate::types::{Location, Timestamp};
 
 /// How often the thread looks around while the store is in use.
 const TICK: Duration = Duration::from_millis(5);
@@ -122,6 +123,11 @@ impl Background {
             changed: Condvar::new(),
             last: Mutex::new(last),
         }
+    }
+
+    /// Forgets that recovery found no room for, see [`Expiry::owe`].
+    pub(super) fn owe(&self, forgets: Vec<(Location, Timestamp)>) {
+        self.last.lock().expiry.owe(forgets);
     }
 
     /// Something was appended.

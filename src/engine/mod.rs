@@ -440,7 +440,7 @@ pub(crate) struct RoundLeader<'a> {
 
 impl Leader for RoundLeader<'_> {
     fn sync(&self) -> Result<(), Arc<Failure>> {
-        self.engine.wal.sync_round(self.engine.timeline.now())
+        self.engine.wal.sync_round(|| self.engine.timeline.now())
     }
 
     fn wanted(&self) {

@@ -213,12 +213,14 @@ impl Wal {
 
     /// What the leader of a round does: writes the mark, syncs what is dirty, and notes what is
     /// durable now. Everything appended before the call is.
-    pub(crate) fn sync_round(&self, now: Timestamp) -> Result<(), Arc<Failure>> {
+    pub(crate) fn sync_round(&self, now: impl FnOnce() -> Timestamp) -> Result<(), Arc<Failure>> {
         let Some(plan) = self.lane.begin_round() else { return Ok(()) };
         let mark = Mark {
             epoch: Epoch(self.epoch.load(Ordering::Relaxed)),
             round: self.mark_round.fetch_add(1, Ordering::Relaxed),
-            clock: now,
+            // R9: read when the round has begun. Whoever asked for this mark may have acted on a time
+            // that came after the leader was chosen.
+            clock: now(),
             stable: plan.stable,
             entries: plan.entries.clone(),
         };
