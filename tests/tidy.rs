@@ -108,7 +108,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
             "src/format",
             &["flags", "ext", "index", "record", "segment", "mark", "file", "names", "meta"],
         ),
-        ("src/table", &["bucket", "linear"]),
+        ("src/table", &["bucket", "buckets", "linear"]),
         (
             "src/wal",
             &[
@@ -121,6 +121,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "stream",
                 "pool",
                 "lane",
+                "seal",
                 "rounds",
                 "growth",
                 "recycle",

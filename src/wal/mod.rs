@@ -25,6 +25,7 @@ pub(crate) mod poison;
 mod pool;
 pub(crate) mod recycle;
 pub(crate) mod rounds;
+mod seal;
 pub(crate) mod segments;
 pub(crate) mod shrink;
 pub(crate) mod stream;
