@@ -275,7 +275,7 @@ fn one_word_a_concept() {
     texts.extend(files(&["docs"], "md"));
     for (name, text) in texts {
         // The associated type of iterators has its name from the language.
-        let text = text.replace("Iterator<Item =", "Iterator<");
+        let text = text.replace("Iterator<Item =", "Iterator<").replace("type Item =", "type");
         for word in text.split(|it: char| !it.is_alphanumeric()) {
             let word = word.to_lowercase();
             let singular = word.strip_suffix('s').unwrap_or(&word);
