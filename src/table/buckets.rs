@@ -19,7 +19,7 @@ use crate::types::KeyHash;
 pub(crate) struct Buckets {
     pub(super) main: Chunked<Bucket>,
     pub(super) overflow: Chunked<Bucket>,
-    /// (level, split pointer): the table has `2^(first_bits + level) + split` main buckets.
+    /// (level, next to split): the table has `2^(first_bits + level) + split` main buckets.
     pub(super) shape: AtomicU64,
 }
 
@@ -58,39 +58,46 @@ impl Buckets {
         hash: KeyHash,
         mut is_match: impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Sight, E> {
-        let tag = self.tag_of(hash);
         for _ in 0..LOOKS_MAX {
-            let shape = self.shape();
-            let main = self.bucket(Place::Main(self.bucket_of(hash, shape)));
-            let version = main.version();
-            let (mut bucket, mut overflows) = (main, 0);
-            let is_whole = loop {
-                for index in bucket.matches(tag) {
-                    if let Some(slot) = bucket.slot(index)
-                        && slot.tag() == tag
-                        && is_match(slot)?
-                    {
-                        return Ok(Sight::Slot(slot));
-                    }
-                }
-                match bucket.overflow() {
-                    None => break true,
-                    Some(_) if overflows == OVERFLOW_MAX => break false,
-                    Some(next) => bucket = self.bucket(Place::Overflow(next)),
-                }
-                overflows += 1;
-            };
-            // Loads of slots are Acquire: whoever has seen a slot that moved sees that it did.
-            if is_whole
-                && version.is_at_rest()
-                && main.version() == version
-                && self.shape() == shape
-            {
-                return Ok(Sight::Nothing);
+            match self.look(hash, self.shape(), &mut is_match)? {
+                Sight::Unclear => std::hint::spin_loop(),
+                sight => return Ok(sight),
             }
-            std::hint::spin_loop();
         }
         Ok(Sight::Unclear)
+    }
+
+    /// Looks once, in a table that had this shape when the look began.
+    #[inline]
+    fn look<E>(
+        &self,
+        hash: KeyHash,
+        shape: Shape,
+        is_match: &mut impl FnMut(Slot) -> Result<bool, E>,
+    ) -> Result<Sight, E> {
+        let tag = self.tag_of(hash);
+        let main = self.bucket(Place::Main(self.bucket_of(hash, shape)));
+        let version = main.version();
+        let (mut bucket, mut overflows) = (main, 0);
+        let is_whole = loop {
+            for index in bucket.matches(tag) {
+                if let Some(slot) = bucket.slot(index)
+                    && slot.tag() == tag
+                    && is_match(slot)?
+                {
+                    return Ok(Sight::Slot(slot));
+                }
+            }
+            match bucket.overflow() {
+                None => break true,
+                Some(_) if overflows == OVERFLOW_MAX => break false,
+                Some(next) => bucket = self.bucket(Place::Overflow(next)),
+            }
+            overflows += 1;
+        };
+        // Loads of slots are Acquire: whoever has seen a slot that moved sees that it did.
+        let is_same = version.is_at_rest() && main.version() == version && self.shape() == shape;
+        Ok(if is_whole && is_same { Sight::Nothing } else { Sight::Unclear })
     }
 
     /// Makes the room that the table will need when it has grown by a sixteenth, so that who inserts
@@ -163,6 +170,7 @@ impl Buckets {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::convert::Infallible;
     use std::sync::atomic::AtomicBool;
 
@@ -238,6 +246,82 @@ mod tests {
                 buckets.make_ready();
             }
         }
+    }
+
+    /// Three slots of one bucket, of which the last two have one hash: whoever looks for the last one
+    /// meets the one before, and may do something there.
+    fn crowded() -> (RefCell<Table>, KeyHash) {
+        let mut table = Table::for_entries(0);
+        // They go to another bucket when the table doubles, and these two stay, or the other way round.
+        let bits = table.buckets().main.first_bits();
+        let [stays, goes] = [KeyHash(0), KeyHash(1 << bits)];
+        table.insert(goes, Location::from_units(9), false);
+        table.insert(stays, Location::from_units(1), false);
+        table.insert(stays, Location::from_units(2), false);
+        (RefCell::new(table), stays)
+    }
+
+    /// Inserts into other buckets until bucket 0 is split.
+    fn split_first(table: &RefCell<Table>) {
+        let shape = table.borrow().buckets().shape();
+        for n in 100.. {
+            table.borrow_mut().insert(KeyHash(n << 1 | 1), Location::from_units(n), false);
+            if table.borrow().buckets().shape() != shape {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn slots_that_move_up_within_their_chain_are_looked_for_again() {
+        let (table, hash) = crowded();
+        let buckets = table.borrow().buckets();
+        let after = Shape { level: 0, split: 1 };
+        let mut has_split = false;
+        let mut meet = |slot: Slot| {
+            if slot.location().units() == 1 && !std::mem::replace(&mut has_split, true) {
+                split_first(&table);
+                assert_eq!(buckets.shape(), after, "the look began when it had this shape");
+            }
+            Ok::<_, Infallible>(slot.location().units() == 2)
+        };
+        let Ok(sight) = buckets.look(hash, after, &mut meet);
+        assert_eq!(sight, Sight::Unclear);
+        let Ok(sight) = buckets.find(hash, &mut meet);
+        assert!(matches!(sight, Sight::Slot(_)) && has_split);
+    }
+
+    #[test]
+    fn slots_that_leave_an_overflow_bucket_are_looked_for_again() {
+        let mut table = Table::for_entries(0);
+        (1..=9).for_each(|n| table.insert(KeyHash(0), Location::from_units(n), false));
+        let (buckets, table) = (table.buckets(), RefCell::new(table));
+        let mut has_moved = false;
+        let mut meet = |slot: Slot| {
+            // The last one of the main bucket: what is moved to the first places now is passed by.
+            if slot.location().units() == 7 && !std::mem::replace(&mut has_moved, true) {
+                (1..=4).for_each(|n| remove(&mut table.borrow_mut(), KeyHash(0), n));
+            }
+            Ok::<_, Infallible>(slot.location().units() == 9)
+        };
+        let Ok(sight) = buckets.look(KeyHash(0), buckets.shape(), &mut meet);
+        assert_eq!(sight, Sight::Unclear);
+        let Ok(sight) = buckets.find(KeyHash(0), &mut meet);
+        assert!(matches!(sight, Sight::Slot(_)) && has_moved);
+    }
+
+    #[test]
+    fn slots_that_went_to_another_bucket_before_the_look_are_looked_for_again() {
+        let (table, _) = crowded();
+        let buckets = table.borrow().buckets();
+        let (before, bits) = (buckets.shape(), buckets.main.first_bits());
+        split_first(&table);
+        let goes = KeyHash(1 << bits);
+        let mut is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == 9);
+        let Ok(sight) = buckets.look(goes, before, &mut is_it);
+        assert_eq!(sight, Sight::Unclear);
+        let Ok(sight) = buckets.find(goes, &mut is_it);
+        assert!(matches!(sight, Sight::Slot(_)));
     }
 
     #[test]
