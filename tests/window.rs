@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use refrain::testing::{Crash, Fault, HeapFs, SimClock, SimDisk};
 use refrain::{
-    Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Lookup,
-    Namespace, Once, OpenError, Options, Policy, Store,
+    Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Fingerprint,
+    Lookup, Namespace, Once, OpenError, Options, Policy, Store,
 };
 use support::disk::poke;
 
@@ -47,6 +47,28 @@ fn pass(store: &Store, clock: &SimClock, time: Duration) {
     for _ in 0..20 {
         clock.advance(time / 20);
         store.maintain(Duration::MAX);
+    }
+}
+
+/// docs/CAPACITY.md.
+#[test]
+fn a_key_takes_what_the_document_says() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let space = keep(&store, HOUR);
+    let pad = |bytes: u64| bytes.next_multiple_of(16) + 32;
+    let mut expected = 0;
+    for n in 0..1000_u64 {
+        let (has_fingerprint, body) = (n % 2 == 0, vec![7; (n % 300) as usize]);
+        let key = format!("{:01$}", n, 8 + (n % 30) as usize);
+        let fixed = 64 + if has_fingerprint { 19 } else { 0 } + key.len() as u64;
+        let fingerprint = has_fingerprint.then(|| Fingerprint::of(&body));
+        let lease = space.claim(&key, fingerprint).unwrap().acquired().unwrap();
+        expected += pad(fixed);
+        assert_eq!(store.stats().record_bytes, expected, "a claim of {key}");
+        lease.complete(&body).unwrap();
+        expected += pad(fixed + body.len() as u64);
+        assert_eq!(store.stats().record_bytes, expected, "a completion of {key}");
     }
 }
 
