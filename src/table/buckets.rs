@@ -170,7 +170,6 @@ impl Buckets {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::convert::Infallible;
     use std::sync::atomic::AtomicBool;
 
@@ -178,6 +177,7 @@ mod tests {
     use super::super::linear::Table;
     use super::*;
     use crate::hash::mix;
+    use crate::sys::sync::Mutex;
     use crate::types::Location;
 
     fn spread(n: u64) -> KeyHash {
@@ -250,7 +250,7 @@ mod tests {
 
     /// Three slots of one bucket, of which the last two have one hash: whoever looks for the last one
     /// meets the one before, and may do something there.
-    fn crowded() -> (RefCell<Table>, KeyHash) {
+    fn crowded() -> (Mutex<Table>, KeyHash) {
         let mut table = Table::for_entries(0);
         // They go to another bucket when the table doubles, and these two stay, or the other way round.
         let bits = table.buckets().main.first_bits();
@@ -258,15 +258,15 @@ mod tests {
         table.insert(goes, Location::from_units(9), false);
         table.insert(stays, Location::from_units(1), false);
         table.insert(stays, Location::from_units(2), false);
-        (RefCell::new(table), stays)
+        (Mutex::new(table), stays)
     }
 
     /// Inserts into other buckets until bucket 0 is split.
-    fn split_first(table: &RefCell<Table>) {
-        let shape = table.borrow().buckets().shape();
+    fn split_first(table: &Mutex<Table>) {
+        let shape = table.lock().buckets().shape();
         for n in 100.. {
-            table.borrow_mut().insert(KeyHash(n << 1 | 1), Location::from_units(n), false);
-            if table.borrow().buckets().shape() != shape {
+            table.lock().insert(KeyHash(n << 1 | 1), Location::from_units(n), false);
+            if table.lock().buckets().shape() != shape {
                 return;
             }
         }
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn slots_that_move_up_within_their_chain_are_looked_for_again() {
         let (table, hash) = crowded();
-        let buckets = table.borrow().buckets();
+        let buckets = table.lock().buckets();
         let after = Shape { level: 0, split: 1 };
         let mut has_split = false;
         let mut meet = |slot: Slot| {
@@ -295,12 +295,12 @@ mod tests {
     fn slots_that_leave_an_overflow_bucket_are_looked_for_again() {
         let mut table = Table::for_entries(0);
         (1..=9).for_each(|n| table.insert(KeyHash(0), Location::from_units(n), false));
-        let (buckets, table) = (table.buckets(), RefCell::new(table));
+        let (buckets, table) = (table.buckets(), Mutex::new(table));
         let mut has_moved = false;
         let mut meet = |slot: Slot| {
             // The last one of the main bucket: what is moved to the first places now is passed by.
             if slot.location().units() == 7 && !std::mem::replace(&mut has_moved, true) {
-                (1..=4).for_each(|n| remove(&mut table.borrow_mut(), KeyHash(0), n));
+                (1..=4).for_each(|n| remove(&mut table.lock(), KeyHash(0), n));
             }
             Ok::<_, Infallible>(slot.location().units() == 9)
         };
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn slots_that_went_to_another_bucket_before_the_look_are_looked_for_again() {
         let (table, _) = crowded();
-        let buckets = table.borrow().buckets();
+        let buckets = table.lock().buckets();
         let (before, bits) = (buckets.shape(), buckets.main.first_bits());
         split_first(&table);
         let goes = KeyHash(1 << bits);
