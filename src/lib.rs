@@ -38,6 +38,7 @@
 //! * [`Store`] is opened with [`Options`]; [`Namespace`]s are sets of keys under a [`Policy`].
 //! * [`Namespace::claim`] answers a [`Claim`]; a granted one holds a [`Lease`], which is renewed,
 //!   completed, released or parked. The same calls exist on the namespace, by key and token.
+//! * [`Namespace::claim_batch`] and its siblings take several keys in one call.
 //! * [`Namespace::once`] marks a key before the work, at most once; [`Namespace::lookup`] changes
 //!   nothing.
 //! * [`Store::orphans`], [`Namespace::resolve`] and [`Namespace::forget`] are for operators.

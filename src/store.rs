@@ -192,6 +192,7 @@ mod tests {
 
     use super::*;
     use crate::options::Options;
+    use crate::sys::heap::HeapFs;
     use crate::sys::pin::Pin;
     use crate::sys::sim_clock::SimClock;
     use crate::types::SegmentId;
@@ -228,5 +229,25 @@ mod tests {
         drop(pin);
         maintain();
         assert!(store.stats().recycled > 0, "{:?}", store.stats());
+    }
+
+    /// A round has a leader, who is about to read the clock; maintenance finds meanwhile that a
+    /// segment has had its time, and asks for a mark that says so. It gets one that does.
+    #[test]
+    fn a_mark_that_is_asked_for_tells_the_time_of_who_asked() {
+        let options = Options::new("unused").file_system(HeapFs::new()).clock(SimClock::new());
+        let store = options.segment_bytes(256 << 10).manual_maintenance(true).open().unwrap();
+        store.flush().unwrap();
+        let (wal, timeline) = (&store.handle.wal, &store.handle.timeline);
+        wal.want_mark();
+        let early = timeline.now();
+        let read_late = || {
+            wal.want_mark();
+            early
+        };
+        wal.sync_round(read_late).unwrap();
+        assert!(!wal.is_proven(), "the mark tells of a time before");
+        wal.sync_round(|| timeline.now()).unwrap();
+        assert!(wal.is_proven());
     }
 }

@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -61,9 +62,9 @@ fn lookups_and_duplicates_need_no_lock() {
         lease.complete("outcome").unwrap();
         let marked = space.once("marked", None).unwrap();
         assert!(matches!(marked, Once::First(_)));
-        // On another thread: were one of these to take a lock of a shard, the test would not end.
-        store.with_shards_locked(|| {
-            let others = || {
+        let others = {
+            let space = space.clone();
+            move || {
                 assert!(matches!(space.lookup("held").unwrap(), Lookup::InProgress(_)));
                 assert!(matches!(space.lookup("absent").unwrap(), Lookup::Absent));
                 assert!(matches!(space.claim("held", None).unwrap(), Claim::InProgress(_)));
@@ -74,9 +75,20 @@ fn lookups_and_duplicates_need_no_lock() {
                 };
                 assert_eq!(outcome.body(), Body::Bytes(b"outcome"));
                 assert!(matches!(space.lookup("done").unwrap(), Lookup::Completed(_)));
-            };
-            thread::scope(|scope| scope.spawn(others).join().unwrap());
+            }
+        };
+        let (told, done) = mpsc::channel();
+        let reader = store.with_shards_locked(|| {
+            let reader = thread::spawn(move || {
+                others();
+                told.send(()).unwrap();
+            });
+            // Whoever takes a lock of a shard waits for this thread: it ends when it is let go.
+            let is_done = done.recv_timeout(Duration::from_secs(60)).is_ok();
+            (reader, is_done)
         });
+        reader.0.join().unwrap();
+        assert!(reader.1, "somebody waited for a shard");
         held.release().unwrap();
         assert!(matches!(space.lookup("held").unwrap(), Lookup::Absent));
         assert!(matches!(space.claim("held", None).unwrap(), Claim::Acquired(_)));

@@ -77,6 +77,15 @@ impl Gate {
     }
 }
 
+/// Opens the gate at the end, also when a test fails that somebody waits in.
+struct OpensAtEnd<'a>(&'a Gate);
+
+impl Drop for OpensAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 #[test]
 fn sixteen_threads_share_their_syncs() {
     let syncs = Arc::new(AtomicU64::new(0));
@@ -119,6 +128,7 @@ fn an_outcome_is_shown_to_nobody_before_it_is_durable() {
     let other = orders.claim("b", None).unwrap().acquired().unwrap();
     gate.set(true);
     thread::scope(|scope| {
+        let _opens = OpensAtEnd(&gate);
         let completer = scope.spawn(move || lease.complete("outcome").unwrap());
         gate.await_waiter();
         // The completion is under way. Whoever would be shown it waits for its round.
@@ -206,8 +216,11 @@ fn in_interval_mode_the_owner_goes_on_and_readers_wait() {
     let lease = orders.claim("a", None).unwrap().acquired().unwrap();
     lease.complete("outcome").unwrap();
     thread::scope(|scope| {
+        let _opens = OpensAtEnd(&gate);
         let reader = scope.spawn(|| orders.lookup("a").unwrap());
-        gate.await_waiter();
+        while gate.waiting.load(Ordering::SeqCst) == 0 && !reader.is_finished() {
+            thread::yield_now();
+        }
         assert!(!reader.is_finished());
         gate.set(false);
         assert!(matches!(reader.join().unwrap(), Lookup::Completed(_)));

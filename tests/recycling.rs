@@ -15,7 +15,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use refrain::testing::{Crash, SimClock, SimDisk, SimFs};
-use refrain::{Durability, FingerprintRule, OnOrphan, OpenError, Options, Store};
+use refrain::{
+    Claim as Claimed, CompleteOptions, Durability, FingerprintRule, Lease, OnOrphan, OpenError,
+    Options, Store,
+};
 use support::calls::{Asked, Call, Face};
 use support::model::{Ask, Bring, Entry, Key, Model, Rules};
 use support::world::{SEGMENT_BYTES, ms_of, name};
@@ -513,6 +516,127 @@ fn a_forget_that_the_power_took_is_written_again() {
         assert_eq!(face(&run.open(), &key('l')), Face::Absent, "subset {subset}");
     }
     assert!(seen > 0, "the claim was never there");
+}
+
+/// The same on a disk that is full: there is no room for the forget when the store is opened. It is
+/// opened all the same, and nothing goes before the forget is there.
+#[test]
+fn a_forget_that_finds_no_room_is_written_when_there_is_some() {
+    forget_without_room(|lease| lease.release().unwrap());
+    // This one needs no room for a copy, and is over long before what it won against.
+    forget_without_room(|lease| {
+        let time = Duration::from_secs(15);
+        let options = CompleteOptions::body(b"another").replay_ttl(time).dedupe_ttl(time);
+        lease.complete_with(&options).unwrap();
+    });
+}
+
+fn forget_without_room(end: impl FnOnce(Lease)) {
+    let mut base = Run::new(SimClock::new().wall());
+    let options = |run: &Run| run.options(run.disk.mount()).durability(Durability::Buffered);
+    let store = options(&base).open().unwrap();
+    let long = store.namespace(&name(2)).unwrap();
+    let filler = "f".repeat(SEGMENT_BYTES as usize / 3);
+    long.claim("l", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
+    // For its segment to be worth keeping.
+    for number in 0..50 {
+        let lease = long.claim(format!("other-{number}"), None).unwrap().acquired().unwrap();
+        lease.complete(b"outcome").unwrap();
+    }
+    // Without this one, there would be nothing in the segment of the one that is lost.
+    long.forget("other-0", "a test", "a test").unwrap();
+    base.pass(&store, 6);
+    store.flush().unwrap();
+    long.forget("l", "a test", "a test").unwrap();
+    end(long.claim("l", None).unwrap().acquired().unwrap());
+    base.disk.set_room(0);
+    // One completion after the other, until all room is taken, for twenty seconds.
+    let short = store.namespace(&name(0)).unwrap();
+    let full = (0..).find(|number| {
+        let lease = short.claim(format!("filler-{number}"), None).ok().and_then(Claimed::acquired);
+        lease.is_none_or(|lease| lease.complete(&filler).is_err())
+    });
+    let once = (0..).find(|number| short.once(format!("once-{number:04000}"), None).is_err());
+    println!("full after {full:?} and {once:?} keys");
+    drop((long, short));
+    store.abandon();
+    let mut owed = 0;
+    for dropped in 0..base.disk.unsynced() {
+        let mut run = base.copy(None);
+        run.disk.cut_keeping(|unit| unit != dropped);
+        let record_bytes = |run: &Run, room| {
+            run.disk.set_room(room);
+            let store = run.open();
+            (store.stats().record_bytes, store)
+        };
+        let (with_room, store) = record_bytes(&run.copy(None), u64::MAX);
+        store.abandon();
+        let (without, store) = record_bytes(&run, 0);
+        if without == with_room {
+            store.abandon();
+            continue;
+        }
+        owed += 1;
+        for _ in 0..6 {
+            run.pass(&store, 20);
+        }
+        assert_eq!(store.stats().recycled, 0, "without page {dropped}");
+        store.abandon();
+        let store = run.open();
+        assert_eq!(face(&store, &key('l')), Face::Absent, "without page {dropped}, full");
+        run.disk.set_room(u64::MAX);
+        for _ in 0..6 {
+            run.pass(&store, 20);
+        }
+        assert!(store.stats().recycled > 0, "without page {dropped}");
+        store.abandon();
+        let store = run.open();
+        assert_eq!(face(&store, &key('l')), Face::Absent, "without page {dropped}");
+    }
+    assert!(owed > 0, "the forget was never lost");
+}
+
+/// Nothing is written any more: the meta file has learnt the time for the last time, and everything
+/// is proven. When what there is has had its time, nothing but a mark tells that it has come, and it
+/// must be on the disk before the next header (R9): the power goes, and the wall clock is set back.
+#[test]
+fn an_idle_store_destroys_nothing_before_its_time_is_durable() {
+    let base = Run::new(SimClock::new().wall());
+    let mut cuts = 0;
+    for steps in 0.. {
+        let mut run = base.copy(Some(steps));
+        let store = run.open();
+        run.model.open += 1;
+        for (verb, letter) in [(Claim, 'l'), (Complete, 'l'), (Once, 'm')] {
+            run.ask(&store, &call(verb, letter, &run.model));
+        }
+        // Segments are sealed for their age after an eighth of 500 seconds.
+        for _ in 0..15 {
+            run.pass(&store, 6);
+        }
+        let written = |disk: &SimDisk| ["write", "sync"].map(|call| disk.counts()[call]);
+        let (before, recycled) = (written(&run.disk), store.stats().recycled);
+        run.pass(&store, 300);
+        assert_eq!(written(&run.disk), before, "the store is not idle");
+        let idle_since = run.clock.wall();
+        run.disk.crash_after(steps, Crash::Kill);
+        run.pass(&store, 120);
+        let has_ended = run.disk.crashed().is_none();
+        assert!(!has_ended || store.stats().recycled > recycled, "nothing was destroyed");
+        store.abandon();
+        run.clock = SimClock::at(idle_since);
+        for subset in 0..1 << run.disk.unsynced().min(6) {
+            let mut run = run.copy(None);
+            run.disk.cut_keeping(|unit| subset >> (unit % 6) & 1 == 1);
+            // Back, if its time has not come by what the disk has; or gone, if it has.
+            run.recover(false).abandon();
+            cuts += 1;
+        }
+        if has_ended {
+            assert!(steps > 3 && cuts > 2 * steps, "{steps} steps, {cuts} power cuts");
+            return;
+        }
+    }
 }
 
 /// The scripts are about what they say: in each one segments are recycled.

@@ -27,6 +27,7 @@ const MUST_BE_SEEN: &[&str] = &[
     "claim: mismatch",
     "claim: parked",
     "claim: taken over",
+    "batch",
     "close",
     "close failed",
     "complete: already completed",

@@ -108,7 +108,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
             "src/format",
             &["flags", "ext", "index", "record", "segment", "mark", "file", "names", "meta"],
         ),
-        ("src/table", &["bucket", "linear"]),
+        ("src/table", &["bucket", "buckets", "linear"]),
         (
             "src/wal",
             &[
@@ -121,6 +121,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "stream",
                 "pool",
                 "lane",
+                "seal",
                 "rounds",
                 "growth",
                 "recycle",
@@ -274,7 +275,7 @@ fn one_word_a_concept() {
     texts.extend(files(&["docs"], "md"));
     for (name, text) in texts {
         // The associated type of iterators has its name from the language.
-        let text = text.replace("Iterator<Item =", "Iterator<");
+        let text = text.replace("Iterator<Item =", "Iterator<").replace("type Item =", "type");
         for word in text.split(|it: char| !it.is_alphanumeric()) {
             let word = word.to_lowercase();
             let singular = word.strip_suffix('s').unwrap_or(&word);

@@ -24,20 +24,21 @@ impl Engine {
     /// Takes the keys one after the other, with their buckets and records loaded beforehand.
     pub(crate) fn each<'k, T, R>(
         &self,
-        items: &'k [T],
+        asked: &'k [T],
         key_of: impl Fn(&'k T) -> Key<'k>,
         mut take: impl FnMut(&'k T, &Key<'k>) -> R,
     ) -> Vec<R> {
-        let mut taken = Vec::with_capacity(items.len());
-        let mut keys = Vec::with_capacity(items.len().min(GROUP_KEYS));
-        for group in items.chunks(GROUP_KEYS) {
+        let mut taken = Vec::with_capacity(asked.len());
+        let mut keys = Vec::with_capacity(asked.len().min(GROUP_KEYS));
+        for from in (0..asked.len()).step_by(GROUP_KEYS) {
+            let group = &asked[from..asked.len().min(from + GROUP_KEYS)];
             keys.clear();
             keys.extend(group.iter().map(&key_of));
             // What is not the store's any more is not touched.
             if !self.is_child() && !self.is_closed.load(Ordering::Acquire) {
                 self.load(&keys);
             }
-            taken.extend(group.iter().zip(&keys).map(|(item, key)| take(item, key)));
+            taken.extend(group.iter().zip(&keys).map(|(one, key)| take(one, key)));
         }
         taken
     }

@@ -120,7 +120,7 @@ impl Engine {
             let growths = self.wal.growths();
             let pin = Pin::new();
             let mut seen = None;
-            self.peek(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &mut seen, &pin)?;
             if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
@@ -192,7 +192,7 @@ impl Engine {
             let growths = self.wal.growths();
             let pin = Pin::new();
             let mut seen = None;
-            self.peek(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &mut seen, &pin)?;
             if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
@@ -246,7 +246,7 @@ impl Engine {
         let pin = Pin::new();
         loop {
             let mut seen = None;
-            self.peek(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &mut seen, &pin)?;
             let Some(seen) = seen else {
                 return Ok(Ok(self.absent(None)).into());
             };
@@ -274,7 +274,7 @@ impl Engine {
             // What has ended by the clock may have been ended by its owner first: it holds if it
             // still was the current record after the clock was read.
             let mut again = None;
-            self.peek(key, &mut again, &pin)?;
+            self.find_unlocked(key, &mut again, &pin)?;
             if again.is_some_and(|again| again.location == seen.location) {
                 return Ok(Ok(lookup).into());
             }

@@ -76,7 +76,7 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.peek(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &mut seen, &pin)?;
             let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
             let (found, judged) = self
@@ -168,7 +168,7 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.peek(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &mut seen, &pin)?;
             let mut shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
             let found = match self.own_claim(&shard, key, token, now, &mut seen, &pin)? {
@@ -226,7 +226,7 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.peek(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &mut seen, &pin)?;
             let shard = self.lock_shard(key.hash)?;
             let now = self.timeline.read();
             let found = match self.own_claim(&shard, key, token, now, &mut seen, &pin)? {

@@ -23,7 +23,7 @@ use super::purge::Walk;
 use crate::error::StoreError;
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
-use crate::types::Timestamp;
+use crate::types::{Location, Timestamp};
 use crate::wal::Passage;
 use crate::wal::data_file::DataFile;
 use crate::wal::rounds::Ticket;
@@ -64,6 +64,9 @@ pub(crate) struct Expiry {
     /// what was filled since, up to what there is. A copy costs twice: it comes back.
     copy_credit: u64,
     leaving: VecDeque<Leaving>,
+    /// Completions whose forget was lost and could not be written again for want of room, with the
+    /// end of their time. Until it is, nothing goes: it may be what they lost against (R5).
+    owed: Vec<(Location, Timestamp)>,
     /// How many segments of claims were destroyed, durably.
     claims_gone: u64,
     /// When segments were last looked at that may be worth compacting, and the next one's number.
@@ -129,6 +132,7 @@ impl Expiry {
             claims: VecDeque::new(),
             copy_credit: 0,
             leaving: VecDeque::new(),
+            owed: Vec::new(),
             claims_gone: 0,
             compacted_at: None,
             compact_next: 0,
@@ -139,6 +143,11 @@ impl Expiry {
         };
         expiry.add(found);
         expiry
+    }
+
+    /// Forgets that are to be written when there is room, and before anything goes.
+    pub(super) fn owe(&mut self, forgets: Vec<(Location, Timestamp)>) {
+        self.owed.extend(forgets);
     }
 
     fn add(&mut self, sealed: Vec<SealedSegment>) {
@@ -250,8 +259,10 @@ impl Engine {
             }
             expiry.add(self.wal.take_sealed());
             let now = self.timeline.now();
+            self.write_owed(expiry, now)?;
             // While a gap lasts, it counts what the last record of a key is: none goes.
-            if !self.gaps.last(now) {
+            let is_halted = !expiry.owed.is_empty() || self.gaps.last(now);
+            if !is_halted {
                 let Expiry { wheel, kept, due, .. } = expiry;
                 wheel.advance(now.ms() / 1000, |number| due.extend(kept.remove(&number)));
                 expiry.release_due();
@@ -286,17 +297,31 @@ impl Engine {
             }
             let now = self.timeline.now();
             let next_due = expiry.wheel.next().map(|tick| {
-                let in_gap = if self.gaps.last(now) { LOOK_AGAIN } else { Duration::ZERO };
-                Timestamp::from_ms(tick.saturating_mul(1000)).since(now).max(in_gap)
+                let halted = if is_halted { LOOK_AGAIN } else { Duration::ZERO };
+                Timestamp::from_ms(tick.saturating_mul(1000)).since(now).max(halted)
             });
             let look = (!expiry.claims.is_empty()).then_some(LOOK_AGAIN);
             let monotonic = self.timeline.monotonic();
-            let retry = (!expiry.leaving.is_empty()).then(|| expiry.retry_in(monotonic));
+            let waits = !expiry.leaving.is_empty() || !expiry.owed.is_empty();
+            let retry = waits.then(|| expiry.retry_in(monotonic));
             let spared = expiry
                 .spared_since
                 .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));
             return Ok([seal_in, next_due, look, retry, spared].into_iter().flatten().min());
         }
+    }
+
+    /// Writes the forgets that are owed, as far as there is room; those of completions that have had
+    /// their time are needless.
+    fn write_owed(&self, expiry: &mut Expiry, now: Timestamp) -> Result<(), StoreError> {
+        while let Some((location, expires)) = expiry.owed.last() {
+            match if *expires <= now { Ok(true) } else { self.forget_again(*location) } {
+                Ok(true) => drop(expiry.owed.pop()),
+                Ok(false) | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Gives up a data file that nobody needs. Gives the round that this waits for.

@@ -15,6 +15,7 @@ use crate::error::{CloseError, StoreError};
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Condvar, Mutex};
+use crate::types::{Location, Timestamp};
 
 /// How often the thread looks around while the store is in use.
 const TICK: Duration = Duration::from_millis(5);
@@ -124,6 +125,11 @@ impl Background {
         }
     }
 
+    /// Forgets that recovery found no room for, see [`Expiry::owe`].
+    pub(super) fn owe(&self, forgets: Vec<(Location, Timestamp)>) {
+        self.last.lock().expiry.owe(forgets);
+    }
+
     /// Something was appended.
     #[inline]
     pub(crate) fn note(&self) {
@@ -210,6 +216,8 @@ impl Engine {
         if appended_bytes != last.appended_bytes {
             // No more than will be used soon: what was made ready is written to the disk with the rest.
             self.wal.prefault((appended_bytes - last.appended_bytes).saturating_mul(TICKS_AHEAD));
+            // Tables grow while something is appended.
+            self.shards.iter().for_each(|shard| shard.buckets().make_ready());
             (last.appended_bytes, last.appended_at) = (appended_bytes, now);
         }
         let rounds_due = self.make_round(&mut last, now);

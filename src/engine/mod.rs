@@ -192,7 +192,7 @@ impl Engine {
     /// The current record of a key, found without its shard's lock: what it was at some moment since
     /// the call began. The whole key is compared.
     #[inline]
-    fn peek<'p>(
+    fn find_unlocked<'p>(
         &'p self,
         key: &Key<'_>,
         seen: &mut Option<Seen<'p>>,
@@ -440,7 +440,7 @@ pub(crate) struct RoundLeader<'a> {
 
 impl Leader for RoundLeader<'_> {
     fn sync(&self) -> Result<(), Arc<Failure>> {
-        self.engine.wal.sync_round(self.engine.timeline.now())
+        self.engine.wal.sync_round(|| self.engine.timeline.now())
     }
 
     fn wanted(&self) {

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::shard::ShardGuard;
 use super::state::{Standing, held_bytes};
 use super::{Engine, Mode};
+use crate::checksum::crc32;
 use crate::error::StoreError;
 use crate::format::ext::Ext;
 use crate::format::flags::BodyState;
@@ -210,6 +211,26 @@ impl Engine {
         drop(shard);
         hold.end(self);
         Ok(is_copied)
+    }
+
+    /// Writes a forget for a completion that was forgotten, under its own token: what said so is
+    /// lost. It lasts as long as the completion would (R5). `Ok(false)`: there is no room.
+    pub(super) fn forget_again(&self, location: Location) -> Result<bool, StoreError> {
+        let pin = Pin::new();
+        let old = self.wal.segments.record(location, &pin)?;
+        // No actor, and the reason.
+        let body = b"\0its forget was lost";
+        let record = Record {
+            kind: Kind::Forget,
+            flags: old.flags.rules_only(),
+            body_len: body.len() as u32,
+            body_crc: crc32(body),
+            ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
+            body,
+            ..old
+        };
+        let class = Class::geometric(old.expires.since(self.timeline.now()));
+        Ok(self.wal.append_copy(&Draft::new(&record), class)?.is_some())
     }
 
     /// Removes an entry, if it still points to the record.

@@ -179,7 +179,8 @@ impl<'a> Record<'a> {
     /// of it but the body's checksum.
     #[inline]
     pub(crate) fn decode(bytes: &'a [u8], place: Place, offset: u32) -> Result<Self, Flaw> {
-        let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(Flaw::Length)?;
+        let header = bytes.get(..HEADER_BYTES).ok_or(Flaw::Length)?;
+        let header: &[u8; HEADER_BYTES] = header.try_into().map_err(|_| Flaw::Length)?;
         let Extents { len, head_len } = Extents::read(header, bytes.len())?;
         let mut fields = Fields::new(header);
         let _len = fields.u32();

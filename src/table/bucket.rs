@@ -118,8 +118,10 @@ impl Bucket {
         Matches(bits)
     }
 
+    #[inline]
     pub(super) fn first_empty(&self) -> Option<usize> {
-        (0..BUCKET_SLOTS).find(|at| self.slot(*at).is_none())
+        // Relaxed: only who may change the bucket asks.
+        self.slots.iter().position(|slot| slot.load(Ordering::Relaxed) == 0)
     }
 
     /// The bucket that this one overflows into.

@@ -10,17 +10,14 @@
 //! - T3  A split fills the new bucket, raises the version, publishes the shape, then clears the old
 //!   slots and raises the version again (R18). Whatever else moves slots raises the version of the
 //!   chain's main bucket before and after, too.
-//! - T4  A reader without the lock that has found nothing looks again unless version and shape are
-//!   what they were (R18). What it has found needs no second look: it was there when its slot was
-//!   loaded. It may walk into a chain that an overflow bucket was given to meanwhile; the slots there
-//!   are of other keys, which whoever compares keys whole cannot take for its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use smallvec::SmallVec;
 
-use super::bucket::{BUCKET_SLOTS, Bucket, Slot, TAG_BITS, Tag};
+use super::bucket::{BUCKET_SLOTS, Bucket, Slot, TAG_BITS};
+use super::buckets::{Buckets, Place, Shape};
 use crate::chunked::Chunked;
 use crate::types::{KeyHash, Location};
 
@@ -39,30 +36,6 @@ pub(crate) struct Table {
     len: usize,
 }
 
-/// The buckets of one shard's table: anybody may read them, at any time.
-#[derive(Debug)]
-pub(crate) struct Buckets {
-    main: Chunked<Bucket>,
-    overflow: Chunked<Bucket>,
-    /// (level, split pointer): the table has `2^(first_bits + level) + split` main buckets.
-    shape: AtomicU64,
-}
-
-/// What a reader without the lock has found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Sight {
-    Slot(Slot),
-    /// There was no such slot at some moment since the reader began to look.
-    Nothing,
-    /// The chain changed each time it was looked at, or is very long.
-    Unclear,
-}
-
-/// So often a reader looks, and so many overflow buckets it looks at each time, before it takes the
-/// lock.
-const LOOKS_MAX: usize = 4;
-const OVERFLOW_MAX: usize = 64;
-
 /// Where a slot is. Valid until the table is changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Position {
@@ -70,18 +43,6 @@ pub(crate) struct Position {
     chain: u32,
     bucket: Place,
     slot: u8,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Place {
-    Main(u32),
-    Overflow(u32),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Shape {
-    level: u32,
-    split: u32,
 }
 
 impl Table {
@@ -374,117 +335,12 @@ impl Table {
     }
 }
 
-impl Buckets {
-    /// The first slot whose tag is the hash's and that `is_match` accepts, without the lock (T4).
-    #[inline]
-    pub(crate) fn find<E>(
-        &self,
-        hash: KeyHash,
-        mut is_match: impl FnMut(Slot) -> Result<bool, E>,
-    ) -> Result<Sight, E> {
-        let tag = self.tag_of(hash);
-        for _ in 0..LOOKS_MAX {
-            let shape = self.shape();
-            let main = self.bucket(Place::Main(self.bucket_of(hash, shape)));
-            let version = main.version();
-            let (mut bucket, mut overflows) = (main, 0);
-            let is_whole = loop {
-                for index in bucket.matches(tag) {
-                    if let Some(slot) = bucket.slot(index)
-                        && slot.tag() == tag
-                        && is_match(slot)?
-                    {
-                        return Ok(Sight::Slot(slot));
-                    }
-                }
-                match bucket.overflow() {
-                    None => break true,
-                    Some(_) if overflows == OVERFLOW_MAX => break false,
-                    Some(next) => bucket = self.bucket(Place::Overflow(next)),
-                }
-                overflows += 1;
-            };
-            // Loads of slots are Acquire: whoever has seen a slot that moved sees that it did.
-            if is_whole
-                && version.is_at_rest()
-                && main.version() == version
-                && self.shape() == shape
-            {
-                return Ok(Sight::Nothing);
-            }
-            std::hint::spin_loop();
-        }
-        Ok(Sight::Unclear)
-    }
-
-    /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
-    /// or there may be one further on.
-    #[inline]
-    pub(crate) fn first_match(&self, hash: KeyHash) -> Option<Slot> {
-        let tag = self.tag_of(hash);
-        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
-        bucket.matches(tag).find_map(|at| bucket.slot(at)).filter(|slot| slot.tag() == tag)
-    }
-
-    /// Loads what looking for this hash will look at first. Nothing follows from what it gives; but
-    /// loads that do not wait for one another overlap.
-    #[inline]
-    pub(crate) fn touch(&self, hash: KeyHash) -> u64 {
-        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
-        bucket.slot(0).map_or(0, |slot| slot.location().units())
-    }
-
-    #[inline]
-    fn shape(&self) -> Shape {
-        let bits = self.shape.load(Ordering::Acquire);
-        // Upper and lower half.
-        Shape { level: (bits >> 32) as u32, split: bits as u32 }
-    }
-
-    fn set_shape(&self, shape: Shape) {
-        self.shape.store(u64::from(shape.level) << 32 | u64::from(shape.split), Ordering::Release);
-    }
-
-    fn main_buckets(&self) -> usize {
-        let Shape { level, split } = self.shape();
-        (1usize << (self.main.first_bits() + level)) + split as usize
-    }
-
-    #[inline]
-    fn tag_of(&self, hash: KeyHash) -> Tag {
-        Tag::of(hash, self.main.first_bits())
-    }
-
-    #[inline]
-    fn bucket_of(&self, hash: KeyHash, Shape { level, split }: Shape) -> u32 {
-        let bits = self.main.first_bits() + level;
-        // Masked to at most 32 bits.
-        let low = |bits: u32| (hash.0 & ((1 << bits) - 1)) as u32;
-        let bucket = low(bits);
-        if bucket < split { low(bits + 1) } else { bucket }
-    }
-
-    #[inline]
-    fn bucket(&self, place: Place) -> &Bucket {
-        let found = match place {
-            Place::Main(index) => self.main.get(index),
-            Place::Overflow(index) => self.overflow.get(index),
-        };
-        match found {
-            Some(bucket) => bucket,
-            None => unreachable!("{place:?} was never made"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
     use std::convert::Infallible;
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::hash::mix;
 
     fn spread(n: u64) -> KeyHash {
         KeyHash(n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(n | 1))
@@ -602,59 +458,6 @@ mod tests {
         }
         assert!((1..=100).all(|n| locate(&table, KeyHash(7), n).is_some()));
         table.check_invariants(|_| Some(KeyHash(7)));
-    }
-
-    /// Readers without the lock, while chains lengthen, split, shrink and give buckets to one another.
-    #[test]
-    fn readers_never_miss_what_is_there_and_never_see_what_is_not() {
-        let (rounds, batch) = if cfg!(miri) { (3, 60) } else { (60, 4_000) };
-        // Few hashes of those that come and go, so that chains overflow.
-        let passing = |n: u64| KeyHash(spread(n % 600).0 & !0b11);
-        let mut table = Table::for_entries(0);
-        let lasting: Vec<u64> = (1..=batch).collect();
-        lasting.iter().for_each(|n| table.insert(spread(*n), Location::from_units(*n), true));
-        let (buckets, is_over) = (table.buckets(), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            for reader in 0..2u64 {
-                let (buckets, is_over, lasting) = (&*buckets, &is_over, &lasting);
-                scope.spawn(move || {
-                    let mut looks = reader;
-                    while !is_over.load(Ordering::SeqCst) {
-                        looks += 1;
-                        let n = lasting[(mix(looks) % lasting.len() as u64) as usize];
-                        let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
-                        let Ok(sight) = buckets.find(spread(n), is_it);
-                        assert_ne!(sight, Sight::Nothing, "{n} was there all the time");
-                        let Ok(sight) = buckets.find(spread(n), |_| Ok::<_, Infallible>(false));
-                        assert!(!matches!(sight, Sight::Slot(_)), "nothing was accepted");
-                    }
-                });
-            }
-            for round in 1..=rounds {
-                let first = round * 1_000_000;
-                let numbers = first..first + batch;
-                let here = numbers.clone();
-                here.for_each(|n| table.insert(passing(n), Location::from_units(n), false));
-                for n in numbers {
-                    let position = locate(&table, passing(n), n).unwrap();
-                    table.remove(position);
-                }
-            }
-            is_over.store(true, Ordering::SeqCst);
-        });
-        assert_eq!(table.len(), lasting.len());
-        let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
-        assert_eq!(sight, Sight::Nothing, "nobody changes anything");
-    }
-
-    #[test]
-    fn a_chain_that_is_very_long_is_left_to_the_lock() {
-        let mut table = Table::for_entries(0);
-        let count = (BUCKET_SLOTS * (OVERFLOW_MAX + 3)) as u64;
-        (1..=count).for_each(|n| table.insert(KeyHash(7), Location::from_units(n), false));
-        let buckets = table.buckets();
-        let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
-        assert_eq!(sight, Sight::Unclear);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! none ([`Buckets`]).
 
 mod bucket;
+mod buckets;
 mod linear;
 
 pub(crate) use bucket::Slot;
-pub(crate) use linear::{Buckets, Position, Sight, Table};
+pub(crate) use buckets::{Buckets, Sight};
+pub(crate) use linear::{Position, Table};

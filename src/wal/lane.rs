@@ -33,13 +33,13 @@ use super::class::Class;
 use super::data_file::DataFile;
 use super::pool::{BEHIND_MAX, Pool, SPARE_SEGMENTS, usable_bytes, wanted_segments};
 use super::segments::Segment;
-use super::stream::{Active, Ended, SealedSegment, Stream, Supply};
+use super::stream::{Active, Ended, Index, SealedSegment, Stream, Supply};
 use crossbeam_utils::CachePadded;
 
 use crate::error::Failure;
 use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, padded};
-use crate::format::segment::{DATA_START, data_limit, index_offset, trailer_offset};
+use crate::format::segment::{DATA_START, data_limit};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
@@ -93,18 +93,18 @@ pub(crate) struct Plan {
 /// See the file's header.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    append: Append,
-    segment_bytes: u32,
+    pub(super) append: Append,
+    pub(super) segment_bytes: u32,
     /// See [`usable_bytes`].
     usable: u64,
     /// Prepared segments that are wanted at least.
     headroom: u64,
     /// On lines of its own: whoever appends writes to it.
-    state: CachePadded<Mutex<State>>,
+    pub(super) state: CachePadded<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// The stream of claims is the first one.
     streams: Vec<Stream>,
     prepared: Pool,
@@ -112,12 +112,14 @@ struct State {
     headed: Vec<Generation>,
     /// The least generation in the data file that is being given up.
     given_up: Option<Generation>,
+    /// Empty, for segments that will be filled.
+    pub(super) indexes: Vec<Index>,
     /// Full, or old enough, and not yet sealed; oldest first.
-    ended: Vec<Ended>,
+    pub(super) ended: Vec<Ended>,
     /// Sealed, and not yet known to be stable; oldest first.
-    unstable: Vec<(Arc<Segment>, SealedSegment)>,
+    pub(super) unstable: Vec<(Arc<Segment>, SealedSegment)>,
     /// Durable in full, and not yet handed over.
-    sealed: Vec<SealedSegment>,
+    pub(super) sealed: Vec<SealedSegment>,
     /// Sealed and durable in full, with their ends: they are listed in every mark until the stable
     /// generation has passed them (R9).
     settled: Vec<(SegmentId, Generation, u32)>,
@@ -128,7 +130,7 @@ struct State {
     activations: u64,
     held: u64,
     /// Whether everything up to the present tails is durable and the last mark says so.
-    proven: bool,
+    pub(super) proven: bool,
     appended_bytes: u64,
     used_bytes: u64,
 }
@@ -437,10 +439,11 @@ impl Lane {
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
         let Some(writer) = writer else { return };
+        let index = state.indexes.pop().unwrap_or_else(|| Index::new(self.segment_bytes));
         let (order, activation) = (state.claims, state.activations);
         state.activations += 1;
         state.claims += u64::from(state.streams[stream].class == Class::Claims);
-        let active = Active::new(segment, writer, order, activation);
+        let active = Active::new(segment, writer, index, order, activation);
         state.streams[stream].active = Some(active);
     }
 
@@ -457,39 +460,6 @@ impl Lane {
     pub(crate) fn end_all(&self) {
         let mut state = self.state.lock();
         (0..state.streams.len()).for_each(|stream| self.end(&mut state, stream));
-    }
-
-    /// Seals what was ended: writes indexes and trailers. One caller at a time.
-    pub(crate) fn seal_ended(&self) -> Result<(), Arc<Failure>> {
-        loop {
-            let tail = self.state.lock().ended.first_mut().and_then(|ended| ended.tail.take());
-            let Some((mut active, class)) = tail else { return Ok(()) };
-            let segment = Arc::clone(&active.segment);
-            let (index, trailer) = active.index_and_trailer(class);
-            let bytes = trailer.encode(segment.place);
-            let at = index_offset(self.segment_bytes, trailer.entries);
-            reach(Point::BeforeTrailer);
-            match self.append {
-                Append::Mapped => {
-                    active.writer.put(at, &index);
-                    active.writer.put(trailer_offset(self.segment_bytes), &bytes);
-                }
-                Append::Positioned => {
-                    let parts = [IoSlice::new(&index), IoSlice::new(&bytes)];
-                    segment.file.write_at(&parts, segment.file_offset(at))?;
-                }
-            }
-            reach(Point::BehindTrailer);
-            // Behind the write: a round may have taken the file meanwhile.
-            segment.file.set_dirty();
-            if self.append == Append::Mapped {
-                segment.extent.settle();
-            }
-            let mut state = self.state.lock();
-            let Ended { segment, sealed, .. } = state.ended.remove(0);
-            state.unstable.push((segment, sealed));
-            state.proven = false;
-        }
     }
 
     /// Ends the active segments that have been filled for long enough, by the monotonic clock, and
@@ -518,18 +488,6 @@ impl Lane {
             }
         }
         next
-    }
-
-    /// Hands over what was sealed and is durable in full by now.
-    pub(crate) fn take_sealed(&self) -> Vec<SealedSegment> {
-        std::mem::take(&mut self.state.lock().sealed)
-    }
-
-    /// Declares everything durable: the store is in memory, and has no rounds.
-    pub(crate) fn skip_rounds(&self) {
-        let mut state = self.state.lock();
-        let sealed: Vec<_> = state.unstable.drain(..).map(|(_, sealed)| sealed).collect();
-        state.sealed.extend(sealed);
     }
 
     /// Takes down what a round that begins now has to make durable; `None` when everything is, and

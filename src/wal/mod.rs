@@ -25,6 +25,7 @@ pub(crate) mod poison;
 mod pool;
 pub(crate) mod recycle;
 pub(crate) mod rounds;
+mod seal;
 pub(crate) mod segments;
 pub(crate) mod shrink;
 pub(crate) mod stream;
@@ -213,12 +214,14 @@ impl Wal {
 
     /// What the leader of a round does: writes the mark, syncs what is dirty, and notes what is
     /// durable now. Everything appended before the call is.
-    pub(crate) fn sync_round(&self, now: Timestamp) -> Result<(), Arc<Failure>> {
+    pub(crate) fn sync_round(&self, now: impl FnOnce() -> Timestamp) -> Result<(), Arc<Failure>> {
         let Some(plan) = self.lane.begin_round() else { return Ok(()) };
         let mark = Mark {
             epoch: Epoch(self.epoch.load(Ordering::Relaxed)),
             round: self.mark_round.fetch_add(1, Ordering::Relaxed),
-            clock: now,
+            // R9: read when the round has begun. Whoever asked for this mark may have acted on a time
+            // that came after the leader was chosen.
+            clock: now(),
             stable: plan.stable,
             entries: plan.entries.clone(),
         };
@@ -241,6 +244,7 @@ impl Wal {
     /// Takes the page faults of what is filled next, if each stream takes `bytes` more; and with them
     /// the kernel's brake on whoever dirties pages faster than the disk takes them.
     pub(crate) fn prefault(&self, bytes: u64) {
+        self.lane.stock_indexes();
         for (segment, to) in self.lane.filled_next(bytes) {
             segment.make_ready(to);
         }

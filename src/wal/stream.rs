@@ -8,7 +8,7 @@ use super::class::Class;
 use super::data_file::DataFile;
 use super::segments::Segment;
 use crate::format::index::{self, ENTRY_BYTES, Entry};
-use crate::format::record::Draft;
+use crate::format::record::{Draft, HEADER_BYTES, padded};
 use crate::format::segment::{DATA_START, Trailer};
 use crate::sys::extent::ExtentWriter;
 use crate::types::{SegmentId, Timestamp};
@@ -85,6 +85,7 @@ impl Active {
     pub(super) fn new(
         segment: Arc<Segment>,
         writer: ExtentWriter,
+        index: Index,
         order: u64,
         activation: u64,
     ) -> Self {
@@ -94,7 +95,7 @@ impl Active {
             max_expires: Timestamp::default(),
             due: Timestamp::default(),
             latest: Timestamp::default(),
-            index: Index::default(),
+            index,
             order,
             activation,
             seen: None,
@@ -125,20 +126,18 @@ impl Active {
         Ended { segment: Arc::clone(&self.segment), sealed, tail: Some((self, class)) }
     }
 
-    /// The index, and what is written behind it when the segment is sealed as it is.
-    pub(super) fn index_and_trailer(&self, class: Class) -> (Vec<u8>, Trailer) {
-        let index = self.index.to_vec();
-        let trailer = Trailer {
+    /// What is written behind the index when the segment is sealed as it is.
+    pub(super) fn trailer(&self, class: Class) -> Trailer {
+        Trailer {
             entries: self.index.len() / ENTRY_BYTES as u32,
-            entries_crc: index::checksum(&index, self.segment.place),
+            entries_crc: index::checksum(self.index.bytes(), self.segment.place),
             data_end: self.writer.filled(),
             content: class.content(),
             generation: self.segment.generation,
             max_expires: self.max_expires,
             due: self.due,
             latest: self.latest,
-        };
-        (index, trailer)
+        }
     }
 }
 
@@ -151,36 +150,50 @@ pub(super) struct Ended {
     pub(super) tail: Option<(Active, Class)>,
 }
 
-/// The entries of an index that grows without being moved.
-#[derive(Debug, Default)]
+/// The entries of an index to be, in memory that is used again for the next one.
+#[derive(Debug)]
 pub(super) struct Index {
-    pieces: Vec<Vec<u8>>,
-    len: u32,
+    bytes: Vec<u8>,
 }
 
-/// Bytes of a piece.
-const PIECE_BYTES: usize = 1024 * ENTRY_BYTES;
-
 impl Index {
+    /// An empty one, with room for all records that fit a segment.
+    pub(super) fn new(segment_bytes: u32) -> Self {
+        let entries = segment_bytes as usize / (RECORD_BYTES_MIN + ENTRY_BYTES);
+        Self { bytes: Vec::with_capacity(entries * ENTRY_BYTES) }
+    }
+
+    /// An empty one whose memory is there: filling it takes no page faults.
+    pub(super) fn ready(segment_bytes: u32) -> Self {
+        let mut index = Self::new(segment_bytes);
+        let touched = index.bytes.capacity().min(READY_BYTES_MAX);
+        // Not zeros: those would be pages that are not there yet.
+        index.bytes.resize(touched, 1);
+        index.emptied()
+    }
+
+    /// The same memory for another segment.
+    pub(super) fn emptied(mut self) -> Self {
+        self.bytes.clear();
+        self
+    }
+
     /// Bytes of all entries.
     pub(super) fn len(&self) -> u32 {
-        self.len
+        // A part of a segment.
+        self.bytes.len() as u32
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     fn push(&mut self, entry: &Entry) {
-        let entry = entry.encode();
-        match self.pieces.last_mut().filter(|piece| piece.len() < PIECE_BYTES) {
-            Some(piece) => piece.extend_from_slice(&entry),
-            None => {
-                let mut piece = Vec::with_capacity(PIECE_BYTES);
-                piece.extend_from_slice(&entry);
-                self.pieces.push(piece);
-            }
-        }
-        self.len += ENTRY_BYTES as u32;
-    }
-
-    fn to_vec(&self) -> Vec<u8> {
-        self.pieces.concat()
+        self.bytes.extend_from_slice(&entry.encode());
     }
 }
+
+/// The shortest record.
+const RECORD_BYTES_MIN: usize = padded(HEADER_BYTES + 1);
+/// Of very large segments only so much is made ready.
+const READY_BYTES_MAX: usize = 2 << 20;

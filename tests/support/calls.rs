@@ -209,6 +209,12 @@ pub enum Call {
     Forget(Key),
 }
 
+/// What a batch of one is answered.
+fn only<T>(answers: Vec<T>) -> T {
+    let [answer] = <[T; 1]>::try_from(answers).ok().expect("one was asked");
+    answer
+}
+
 /// What is answered.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Reply {
@@ -322,23 +328,38 @@ impl Call {
 
     /// Asks the store.
     pub fn run(&self, namespace: &Namespace) -> Result<Reply, Failed> {
+        self.run_as(namespace, false)
+    }
+
+    /// Asks the store, by the call for several keys where there is one.
+    pub fn run_as(&self, namespace: &Namespace, in_batch: bool) -> Result<Reply, Failed> {
         match self {
             Self::Claim((_, key), ask, asked) => {
                 let mut options = claim_options(ask, *asked);
                 if let Some(it) = ask.lease {
                     options = options.lease(Duration::from_millis(it));
                 }
-                claimed(namespace.claim_with(key, &options))
+                claimed(match in_batch {
+                    true => only(namespace.claim_batch(&[(key, options)])),
+                    false => namespace.claim_with(key, &options),
+                })
             }
             Self::Once((_, key), ask, asked) => {
                 let mut options = claim_options(ask, *asked);
                 if let Some(it) = ask.dedupe_ttl {
                     options = options.dedupe_ttl(Duration::from_millis(it));
                 }
-                marked(namespace.once_with(key, &options))
+                marked(match in_batch {
+                    true => only(namespace.once_batch(&[(key, options)])),
+                    false => namespace.once_with(key, &options),
+                })
             }
             Self::Lookup((_, key)) => {
-                let lookup = namespace.lookup(key).map_err(Failed::Store)?;
+                let lookup = match in_batch {
+                    true => only(namespace.lookup_batch(&[key])),
+                    false => namespace.lookup(key),
+                };
+                let lookup = lookup.map_err(Failed::Store)?;
                 Ok(Reply::Face(Face::of_lookup(&lookup)))
             }
             Self::Renew((_, key), token, lease) => {
@@ -357,7 +378,10 @@ impl Call {
                     Asked::Sync => complete_options(bring).sync(),
                 };
                 let token = FencingToken::from_raw(*token);
-                completed(namespace.complete_with(key, token, &options))
+                completed(match in_batch {
+                    true => only(namespace.complete_batch(&[(key, token, options)])),
+                    false => namespace.complete_with(key, token, &options),
+                })
             }
             Self::Release((_, key), token) => {
                 let token = FencingToken::from_raw(*token);

@@ -343,7 +343,11 @@ impl Simulation {
             Err(error) => panic!("{error}"),
         };
         let was_poisoned = self.is_poisoned();
-        let got = call.run(&namespace);
+        let in_batch = self.random.chance(30);
+        if in_batch {
+            self.see("batch");
+        }
+        let got = call.run_as(&namespace, in_batch);
         self.note(|| format!("{call:?} -> {got:?}"));
         if self.disk.crashed().is_some() {
             self.see(format!("crash in {}", call.name()));

@@ -10,15 +10,13 @@ use std::sync::Arc;
 
 use super::found::{Found, Scanned};
 use super::scan::Sealed;
-use crate::checksum::crc32;
 use crate::engine::exits::park_record;
 use crate::engine::{Engine, no_room};
 use crate::error::OpenError;
 use crate::format::META_NAME;
-use crate::format::ext::Ext;
 use crate::format::flags::ParkedBy;
 use crate::format::index;
-use crate::format::record::{Draft, Kind, Record};
+use crate::format::record::Draft;
 use crate::format::segment::{self, Content, DATA_START, Trailer, index_offset};
 use crate::sys::FileSystem;
 use crate::sys::pin::Pin;
@@ -156,34 +154,22 @@ pub(super) fn take_over(
     sealed
 }
 
-/// Writes a forget for each of these completions, under its own token: it was forgotten, and what
-/// said so is lost. It lasts as long as the completion would (R5). No round is needed: whatever may
-/// be destroyed next is so after two of them.
-pub(super) fn forget_again(engine: &Engine, lost: &[Location]) -> Result<(), OpenError> {
-    for location in lost {
-        loop {
-            let growths = engine.wal.growths();
-            let pin = Pin::new();
-            let old = engine.wal.segments.record(*location, &pin)?;
-            // No actor, and the reason.
-            let body = b"\0its forget was lost";
-            let record = Record {
-                kind: Kind::Forget,
-                flags: old.flags.rules_only(),
-                body_len: body.len() as u32,
-                body_crc: crc32(body),
-                ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
-                body,
-                ..old
-            };
-            let class = Class::geometric(old.expires.since(engine.timeline.now()));
-            if engine.wal.append_copy(&Draft::new(&record), class)?.is_some() {
-                break;
-            }
-            make_room(engine, growths)?;
+/// Writes a forget for each of these completions: it was forgotten, and what said so is lost. Gives
+/// those for which there is no room: they keep everything else where it is. No round is needed:
+/// whatever may be destroyed next is so after two of them.
+pub(super) fn forget_again(
+    engine: &Engine,
+    mut lost: Vec<(Location, Timestamp)>,
+) -> Result<Vec<(Location, Timestamp)>, OpenError> {
+    while let Some((location, _)) = lost.last() {
+        let growths = engine.wal.growths();
+        if engine.forget_again(*location)? {
+            lost.pop();
+        } else if engine.make_room(growths)?.is_some() || engine.wal.growths() == growths {
+            break;
         }
     }
-    Ok(())
+    Ok(lost)
 }
 
 /// Makes room, or says that there is none.
@@ -224,5 +210,5 @@ pub(super) fn park_orphans(
         }
     }
     // The mark may reach the disk without the records: it does not tell the time of this open.
-    engine.wal.sync_round(floor).map_err(OpenError::Io)
+    engine.wal.sync_round(|| floor).map_err(OpenError::Io)
 }

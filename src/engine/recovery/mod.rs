@@ -233,7 +233,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     if request.headroom_bytes > 0 {
         make_headroom(&engine)?;
     }
-    forget_again(&engine, &settled.to_forget)?;
+    engine.background.owe(forget_again(&engine, settled.to_forget)?);
     if !settled.to_park.is_empty() {
         park_orphans(&engine, &settled.to_park, floor)?;
         reach(Point::OpenBehindPark);
@@ -383,7 +383,7 @@ fn first_generation(found: &Found) -> Generation {
 struct Settled {
     held_bytes: u64,
     to_park: Vec<(KeyHash, Location)>,
-    to_forget: Vec<Location>,
+    to_forget: Vec<(Location, Timestamp)>,
 }
 
 fn settle(

@@ -223,7 +223,7 @@ fn finish(engine: &Engine, epoch: Epoch, clock: Timestamp) -> Result<(), Salvage
     engine.wal.seal_all()?;
     // The first round makes it durable, the second says so (R10).
     for _ in 0..2 {
-        engine.wal.sync_round(clock).map_err(OpenError::Io)?;
+        engine.wal.sync_round(|| clock).map_err(OpenError::Io)?;
     }
     let stable = engine.wal.stable_generation();
     // In both slots: one that goes bad must not take the store with it.

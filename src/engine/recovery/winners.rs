@@ -198,12 +198,13 @@ impl Winners {
     }
 
     /// Completions that lost against a later token, and that no forget accounts for: it was lost
-    /// when the power was. What they lost against may go before they do (R5).
+    /// when the power was. What they lost against may go before they do (R5). With the end of their
+    /// time.
     pub(super) fn unaccounted(
         &self,
         records: &mut Records<'_>,
         now: Timestamp,
-    ) -> Result<Vec<Location>, OpenError> {
+    ) -> Result<Vec<(Location, Timestamp)>, OpenError> {
         let mut unaccounted = Vec::new();
         for (hash, lost, _) in self.lost.iter().filter(|(.., expires)| *expires > now) {
             let key = |record: &Record<'_>| (record.namespace, record.key.to_vec());
@@ -216,7 +217,7 @@ impl Winners {
                 })?;
             }
             if !is_accounted {
-                unaccounted.push(*lost);
+                unaccounted.push((*lost, expires));
             }
         }
         Ok(unaccounted)

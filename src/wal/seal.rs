@@ -1,0 +1,74 @@
+//! Sealing: segments that take no more records get their index and trailer.
+//!
+//! It takes longer than who appends should wait, so maintenance does it, with no lock held but for a
+//! moment. The memory that an index was collected in serves the next one.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use super::lane::{Append, Lane};
+use super::stream::{Ended, Index, SealedSegment};
+use crate::error::Failure;
+use crate::format::segment::{index_offset, trailer_offset};
+use crate::sys::point::{Point, reach};
+
+/// So many empty indexes are made ready, and so many are kept of those that were used.
+const INDEXES_READY: usize = 2;
+const INDEXES_MAX: usize = 4;
+impl Lane {
+    /// Seals what was ended: writes indexes and trailers. One caller at a time.
+    pub(crate) fn seal_ended(&self) -> Result<(), Arc<Failure>> {
+        loop {
+            let tail = self.state.lock().ended.first_mut().and_then(|ended| ended.tail.take());
+            let Some((mut active, class)) = tail else { return Ok(()) };
+            let segment = Arc::clone(&active.segment);
+            let trailer = active.trailer(class);
+            let bytes = trailer.encode(segment.place);
+            let at = index_offset(self.segment_bytes, trailer.entries);
+            reach(Point::BeforeTrailer);
+            match self.append {
+                Append::Mapped => {
+                    active.writer.put(at, active.index.bytes());
+                    active.writer.put(trailer_offset(self.segment_bytes), &bytes);
+                }
+                Append::Positioned => {
+                    let parts = [IoSlice::new(active.index.bytes()), IoSlice::new(&bytes)];
+                    segment.file.write_at(&parts, segment.file_offset(at))?;
+                }
+            }
+            reach(Point::BehindTrailer);
+            // Behind the write: a round may have taken the file meanwhile.
+            segment.file.set_dirty();
+            if self.append == Append::Mapped {
+                segment.extent.settle();
+            }
+            let mut state = self.state.lock();
+            let Ended { segment, sealed, .. } = state.ended.remove(0);
+            state.unstable.push((segment, sealed));
+            state.proven = false;
+            if state.indexes.len() < INDEXES_MAX {
+                state.indexes.push(active.index.emptied());
+            }
+        }
+    }
+
+    /// Makes memory ready for the indexes of the segments that are filled next.
+    pub(crate) fn stock_indexes(&self) {
+        while self.state.lock().indexes.len() < INDEXES_READY {
+            let index = Index::ready(self.segment_bytes);
+            self.state.lock().indexes.push(index);
+        }
+    }
+
+    /// Hands over what was sealed and is durable in full by now.
+    pub(crate) fn take_sealed(&self) -> Vec<SealedSegment> {
+        std::mem::take(&mut self.state.lock().sealed)
+    }
+
+    /// Declares everything durable: the store is in memory, and has no rounds.
+    pub(crate) fn skip_rounds(&self) {
+        let mut state = self.state.lock();
+        let sealed: Vec<_> = state.unstable.drain(..).map(|(_, sealed)| sealed).collect();
+        state.sealed.extend(sealed);
+    }
+}
