@@ -155,13 +155,14 @@ fn latency_title(n: usize) -> String {
 /// A line a contestant over the percentiles, below what is there.
 fn latency_lines(svg: &mut Svg, table: &Table, n: usize) {
     const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
-    const COLOURS: [&str; 4] = [OWN, "#7fb2e5", "#c0562b", "#6b8e23"];
+    const COLOURS: [&str; 2] = ["#c0562b", "#6b8e23"];
+    const OWN_COLOURS: [&str; 2] = [OWN, "#7fb2e5"];
     let section = LATENCY;
-    let (legend, top, bottom) = (svg.height - 6.0, svg.height + 20.0, svg.height + 320.0);
-    // From 0.1 microseconds up, seven powers of ten.
-    let y = |micros: f64| bottom - (micros.max(0.1).log10() + 1.0).min(7.0) / 7.0 * (bottom - top);
+    let (legend, top, bottom) = (svg.height + 6.0, svg.height + 32.0, svg.height + 332.0);
+    // From 0.1 microseconds up, eight powers of ten.
+    let y = |micros: f64| bottom - (micros.max(0.1).log10() + 1.0).min(8.0) / 8.0 * (bottom - top);
     let x = |nth: usize| LEFT + nth as f64 * 110.0;
-    for power in -1..=6 {
+    for power in -1..=7 {
         let (value, at) = (10f64.powi(power), y(10f64.powi(power)));
         svg.add(&format!("<path d=\"M{LEFT} {at:.1}h550\" stroke=\"#ddd\"/>"));
         svg.put(LEFT - 8.0, at + 4.0, "end", &format!("{value} us"));
@@ -171,11 +172,12 @@ fn latency_lines(svg: &mut Svg, table: &Table, n: usize) {
     }
     let of: Vec<_> =
         PERCENTILES.map(|it| bars(table, section, n, 1, &format!("claim {it}"))).into();
-    for (who, (name, ..)) in of[0].iter().enumerate() {
+    let (mut own, mut peers) = (OWN_COLOURS.iter().cycle(), COLOURS.iter().cycle());
+    for (who, (name, _, is_own)) in of[0].iter().enumerate() {
         let points =
             of.iter().enumerate().filter_map(|(nth, all)| Some((x(nth), y(all.get(who)?.1))));
         let points: Vec<_> = points.map(|(x, y)| format!("{x:.0},{y:.1}")).collect();
-        let colour = COLOURS[who % COLOURS.len()];
+        let colour = if *is_own { own.next() } else { peers.next() }.unwrap_or(&PEER);
         svg.add(&format!(
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
             points.join(" ")

@@ -334,8 +334,10 @@ impl<'a> Report<'a> {
             let Some(best) = best else { continue };
             match self.table.ratio(&own, &point(section, best, n, 1, metric)) {
                 Some(ratio) if ratio.median > 1.0 => self.losses.push(format!(
-                    "{section}: {metric} is {:.2} x that of {}",
-                    ratio.median, best.name
+                    "{section}: {metric} of {} is {:.2} x that of {}",
+                    label(who),
+                    ratio.median,
+                    best.name
                 )),
                 _ => {}
             }
