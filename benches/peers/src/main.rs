@@ -36,10 +36,12 @@ use store::Result;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const USAGE: &str =
-    "usage: peers run [--quick] [--repeats N] [--sections a,b,..] [--about TEXT] [--directory DIR] RESULTS.csv
+    "usage: peers run [--quick] [--repeats N] [--sections a,b,..] [--about TEXT] [--directory DIR]
+                 [--arrivals N] [--only PEER,..] RESULTS.csv
        peers report RESULTS.csv
 The sections are memory, large, durable, sync, hot, footprint, reopen and latency. Results that are
-there are kept: sections can be run one by one into the same file.";
+there are kept: sections can be run one by one into the same file. --arrivals is how many the latency run
+has; --only names the peers that take part in memory and large.";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -69,6 +71,11 @@ fn run(words: &[String]) -> Result<()> {
             "--repeats" => {
                 let repeats = words.next().ok_or(USAGE)?.parse()?;
                 (scale.repeats, scale.repeats_slow) = (repeats, repeats);
+            }
+            "--arrivals" => scale.arrivals = words.next().ok_or(USAGE)?.parse()?,
+            "--only" => {
+                let names = words.next().ok_or(USAGE)?.split(',');
+                scale.only = names.map(str::to_owned).collect();
             }
             "--sections" => words.next().ok_or(USAGE)?.clone_into(&mut chosen),
             "--about" => words.next().ok_or(USAGE)?.clone_into(&mut about),

@@ -1,6 +1,6 @@
 //! Which contestants are measured at what, and how often: the sections of a run.
 
-use crate::contestants::{Contestant, present};
+use crate::contestants::{CONTESTANTS, Contestant, present};
 use crate::driver::{Driver, Task};
 use crate::store::{Mode, Result};
 
@@ -9,7 +9,7 @@ pub const SECTIONS: &[&str] =
     &["memory", "large", "durable", "sync", "hot", "footprint", "reopen", "latency"];
 
 /// How much is done.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Scale {
     pub n: usize,
     pub large: usize,
@@ -26,6 +26,8 @@ pub struct Scale {
     pub calibration: usize,
     /// The rate that is the same for every run of the harness.
     pub common_rate: f64,
+    /// Of those in memory, only these peers, where it isn't empty.
+    pub only: Vec<String>,
 }
 
 impl Scale {
@@ -40,6 +42,7 @@ impl Scale {
         arrivals: 10_000_000,
         calibration: 2_000_000,
         common_rate: 150_000.0,
+        only: vec![],
     };
 
     pub const QUICK: Self = Self {
@@ -53,11 +56,18 @@ impl Scale {
         arrivals: 300_000,
         calibration: 200_000,
         common_rate: 100_000.0,
+        only: vec![],
     };
+
+    fn takes(&self, who: &Contestant) -> bool {
+        who.is_refrain() || self.only.is_empty() || self.only.iter().any(|it| it == who.name)
+    }
 }
 
-/// Heap to touch beforehand, for a fill that takes no page faults: more than a map needs for a key.
+/// Heap to touch beforehand, for a fill that takes no page faults: more than a map needs for a key,
+/// and more than refrain does, which keeps little of it in memory.
 const HEAP_PER_KEY: usize = 450;
+const HEAP_PER_KEY_IN_FILES: usize = 64;
 /// Memory to touch and give back beforehand, for files that are filled.
 const WARM_PER_KEY: usize = 500;
 const WARM_MIN: usize = 256 << 20;
@@ -88,6 +98,17 @@ fn in_memory_and_buffered() -> Vec<&'static Contestant> {
     present(Mode::Memory).into_iter().chain(buffered).collect()
 }
 
+/// The same, and the buffered store again with its room ready.
+fn with_ready() -> Vec<&'static Contestant> {
+    let ready = CONTESTANTS.iter().filter(|it| it.is_ready());
+    in_memory_and_buffered().into_iter().chain(ready).collect()
+}
+
+fn heap(who: &Contestant, n: usize) -> f64 {
+    let each = if who.mode == Mode::Memory { HEAP_PER_KEY } else { HEAP_PER_KEY_IN_FILES };
+    (n * each) as f64
+}
+
 fn speed_task(section: &'static str, who: &Contestant, n: usize, scale: &Scale) -> Task {
     let warm = (n * WARM_PER_KEY).max(WARM_MIN);
     Task::new(section, "speed", who)
@@ -105,13 +126,15 @@ fn speed(
     scale: &Scale,
     is_in: impl Fn(&Contestant) -> bool,
 ) {
-    let all = in_memory_and_buffered();
+    let all = with_ready();
+    // The fill in batches is one more: not at a size where it would take minutes.
+    let batches = f64::from(u8::from(n <= scale.n));
     let mut tasks = vec![];
     for threads in [1, 2] {
-        for who in all.iter().filter(|who| is_in(who)) {
-            let heap = (n * HEAP_PER_KEY) as f64;
+        for who in all.iter().filter(|who| is_in(who) && scale.takes(who)) {
             let task = speed_task(section, who, n, scale).size(n, threads);
-            tasks.push(task.with("heap", heap).with("cap", 0.0));
+            let task = task.with("heap", heap(who, n)).with("cap", 0.0);
+            tasks.push(task.with("batches", batches));
         }
     }
     driver.interleave(&tasks, repeats);
@@ -122,7 +145,7 @@ fn durable(driver: &mut Driver, scale: &Scale) {
     for threads in [1, 2] {
         for who in present(Mode::Kill) {
             let task = speed_task("durable", who, scale.n, scale).size(scale.n, threads);
-            tasks.push(task.with("heap", 0.0).with("cap", scale.cap));
+            tasks.push(task.with("heap", 0.0).with("cap", scale.cap).with("batches", 0.0));
         }
     }
     driver.interleave(&tasks, scale.repeats_slow);
@@ -211,11 +234,10 @@ fn latency(driver: &mut Driver, scale: &Scale) -> Result<()> {
     let task = |who: &Contestant, section, n: usize, rate: f64| {
         let warm = (n * WARM_PER_KEY).max(WARM_MIN) as f64;
         let task = Task::new(section, "latency", who).size(n, 1).with("rate", rate);
-        let is_map = who.mode == Mode::Memory;
-        let heap = if is_map { n * HEAP_PER_KEY } else { 0 };
-        task.with("warm", warm).with("heap", heap as f64)
+        let heap = if who.mode == Mode::Memory { heap(who, n) } else { 0.0 };
+        task.with("warm", warm).with("heap", heap)
     };
-    let all = in_memory_and_buffered();
+    let all = with_ready();
     let chosen = |who: &&&Contestant| match who.mode {
         Mode::Kill => true,
         _ => ["dashmap", "moka"].contains(&who.name),

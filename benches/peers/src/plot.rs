@@ -12,6 +12,7 @@ const WIDTH: f64 = 800.0;
 const LEFT: f64 = 150.0;
 const OWN: &str = "#1f5fa8";
 const PEER: &str = "#b8bec6";
+const LATENCY: &str = "latency 70 %";
 
 /// A picture and the end of its file's name.
 pub struct Picture {
@@ -21,7 +22,7 @@ pub struct Picture {
 
 /// What the results have enough points for.
 pub fn pictures(table: &Table) -> Vec<Picture> {
-    let all = [speed(table), memory(table), latency(table)];
+    let all = [speed(table), memory(table), latency(table), memory_and_latency(table)];
     all.into_iter().flatten().collect()
 }
 
@@ -90,6 +91,7 @@ fn bars(
         let value = table.median(&point(section, who, n, threads, metric))?;
         let name = match (who.is_refrain(), who.mode) {
             (true, Mode::Memory) => "refrain, in memory",
+            (true, Mode::Kill) if who.is_ready() => "refrain, room ready",
             (true, Mode::Kill) => "refrain, buffered",
             _ => who.name,
         };
@@ -125,19 +127,42 @@ fn memory(table: &Table) -> Option<Picture> {
 }
 
 fn latency(table: &Table) -> Option<Picture> {
-    const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
-    const COLOURS: [&str; 3] = [OWN, "#c0562b", "#6b8e23"];
-    let section = "latency 70 %";
-    let n = sizes(table, section).into_iter().next()?;
+    let n = sizes(table, LATENCY).into_iter().next()?;
+    let mut svg = Svg::new(&latency_title(n));
+    latency_lines(&mut svg, table, n);
+    Some(Picture { name: "latency", svg: svg.end() })
+}
+
+/// What a reader sees first: the memory that an entry takes, and how long a claim does.
+fn memory_and_latency(table: &Table) -> Option<Picture> {
+    let entries = sizes(table, "footprint").into_iter().next()?;
+    let n = sizes(table, LATENCY).into_iter().next()?;
+    let keys = short(entries as f64);
+    let mut svg = Svg::new("refrain beside its peers");
+    let title = format!("anonymous memory a completed entry, {keys} keys");
+    svg.bars(&title, "B", &bars(table, "footprint", entries, 1, "anonymous"));
+    svg.height += 14.0;
+    svg.put(LEFT, svg.height, "start", &latency_title(n));
+    latency_lines(&mut svg, table, n);
+    Some(Picture { name: "memory-and-latency", svg: svg.end() })
+}
+
+fn latency_title(n: usize) -> String {
     let keys = short(n as f64);
-    let mut svg = Svg::new(&format!(
-        "Microseconds from when a claim was due, growing to {keys} keys, 70 % load"
-    ));
-    let (top, bottom) = (60.0, 360.0);
-    // From 0.1 microseconds up, seven powers of ten.
-    let y = |micros: f64| bottom - (micros.max(0.1).log10() + 1.0).min(7.0) / 7.0 * (bottom - top);
+    format!("Microseconds from when a claim was due, growing to {keys} keys, 70 % load")
+}
+
+/// A line a contestant over the percentiles, below what is there.
+fn latency_lines(svg: &mut Svg, table: &Table, n: usize) {
+    const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
+    const COLOURS: [&str; 2] = ["#c0562b", "#6b8e23"];
+    const OWN_COLOURS: [&str; 2] = [OWN, "#7fb2e5"];
+    let section = LATENCY;
+    let (legend, top, bottom) = (svg.height + 6.0, svg.height + 32.0, svg.height + 332.0);
+    // From 0.1 microseconds up, eight powers of ten.
+    let y = |micros: f64| bottom - (micros.max(0.1).log10() + 1.0).min(8.0) / 8.0 * (bottom - top);
     let x = |nth: usize| LEFT + nth as f64 * 110.0;
-    for power in -1..=6 {
+    for power in -1..=7 {
         let (value, at) = (10f64.powi(power), y(10f64.powi(power)));
         svg.add(&format!("<path d=\"M{LEFT} {at:.1}h550\" stroke=\"#ddd\"/>"));
         svg.put(LEFT - 8.0, at + 4.0, "end", &format!("{value} us"));
@@ -147,21 +172,21 @@ fn latency(table: &Table) -> Option<Picture> {
     }
     let of: Vec<_> =
         PERCENTILES.map(|it| bars(table, section, n, 1, &format!("claim {it}"))).into();
-    for (who, (name, ..)) in of[0].iter().enumerate() {
+    let (mut own, mut peers) = (OWN_COLOURS.iter().cycle(), COLOURS.iter().cycle());
+    for (who, (name, _, is_own)) in of[0].iter().enumerate() {
         let points =
             of.iter().enumerate().filter_map(|(nth, all)| Some((x(nth), y(all.get(who)?.1))));
         let points: Vec<_> = points.map(|(x, y)| format!("{x:.0},{y:.1}")).collect();
-        let colour = COLOURS[who % COLOURS.len()];
+        let colour = if *is_own { own.next() } else { peers.next() }.unwrap_or(&PEER);
         svg.add(&format!(
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
             points.join(" ")
         ));
         svg.add(&format!(
-            "<rect x=\"{}\" y=\"34\" width=\"10\" height=\"10\" fill=\"{colour}\"/>",
-            LEFT + 170.0 * who as f64
+            "<rect x=\"{}\" y=\"{legend}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>",
+            LEFT + 150.0 * who as f64
         ));
-        svg.put(LEFT + 14.0 + 170.0 * who as f64, 43.0, "start", name);
+        svg.put(LEFT + 14.0 + 150.0 * who as f64, legend + 9.0, "start", name);
     }
     svg.height = bottom + 30.0;
-    Some(Picture { name: "latency", svg: svg.end() })
 }

@@ -10,7 +10,7 @@ use crate::contestants::{CONTESTANTS, Contestant};
 use crate::results::{Point, Spread, Table};
 use crate::store::Mode;
 use crate::targets;
-use crate::workloads::WORKLOADS;
+use crate::workloads::{BATCH, BATCHED, WORKLOADS};
 
 /// The report, line by line.
 pub struct Report<'a> {
@@ -35,6 +35,7 @@ pub fn point(section: &str, who: &Contestant, n: usize, threads: usize, metric: 
 pub fn label(who: &Contestant) -> String {
     match (who.is_refrain(), who.mode) {
         (true, Mode::Memory) => "**refrain, in memory**".to_owned(),
+        (true, Mode::Kill) if who.is_ready() => "**refrain, buffered, room ready**".to_owned(),
         (true, Mode::Kill) => "**refrain, buffered**".to_owned(),
         (true, Mode::Power) => "**refrain, sync**".to_owned(),
         _ => who.name.to_owned(),
@@ -83,6 +84,7 @@ impl<'a> Report<'a> {
             ("durable", "Durable without a sync a call: nanoseconds of wall clock an operation"),
         ] {
             report.speed(section, title);
+            report.batches(section);
         }
         report.sync();
         report.plain(
@@ -182,6 +184,41 @@ impl<'a> Report<'a> {
                         }
                     }
                     self.line(&format!("| {} |", shown.join(" | ")));
+                }
+            }
+        }
+    }
+
+    /// The batched workloads beside the single calls of the same process.
+    fn batches(&mut self, section: &str) {
+        for n in sizes(self.table, section) {
+            for threads in [1, 2] {
+                let all = self.with(section, n, threads, "b3");
+                if all.is_empty() {
+                    continue;
+                }
+                let keys = short(n as f64);
+                self.line(&format!(
+                    "\n## Batches of {BATCH}: nanoseconds an operation, and how many times the throughput of our \
+                     own single calls; {keys} keys, {threads} threads\n"
+                ));
+                let title = |metric: &str| {
+                    let found = WORKLOADS.iter().find(|(it, _)| *it == metric);
+                    found.map_or(String::new(), |(_, title)| (*title).to_owned())
+                };
+                let names = BATCHED.iter().map(|(_, single)| title(single));
+                self.head(&["contestant".to_owned()].into_iter().chain(names).collect::<Vec<_>>());
+                for who in all {
+                    let fields = BATCHED.iter().map(|(batched, single)| {
+                        let of = |metric| point(section, who, n, threads, metric);
+                        let value = self.table.spread(&of(batched));
+                        let gain = self.table.ratio(&of(single), &of(batched));
+                        value.zip(gain).map_or("-".to_owned(), |(value, gain)| {
+                            format!("{} {:.2}x", spread(value), gain.median)
+                        })
+                    });
+                    let fields: Vec<String> = fields.collect();
+                    self.line(&format!("| {} | {} |", label(who), fields.join(" | ")));
                 }
             }
         }
@@ -297,8 +334,10 @@ impl<'a> Report<'a> {
             let Some(best) = best else { continue };
             match self.table.ratio(&own, &point(section, best, n, 1, metric)) {
                 Some(ratio) if ratio.median > 1.0 => self.losses.push(format!(
-                    "{section}: {metric} is {:.2} x that of {}",
-                    ratio.median, best.name
+                    "{section}: {metric} of {} is {:.2} x that of {}",
+                    label(who),
+                    ratio.median,
+                    best.name
                 )),
                 _ => {}
             }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use crate::keys::{Body, Key};
+use crate::keys::{Bodies, Body, Key};
 
 /// Whatever a contestant fails with.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -41,6 +41,8 @@ pub struct Setup {
     pub directory: PathBuf,
     /// The keys it will hold at most: capacity for those that want to know.
     pub keys: usize,
+    /// Whether to make room for them before.
+    pub is_ready: bool,
 }
 
 /// What a claim is answered.
@@ -60,6 +62,9 @@ pub trait Store: Sync + Sized {
     type Hand<'a>: Hand
     where
         Self: 'a;
+
+    /// Whether its hands take several keys in one call.
+    const BATCHES: bool = false;
 
     /// Opens it, and makes it if it is not there.
     fn open(setup: &Setup) -> Result<Self>;
@@ -136,5 +141,20 @@ pub trait Hand {
             }
         }
         Ok(())
+    }
+
+    /// Claims several keys in one call; gives each answer and, of what is completed, its body.
+    fn claim_batch(&mut self, _: &[Key], _: &mut Body, _: impl FnMut(Answer, &Body)) -> Result<()> {
+        Err("it has no batches".into())
+    }
+
+    /// Completes several claims in one call, with bodies from the nth on.
+    fn complete_batch(&mut self, _: &[Key], _: &[u64], _: &Bodies, _: usize) -> Result<()> {
+        Err("it has no batches".into())
+    }
+
+    /// How many of several keys are known, asked in one call.
+    fn lookup_batch(&mut self, _: &[Key]) -> Result<usize> {
+        Err("it has no batches".into())
     }
 }

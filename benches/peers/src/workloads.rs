@@ -1,7 +1,7 @@
 //! The workloads: what the threads do to a contestant, and how long they take for it.
 //!
-//! A workload that is to be added (batches, say) is a function here, a call in `jobs::speed`, and a
-//! line in [`WORKLOADS`]; driver and report know workloads by that list only.
+//! A workload that is to be added is a function here, a call in `jobs::speed`, and a line in
+//! [`WORKLOADS`] or [`BATCHED`]; driver and report know workloads by these lists only.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -18,6 +18,12 @@ pub const WORKLOADS: &[(&str, &str)] = &[
     ("w4", "lookup of a missing key"),
     ("w5", "zipf 0.99 stream"),
 ];
+
+/// Keys in a batch.
+pub const BATCH: usize = 32;
+
+/// The same in batches, for who takes them: the metric, and that of the single calls beside it.
+pub const BATCHED: &[(&str, &str)] = &[("b1", "w1"), ("b2", "w2"), ("b3", "w3"), ("b4", "w4")];
 
 /// How many operations took how long, on the clock of the wall.
 #[derive(Clone, Copy, Debug)]
@@ -192,6 +198,110 @@ pub fn lookup_missing<S: Store>(
                 if cap.is_over(ops, start) {
                     break;
                 }
+            }
+            Ok(ops)
+        },
+    )
+}
+
+/// W1 in batches; what is left of a thread's part is not claimed. The tokens are as of [`claim_fresh`].
+pub fn claim_fresh_batched<S: Store>(
+    store: &S,
+    keys: &[Key],
+    threads: usize,
+) -> Result<(Timed, Vec<Vec<u64>>)> {
+    let tokens = std::sync::Mutex::new(vec![vec![]; threads]);
+    let prepare = |_| {
+        let mut room = Vec::new();
+        room.resize(keys.len() / threads, 1u64);
+        room.clear();
+        Ok((store.hand()?, room))
+    };
+    let timed = together(threads, prepare, |index, (hand, room)| {
+        let mut out = [0; BODY];
+        for batch in part(keys, index, threads).chunks_exact(BATCH) {
+            hand.claim_batch(batch, &mut out, |answer, _| {
+                if let Answer::Acquired(token) = answer {
+                    room.push(token);
+                }
+            })?;
+            if room.len() % BATCH != 0 {
+                return Err("a fresh key was not acquired".into());
+            }
+        }
+        let ops = room.len();
+        tokens.lock().map_err(|_| "poisoned")?[index] = std::mem::take(room);
+        Ok(ops)
+    })?;
+    Ok((timed, tokens.into_inner().map_err(|_| "poisoned")?))
+}
+
+/// W2 in batches.
+pub fn complete_batched<S: Store>(
+    store: &S,
+    keys: &[Key],
+    tokens: &[Vec<u64>],
+    bodies: &Bodies,
+) -> Result<Timed> {
+    let threads = tokens.len();
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let keys = part(keys, index, threads).chunks_exact(BATCH);
+            let mut ops = 0;
+            for (keys, tokens) in keys.zip(tokens[index].chunks_exact(BATCH)) {
+                hand.complete_batch(keys, tokens, bodies, ops)?;
+                ops += BATCH;
+            }
+            Ok(ops)
+        },
+    )
+}
+
+/// W3 in batches: the bytes are copied out and touched too.
+pub fn claim_duplicate_batched<S: Store>(
+    store: &S,
+    stream: &[Key],
+    threads: usize,
+) -> Result<Timed> {
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let (mut ops, mut completed, mut out, mut sum) = (0, 0, [0; BODY], 0u64);
+            for batch in part(stream, index, threads).chunks_exact(BATCH) {
+                hand.claim_batch(batch, &mut out, |answer, body| {
+                    completed += usize::from(answer == Answer::Completed);
+                    sum += u64::from(body[0]) + u64::from(body[BODY - 1]);
+                })?;
+                ops += BATCH;
+            }
+            std::hint::black_box(sum);
+            match completed == ops {
+                true => Ok(ops),
+                false => Err("a completed key was answered otherwise".into()),
+            }
+        },
+    )
+}
+
+/// W4 in batches.
+pub fn lookup_missing_batched<S: Store>(
+    store: &S,
+    stream: &[Key],
+    threads: usize,
+) -> Result<Timed> {
+    together(
+        threads,
+        |_| store.hand(),
+        |index, hand| {
+            let mut ops = 0;
+            for batch in part(stream, index, threads).chunks_exact(BATCH) {
+                if hand.lookup_batch(batch)? > 0 {
+                    return Err("a key that was never claimed is known".into());
+                }
+                ops += BATCH;
             }
             Ok(ops)
         },

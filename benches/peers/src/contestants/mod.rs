@@ -51,7 +51,14 @@ impl Contestant {
     pub fn is_refrain(&self) -> bool {
         self.name.starts_with("refrain")
     }
+
+    pub fn is_ready(&self) -> bool {
+        self.name == READY
+    }
 }
+
+/// refrain's buffered store again, opened with room for the keys of the run. Beside the maps only.
+pub const READY: &str = "refrain ready";
 
 const NOTHING: &str = "nothing";
 const KILL: &str = "kill";
@@ -91,6 +98,7 @@ pub const CONTESTANTS: &[Contestant] = &[
     Contestant::new("moka", Mode::Memory, NOTHING),
     Contestant::new("quick_cache", Mode::Memory, NOTHING),
     Contestant::new("refrain", Mode::Kill, KILL),
+    Contestant::new(READY, Mode::Kill, KILL),
     Contestant::new("rocksdb", Mode::Kill, KILL).if_here(with_rocksdb),
     Contestant::new("fjall", Mode::Kill, KILL),
     Contestant::new("redb", Mode::Kill, "nothing since the last durable transaction"),
@@ -108,9 +116,10 @@ pub const CONTESTANTS: &[Contestant] = &[
     Contestant::new("redis", Mode::Power, POWER).if_here(with_redis),
 ];
 
-/// Those of a mode that can take part.
+/// Those of a mode that can take part, refrain once.
 pub fn present(mode: Mode) -> Vec<&'static Contestant> {
-    CONTESTANTS.iter().filter(|it| it.mode == mode && (it.is_here)()).collect()
+    let is_in = |it: &&Contestant| it.mode == mode && !it.is_ready() && (it.is_here)();
+    CONTESTANTS.iter().filter(is_in).collect()
 }
 
 /// A job that is done with one contestant, whichever it is.
@@ -121,7 +130,7 @@ pub trait Job {
 /// Does a job with the contestant of this name.
 pub fn run(name: &str, job: &impl Job) -> Result<()> {
     match name {
-        "refrain" => job.run::<refrain::Refrain>(),
+        "refrain" | READY => job.run::<refrain::Refrain>(),
         "dashmap" => job.run::<MapStore<dashmap::Dash>>(),
         "papaya" => job.run::<MapStore<papaya::Papaya>>(),
         "scc" => job.run::<MapStore<scc::Scc>>(),

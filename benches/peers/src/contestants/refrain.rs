@@ -1,5 +1,6 @@
-//! refrain itself: in memory, buffered, or synced a call. It reads its clock, keeps its timers and
-//! checks what it stored; leases are an hour, so that none ends while a fill goes on.
+//! refrain itself: in memory, buffered (from an empty directory, or with its room ready), or synced a
+//! call. It reads its clock, keeps its timers and checks what it stored; leases are an hour, so that
+//! none ends while a fill goes on.
 
 use std::time::Duration;
 
@@ -8,10 +9,14 @@ use refrain::{
     Lookup, Namespace, Options, Policy,
 };
 
-use crate::keys::{Body, Key};
+use crate::keys::{Bodies, Body, Key, fingerprint};
 use crate::store::{Answer, Hand, Mode, Result, Setup, StallCounts, Store};
+use crate::workloads::BATCH;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// What a key of the run takes in files, its claim too: room that is made ready.
+const ROOM_PER_KEY: u64 = 700;
+const ROOM_STEP: u64 = 64 << 20;
 
 pub struct Refrain {
     pub store: refrain::Store,
@@ -20,9 +25,14 @@ pub struct Refrain {
 
 impl Store for Refrain {
     type Hand<'a> = RefrainHand<'a>;
+    const BATCHES: bool = true;
 
     fn open(setup: &Setup) -> Result<Self> {
-        let file = Options::new(&setup.directory);
+        let mut file = Options::new(&setup.directory);
+        if setup.is_ready {
+            let room = setup.keys as u64 * ROOM_PER_KEY;
+            file = file.headroom_bytes(room.next_multiple_of(ROOM_STEP));
+        }
         let store = match setup.mode {
             Mode::Memory => Options::in_memory(),
             Mode::Kill => file.durability(Durability::Buffered),
@@ -111,6 +121,46 @@ impl Hand for RefrainHand<'_> {
             }
         }
         Ok(())
+    }
+
+    fn claim_batch(
+        &mut self,
+        keys: &[Key],
+        out: &mut Body,
+        mut each: impl FnMut(Answer, &Body),
+    ) -> Result<()> {
+        let options =
+            |key: &Key| ClaimOptions::new().fingerprint(Fingerprint::from_digest(fingerprint(key)));
+        let claims: [_; BATCH] = std::array::from_fn(|nth| (&keys[nth], options(&keys[nth])));
+        for claim in self.namespace.claim_batch(&claims) {
+            each(answer(&claim?, out)?, out);
+        }
+        Ok(())
+    }
+
+    fn complete_batch(
+        &mut self,
+        keys: &[Key],
+        tokens: &[u64],
+        bodies: &Bodies,
+        first: usize,
+    ) -> Result<()> {
+        let completions: [_; BATCH] = std::array::from_fn(|nth| {
+            let options = CompleteOptions::body(bodies.nth(first + nth));
+            (&keys[nth], FencingToken::from_raw(tokens[nth]), options)
+        });
+        for completion in self.namespace.complete_batch(&completions) {
+            completion?;
+        }
+        Ok(())
+    }
+
+    fn lookup_batch(&mut self, keys: &[Key]) -> Result<usize> {
+        let mut known = 0;
+        for lookup in self.namespace.lookup_batch(keys) {
+            known += usize::from(!matches!(lookup?, Lookup::Absent));
+        }
+        Ok(known)
     }
 }
 

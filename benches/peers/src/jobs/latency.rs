@@ -13,8 +13,8 @@ use hdrhistogram::Histogram;
 use refrain::{FencingToken, Fingerprint, Policy};
 
 use super::{Order, tell};
-use crate::contestants::Job;
 use crate::contestants::refrain::Refrain;
+use crate::contestants::{Job, READY};
 use crate::keys::{BODY, Bodies, Body, Key, fingerprint, key};
 use crate::machine::{self, ThreadCounts};
 use crate::store::{Answer, Hand, Result, Setup, StallCounts, Store};
@@ -33,7 +33,7 @@ impl Job for Latency<'_> {
         let order = self.0;
         machine::warm_heap(order.count("heap")?);
         machine::warm(order.count("warm")?)?;
-        if order.store == "refrain" {
+        if order.store == "refrain" || order.store == READY {
             return run::<Forgetting>(order);
         }
         run::<S>(order)

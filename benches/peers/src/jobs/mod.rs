@@ -50,7 +50,8 @@ impl Order {
     pub fn setup(&self, part: &str) -> Result<Setup> {
         let directory = self.directory.join(part);
         std::fs::create_dir_all(&directory)?;
-        Ok(Setup { mode: self.mode, directory, keys: self.count("n")? })
+        let is_ready = self.store == contestants::READY;
+        Ok(Setup { mode: self.mode, directory, keys: self.count("n")?, is_ready })
     }
 }
 

@@ -1,4 +1,5 @@
-//! W1 to W5, one after the other, as nanoseconds of wall clock an operation.
+//! W1 to W5, one after the other, as nanoseconds of wall clock an operation; and W1 to W4 in batches,
+//! the reads of the same store directly after the single ones, the rest of a store of its own.
 //!
 //! What cannot do all claims in the time that it has is loaded by the fastest way there is before
 //! its reads; its W1 and W2 are then those of a smaller store, which is in its favour.
@@ -46,6 +47,10 @@ impl Job for Speed<'_> {
         store.settle()?;
         tell("w3", work::claim_duplicate(&store, &hits, threads, read_cap)?.ns_per_op());
         tell("w4", work::lookup_missing(&store, &missing, threads, read_cap)?.ns_per_op());
+        if S::BATCHES && order.number("cap")? == 0.0 {
+            tell("b3", work::claim_duplicate_batched(&store, &hits, threads)?.ns_per_op());
+            tell("b4", work::lookup_missing_batched(&store, &missing, threads)?.ns_per_op());
+        }
         drop((hits, missing));
         // Not timed. In memory the heap keeps what the second store will use.
         store.close()?;
@@ -53,6 +58,18 @@ impl Job for Speed<'_> {
 
         let store = S::open(&order.setup("stream")?)?;
         tell("w5", work::stream(&store, &streams, &bodies, cap)?.ns_per_op());
+        if !S::BATCHES || order.number("batches")? == 0.0 {
+            return Ok(());
+        }
+        drop(streams);
+        store.close()?;
+        std::fs::remove_dir_all(order.directory.join("stream"))?;
+
+        let store = S::open(&order.setup("batches")?)?;
+        let fresh = keys::sequence(0, n);
+        let (claims, tokens) = work::claim_fresh_batched(&store, &fresh, threads)?;
+        tell("b1", claims.ns_per_op());
+        tell("b2", work::complete_batched(&store, &fresh, &tokens, &bodies)?.ns_per_op());
         Ok(())
     }
 }
