@@ -70,7 +70,7 @@ struct Question<'a> {
 
 /// The key's current record, judged.
 enum Judged {
-    /// The key is free. A record there is continues: the unfinished claim that it is ended so.
+    /// The key is free. `takeover` says how the unfinished claim ended that this one continues.
     Free {
         takeover: Option<EndCause>,
     },
