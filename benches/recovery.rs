@@ -1,7 +1,7 @@
 //! How long does a store take to open, beside filling a map with its keys?
 //!
-//! N completed keys of 36 bytes, with bodies of 128, in a store that was closed in order; its files
-//! are in the page cache. The same keys, with a value of 8 bytes, go into a `DashMap`: as a program
+//! N completed keys of 36 bytes, with bodies of 128, in a store that was closed in order, first with
+//! the claims of these keys still on disk, then without them; its files are in the page cache. The same keys, with a value of 8 bytes, go into a `DashMap`: as a program
 //! would write it, and with every advantage there is, on all cores and with room made beforehand.
 //! They alternate, because the machine drifts; the ratios are what counts. Opening works on all cores,
 //! so what it takes of them is told as well. N is `REFRAIN_ENTRIES`.
@@ -24,9 +24,9 @@ const EMPTY_OPENS: usize = 20;
 
 type Key = [u8; 36];
 
-fn open(directory: &Path) -> Store {
+fn open(directory: &Path, is_left_alone: bool) -> Store {
     let options = Options::new(directory).durability(Durability::Buffered);
-    options.open().expect("a store that was closed")
+    options.manual_maintenance(is_left_alone).open().expect("a store that was closed")
 }
 
 fn main() {
@@ -34,18 +34,23 @@ fn main() {
     let keys: Vec<Key> = (0..count).map(key).collect();
     let directory = tempfile::tempdir().expect("a temporary directory");
     fill(directory.path(), &keys);
-    // Many claims are still there, beside their completions.
-    recover(directory.path(), &keys, true);
+    // The claims are still there, beside their completions: nobody looks after the store.
+    compare("claims still there", directory.path(), &keys, true);
     settle(directory.path());
+    compare("claims gone", directory.path(), &keys, false);
+    let [empty, _] = medians(&mut open_empty());
+    println!("{:<30} {:>8.2} ms, median of {EMPTY_OPENS}", "open an empty store", empty * 1e3);
+}
 
+fn compare(what: &str, directory: &Path, keys: &[Key], is_left_alone: bool) {
     let names = ["open the store", "DashMap, one thread", "DashMap, room made, all cores"];
     let mut times = [const { Vec::new() }; 3];
     for round in 0..ROUNDS {
-        times[0].push(recover(directory.path(), &keys, round == 0));
-        times[1].push(insert(&keys));
-        times[2].push(insert_on_all_cores(&keys));
+        times[0].push(recover(directory, keys, is_left_alone, round == 0));
+        times[1].push(insert(keys));
+        times[2].push(insert_on_all_cores(keys));
     }
-    println!("\n{count} keys; medians of {ROUNDS} rounds, alternating");
+    println!("\n{} keys, {what}; medians of {ROUNDS} rounds, alternating", keys.len());
     let [recovery, recovery_cores] = medians(&mut times[0]);
     for (name, times) in names.iter().zip(&mut times) {
         let [time, cores] = medians(times);
@@ -56,17 +61,15 @@ fn main() {
             time / recovery,
             cores * 1e3,
             cores / recovery_cores,
-            count as f64 / time / 1e6
+            keys.len() as f64 / time / 1e6
         );
     }
-    let [empty, _] = medians(&mut open_empty());
-    println!("{:<30} {:>8.2} ms, median of {EMPTY_OPENS}", "open an empty store", empty * 1e3);
 }
 
 /// Makes a store of these keys.
 fn fill(directory: &Path, keys: &[Key]) {
     let start = Instant::now();
-    let store = open(directory);
+    let store = open(directory, false);
     let space = namespace(&store);
     for key in keys {
         let lease = space.claim(key, None).expect("room").acquired().expect("a fresh key");
@@ -78,7 +81,7 @@ fn fill(directory: &Path, keys: &[Key]) {
 
 /// Waits until the claims are recycled that were completed last.
 fn settle(directory: &Path) {
-    let store = open(directory);
+    let store = open(directory, false);
     let mut recycled = u64::MAX;
     while recycled != store.stats().recycled {
         recycled = store.stats().recycled;
@@ -103,8 +106,8 @@ fn medians(costs: &mut [Cost]) -> Cost {
 }
 
 /// Opens and closes the store; what opening takes.
-fn recover(directory: &Path, keys: &[Key], is_told: bool) -> Cost {
-    let (cost, store) = cost(|| open(directory));
+fn recover(directory: &Path, keys: &[Key], is_left_alone: bool, is_told: bool) -> Cost {
+    let (cost, store) = cost(|| open(directory, is_left_alone));
     let (report, stats) = (store.report(), store.stats());
     assert!(report.clean && report.completed == keys.len(), "{report:?}");
     if is_told {
@@ -163,9 +166,9 @@ fn insert_on_all_cores(keys: &[Key]) -> Cost {
 /// What it takes to open a store that was closed and has never had a key.
 fn open_empty() -> Vec<Cost> {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    open(directory.path()).close().expect("nothing is held");
+    open(directory.path(), false).close().expect("nothing is held");
     let each = |_| {
-        let (cost, store) = cost(|| open(directory.path()));
+        let (cost, store) = cost(|| open(directory.path(), false));
         store.close().expect("nothing is held");
         cost
     };

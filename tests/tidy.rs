@@ -143,7 +143,10 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "real",
             ],
         ),
-        ("src/engine/recovery", &["scan", "winners", "found", "mend", "walk", "survey", "salvage"]),
+        (
+            "src/engine/recovery",
+            &["exits", "scan", "winners", "found", "mend", "walk", "survey", "salvage"],
+        ),
     ];
     // `flags`, `ext` and `index` name the kinds and flaws of the records they are part of.
     let allowed = [

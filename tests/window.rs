@@ -10,7 +10,7 @@ use std::time::Duration;
 use refrain::testing::{Crash, Fault, HeapFs, SimClock, SimDisk};
 use refrain::{
     Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Fingerprint,
-    Lookup, Namespace, Once, OpenError, Options, Policy, Store,
+    Lookup, Namespace, OnOrphan, Once, OpenError, Options, Policy, Store,
 };
 use support::disk::poke;
 
@@ -471,7 +471,7 @@ fn giving_up_a_file_may_fail_at_every_write() {
         let on = || options(&HeapFs::new(), &clock).file_system(disk.mount());
         let store = on().open().unwrap();
         let orders = keep(&store, HOUR);
-        (0..600).for_each(|number| complete(&orders, &format!("burst-{number}"), &[7; 5000]));
+        (0..900).for_each(|number| complete(&orders, &format!("burst-{number}"), &[7; 5000]));
         pass(&store, &clock, MINUTE);
         clock.advance(2 * HOUR);
         disk.fail(Fault { operation: "write", after, times: 1, error: ErrorKind::Other });
@@ -537,6 +537,52 @@ fn a_full_disk_gives_the_room_of_bodies_back_while_their_keys_are_kept() {
     for key in 0..keys {
         assert!(matches!(claim(key).unwrap(), Claim::Completed(_)), "{key}");
     }
+}
+
+/// Copies take from the segments that are spare, but leave what granted claims need to be ended after
+/// the process was killed: it takes the segment with it that the exit before it began.
+#[test]
+fn copies_on_a_full_disk_leave_the_room_of_exits() {
+    let policy = Policy::default().lease(10 * HOUR).on_orphan(OnOrphan::KeepLease);
+    let ttls = [2 * HOUR, 10 * HOUR, 40 * HOUR, 160 * HOUR];
+    let mut copied = 0;
+    for seconds in (20..200).step_by(4) {
+        let (fs, clock) = (HeapFs::new(), SimClock::new());
+        let on = || options(&fs, &clock).max_disk_bytes(16 * SEGMENT_BYTES).open().unwrap();
+        let store = on();
+        let spaces = ttls.map(|ttl| {
+            let policy = policy.clone().replay_ttl(MINUTE).dedupe_ttl(ttl);
+            store.define(&format!("kept {ttl:?}"), &policy.lease(ttl)).unwrap()
+        });
+        let tokens = ["first", "second"].map(|key| {
+            let lease = spaces[0].claim(key, None).unwrap().acquired().unwrap();
+            lease.token()
+        });
+        'filling: for number in 0_u64.. {
+            for space in &spaces {
+                match space.claim(number.to_le_bytes(), None) {
+                    Ok(claim) => {
+                        claim.acquired().unwrap().complete(vec![7; 9000]).unwrap();
+                    }
+                    Err(_) => break 'filling,
+                }
+            }
+            clock.advance(SECOND / 20);
+        }
+        for _ in 0..seconds {
+            clock.advance(SECOND);
+            store.maintain(Duration::MAX);
+        }
+        copied += store.stats().copied;
+        spaces[0].complete("first", tokens[0], "").unwrap();
+        drop(spaces);
+        store.abandon();
+        let store = on();
+        let space = store.namespace(&format!("kept {:?}", ttls[0])).unwrap();
+        let ended = space.complete("second", tokens[1], "");
+        assert!(ended.is_ok(), "after {seconds} s: {ended:?}, {:?}", store.stats());
+    }
+    assert!(copied > 100, "{copied} copies");
 }
 
 /// A window that expires at once is often filled again soon.

@@ -16,8 +16,9 @@
 //! Room. A granted claim must be completable on a full disk, so it reserves room for its exits
 //! (`held`). Only whole prepared segments count as room, never what is left of the active ones: an
 //! open seals them. A record that is not an exit is refused when the prepared segments left over
-//! would hold less than what is reserved, and two more. Where there is no more than that, exits of
-//! all classes go to the stream of claims, so that no class takes a segment for one record.
+//! would hold less than what is reserved, and three more. Where there is no more than that, exits of
+//! all classes go to the stream of claims, so that no class takes a segment for one record. Copies
+//! may use two of the three.
 //!
 //! Invariants
 //! - W3  An exit always fits: room in the active segment of claims plus the prepared ones is at
@@ -31,7 +32,7 @@ use std::time::Duration;
 
 use super::class::Class;
 use super::data_file::DataFile;
-use super::pool::{BEHIND_MAX, Pool, SPARE_SEGMENTS, usable_bytes, wanted_segments};
+use super::pool::{BEHIND_MAX, EXIT_SEGMENTS, Pool, SPARE_SEGMENTS, usable_bytes, wanted_segments};
 use super::segments::Segment;
 use super::stream::{Active, Ended, Index, SealedSegment, Stream, Supply};
 use crossbeam_utils::CachePadded;
@@ -364,7 +365,7 @@ impl Lane {
             Asker::Call => held_after == 0 || leaves(after, SPARE_SEGMENTS),
             Asker::Exit => fits || class == Class::Claims || leaves(after, SPARE_SEGMENTS),
             // What is left of an active segment may be what an exit counts on.
-            Asker::Copy => leaves(after, 0),
+            Asker::Copy => held_after == 0 || leaves(after, EXIT_SEGMENTS),
         });
         if !has_room {
             // The last segments are for exits, and shared by all classes.

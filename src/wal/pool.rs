@@ -14,7 +14,10 @@ use crate::types::{Generation, KEY_BYTES_MAX};
 pub(super) const BEHIND_MAX: u64 = 64;
 
 /// Segments beyond what is reserved that only exits, and copies, may use.
-pub(super) const SPARE_SEGMENTS: u64 = 2;
+pub(super) const SPARE_SEGMENTS: u64 = 3;
+
+/// Those of them that copies leave to exits: opening a store costs one.
+pub(super) const EXIT_SEGMENTS: u64 = 1;
 
 /// Data bytes that a prepared segment is good for (W3).
 pub(super) fn usable_bytes(segment_bytes: u32) -> u64 {

@@ -4,6 +4,7 @@
 //! marks, trailers of segments below the stable generation. Valid records must reach it; behind it
 //! they may end anywhere.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ use crate::wal::names::NamesFile;
 /// Fewer entries than this are no work for several threads.
 const ENTRIES_FOR_THREADS: u64 = 50_000;
 const THREADS_MAX: usize = 8;
+/// Entries whose places in the table are loaded together.
+const ENTRIES_TOUCHED: usize = 32;
 
 /// What the marks vouch for.
 #[derive(Debug, Default)]
@@ -433,27 +436,36 @@ fn offer_indexes(
     };
     let segment_bytes = indexed.first().map_or(0, |it| it.file.header().segment_bytes);
     let parts = winners.split(threads);
+    // Completions first, then claims, the newest first: so exits come before most of what they end.
+    let mut indexed: Vec<_> =
+        indexed.iter().filter_map(|it| it.trailer.map(|trailer| (*it, trailer))).collect();
+    indexed.sort_by_key(|(segment, trailer)| {
+        (trailer.content == Content::Claims, Reverse(segment.generation))
+    });
     let offer = |mut part: Winners| {
         let mut records = Records::new(segments, segment_bytes);
-        let (mut buffer, mut bad, mut epoch) = (Vec::new(), Vec::new(), Epoch(0));
-        for segment in indexed {
-            let Some(trailer) = segment.trailer else { continue };
-            let is_good = read_index(segment, &trailer, &mut buffer, |batch| {
-                let touched = batch.iter().fold(0, |sum, it| sum ^ part.touch(it.key_hash));
+        let (mut buffer, mut entries) = (Vec::new(), Vec::new());
+        let (mut bad, mut epoch) = (Vec::new(), Epoch(0));
+        for (segment, trailer) in &indexed {
+            if !read_index(segment, trailer, &mut buffer, &mut entries)? {
+                bad.push(segment.id);
+                continue;
+            }
+            for entry in &entries {
+                if !hashers.contains_key(&entry.namespace) {
+                    let what = format!("its index names namespace {}", entry.namespace.0);
+                    return Err(segment.corrupt(entry.offset, what));
+                }
+                epoch = epoch.max(entry.token.epoch());
+            }
+            part.keep_contenders(&mut entries);
+            for few in entries.chunks(ENTRIES_TOUCHED) {
+                let touched = few.iter().fold(0, |sum, it| sum ^ part.touch(it.key_hash));
                 std::hint::black_box(touched);
-                for entry in batch {
-                    if !hashers.contains_key(&entry.namespace) {
-                        let what = format!("its index names namespace {}", entry.namespace.0);
-                        return Err(segment.corrupt(entry.offset, what));
-                    }
-                    epoch = epoch.max(entry.token.epoch());
+                for entry in few {
                     let location = Location::new(segment.id, entry.offset, segment_bytes);
                     part.offer_entry(entry, location, &mut records)?;
                 }
-                Ok(())
-            })?;
-            if !is_good {
-                bad.push(segment.id);
             }
         }
         Ok::<_, OpenError>((part, bad, epoch))

@@ -9,6 +9,7 @@
 //! `survey` and `walk`. Does not decide what a record means; that is
 //! `engine::state`.
 
+mod exits;
 mod found;
 mod mend;
 mod salvage;

@@ -20,8 +20,8 @@ use crate::wal::data_file::DataFile;
 /// Segments are read in pieces of this, so that an empty one costs one small read.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Entries of an index that are shown together.
-const INDEX_BATCH: usize = 32;
+/// A single record is read as if it were so long, most are no longer.
+const RECORD_GUESS_BYTES: usize = 512;
 
 /// A segment as its header and its trailer describe it.
 #[derive(Debug)]
@@ -192,13 +192,12 @@ impl Scanner {
     }
 }
 
-/// Reads the index of a sealed segment, into `buffer`, and shows its entries to `visit`. `false`: it
-/// cannot be trusted, and some entries may have been shown.
+/// Reads the index of a sealed segment into `entries`. `false`: it cannot be trusted.
 pub(super) fn read_index(
     segment: &Sealed,
     trailer: &Trailer,
     buffer: &mut Vec<u8>,
-    mut visit: impl FnMut(&[Entry]) -> Result<(), OpenError>,
+    entries: &mut Vec<Entry>,
 ) -> Result<bool, OpenError> {
     let segment_bytes = segment.file.header().segment_bytes;
     buffer.resize(trailer.entries as usize * ENTRY_BYTES, 0);
@@ -207,8 +206,8 @@ pub(super) fn read_index(
     if index::checksum(buffer, segment.place) != trailer.entries_crc {
         return Ok(false);
     }
+    entries.clear();
     let mut next = DATA_START;
-    let mut batch = Vec::with_capacity(INDEX_BATCH);
     for bytes in buffer.chunks_exact(ENTRY_BYTES) {
         // Records that may be passed over have no entry.
         let entry = Entry::decode(bytes)
@@ -218,13 +217,8 @@ pub(super) fn read_index(
             return Ok(false);
         };
         next = end;
-        batch.push(entry);
-        if batch.len() == INDEX_BATCH {
-            visit(&batch)?;
-            batch.clear();
-        }
+        entries.push(entry);
     }
-    visit(&batch)?;
     Ok(true)
 }
 
@@ -299,13 +293,16 @@ impl<'a> Records<'a> {
             return record.map(|record| view(&record)).map_err(gone);
         }
         let start = segment.file.segment_offset(id) + u64::from(offset);
-        self.scratch.resize(HEADER_BYTES, 0);
+        // It was read whole, and so is what lies behind it in the segment.
+        let room = (self.segment_bytes - offset) as usize;
+        let guess = room.min(RECORD_GUESS_BYTES);
+        self.scratch.resize(guess, 0);
         read(&segment.file, &mut self.scratch, start)?;
-        let room = self.segment_bytes - offset;
-        let sizes = Extents::read(&self.scratch, room as usize).map_err(gone)?;
+        let sizes = Extents::read(&self.scratch, room).map_err(gone)?;
         self.scratch.resize(sizes.len, 0);
-        let rest = start + HEADER_BYTES as u64;
-        read(&segment.file, &mut self.scratch[HEADER_BYTES..], rest)?;
+        if sizes.len > guess {
+            read(&segment.file, &mut self.scratch[guess..], start + guess as u64)?;
+        }
         let record = Record::decode(&self.scratch, segment.place, offset);
         record.map(|record| view(&record)).map_err(gone)
     }

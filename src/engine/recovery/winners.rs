@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use super::exits::Exits;
 use super::scan::Records;
 use crate::error::OpenError;
 use crate::format::index::Entry;
@@ -27,6 +28,8 @@ pub(super) struct Winners {
     /// Completions that lost against a later token, and when they expire.
     lost: Vec<(KeyHash, Location, Timestamp)>,
     forgets: HashMap<KeyHash, Vec<Location>>,
+    /// Of what was offered by an index.
+    exits: Exits,
     now: Timestamp,
 }
 
@@ -78,7 +81,7 @@ impl Winners {
 
     fn of(tables: Vec<Table>, first: usize, shards: usize, now: Timestamp) -> Self {
         let (over, lost, forgets) = (Vec::new(), Vec::new(), HashMap::new());
-        Self { tables, first, shards, over, lost, forgets, now }
+        Self { tables, first, shards, over, lost, forgets, exits: Exits::default(), now }
     }
 
     /// Gives the tables away, in at most so many parts of neighbouring shards.
@@ -104,6 +107,7 @@ impl Winners {
         for (hash, forgets) in part.forgets {
             self.forgets.entry(hash).or_default().extend(forgets);
         }
+        self.exits.join(part.exits);
     }
 
     fn shard_of(&self, hash: KeyHash) -> usize {
@@ -126,6 +130,9 @@ impl Winners {
         current: (SegmentId, &[u8]),
     ) -> Result<(), OpenError> {
         let (hash, kind, expires) = (record.key_hash, record.kind, record.expires);
+        if self.exits.supersede(kind, record.token) {
+            return Ok(());
+        }
         self.compete(hash, kind, expires, location, |slot| {
             let old = records.with(slot.location(), Some(current), |old| {
                 let is_same = old.namespace == record.namespace && old.key == record.key;
@@ -135,8 +142,16 @@ impl Winners {
         })
     }
 
-    /// Lets the record behind an entry of an index compete, if its key is of these shards. Records
-    /// are read only of keys that have an entry with the same hash already.
+    /// Leaves those entries of an index that are of these shards, and not of claims that an exit
+    /// among them, or of an index before, has ended: they would lose.
+    pub(super) fn keep_contenders(&mut self, entries: &mut Vec<Entry>) {
+        entries.retain(|entry| self.table_of(entry.key_hash).is_some());
+        entries.iter().for_each(|entry| self.exits.note(entry));
+        entries.retain(|entry| !self.exits.supersede(entry.kind, entry.token));
+    }
+
+    /// Lets the record behind an entry of an index compete. Records are read only of keys that have
+    /// an entry with the same hash already.
     pub(super) fn offer_entry(
         &mut self,
         entry: &Entry,
