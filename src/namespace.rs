@@ -114,6 +114,7 @@ impl Namespace {
     ) -> Vec<Result<Claim, ClaimError>> {
         let answered = self.space.handle.each(
             claims,
+            true,
             |(key, _)| self.key(key.as_ref()),
             |(_, options), key| self.start_claim_of(key, options),
         );
@@ -130,6 +131,7 @@ impl Namespace {
     ) -> Vec<Result<Once, ClaimError>> {
         let answered = self.space.handle.each(
             marks,
+            true,
             |(key, _)| self.key(key.as_ref()),
             |(_, options), key| self.space.handle.once(key, &options.to_request()),
         );
@@ -140,6 +142,7 @@ impl Namespace {
     pub fn lookup_batch<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Lookup, StoreError>> {
         let answered = self.space.handle.each(
             keys,
+            false,
             |key| self.key(key.as_ref()),
             |_, key| self.space.handle.lookup(key),
         );
@@ -153,6 +156,7 @@ impl Namespace {
     ) -> Vec<Result<Completion, CompleteError>> {
         let answered = self.space.handle.each(
             completions,
+            false,
             |(key, ..)| self.key(key.as_ref()),
             |(_, token, options), key| {
                 self.space.handle.complete(key, *token, &options.to_request())

@@ -18,7 +18,7 @@ pub use crate::sys::real::RealFs;
 pub use crate::sys::sim::{Crash, Fault, SimDisk, SimFs};
 pub use crate::sys::sim_clock::SimClock;
 #[doc(hidden)]
-pub use crate::sys::{Clock, DirectoryLock, File, FileSystem, Region};
+pub use crate::sys::{Clock, DirectoryLock, File, FileSystem, Pages, Region};
 
 /// Gives a slot of the meta file the checksums that its bytes have. For fuzzing.
 #[doc(hidden)]

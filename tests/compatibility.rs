@@ -15,7 +15,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
-use refrain::testing::{FileSystem, HeapFs, SimClock};
+use refrain::testing::{FileSystem, HeapFs, Pages, SimClock};
 use refrain::{
     Body, Claim, ClaimOptions, CompleteOptions, EndCause, Fingerprint, FingerprintRule, Lookup,
     Namespace, OnLeaseEnd, OnOrphan, OpenError, Options, Policy, Reference, Store,
@@ -96,7 +96,7 @@ fn fixture() -> HeapFs {
         let file = fs.create_new(name).unwrap();
         if name.starts_with("data") {
             // Data files are mapped, and have their length from the start.
-            file.zero_fill(0, bytes.len() as u64).unwrap();
+            file.zero_fill(0, bytes.len() as u64, Pages::Small).unwrap();
             file.map().unwrap();
         }
         file.write_at(&[std::io::IoSlice::new(&bytes)], 0).unwrap();

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::io::IoSlice;
 use std::time::Duration;
 
-use refrain::testing::{FileSystem, HeapFs, SimClock};
+use refrain::testing::{FileSystem, HeapFs, Pages, SimClock};
 use refrain::{Claim, ClaimError, Durability, Options, Policy, SalvageError, Store, StoreError};
 use support::disk::snapshot;
 use support::{Random, seed};
@@ -55,7 +55,7 @@ fn mounted(files: &Files) -> HeapFs {
         if !bytes.is_empty() {
             if name.starts_with("data-") {
                 // Memory of its own, as files have that are mapped.
-                file.zero_fill(0, bytes.len() as u64).unwrap();
+                file.zero_fill(0, bytes.len() as u64, Pages::Small).unwrap();
                 drop(file.map().unwrap());
             }
             file.write_at(&[IoSlice::new(bytes)], 0).unwrap();

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use refrain::testing::{FileSystem, HeapFs, SimClock, SimDisk};
+use refrain::testing::{FileSystem, HeapFs, Pages, SimClock, SimDisk};
 use refrain::{
     Body, Claim, ClaimError, CloseError, Durability, EndCause, FencingToken, Lookup, OpenError,
     OptionProblem, Options, Store, StoreError,
@@ -464,7 +464,7 @@ fn a_meta_file_older_than_the_data_is_refused() {
 #[test]
 fn files_of_unfinished_growth_are_removed_and_used_ones_never() {
     let fs = store_with(&["a"], true);
-    fs.create_new("data-00001").unwrap().zero_fill(0, 300_000).unwrap();
+    fs.create_new("data-00001").unwrap().zero_fill(0, 300_000, Pages::Small).unwrap();
     fs.create_new("unrelated.txt").unwrap();
     let store = open(&fs);
     let names = fs.list().unwrap();

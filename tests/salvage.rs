@@ -8,11 +8,11 @@ mod support;
 
 use std::time::{Duration, SystemTime};
 
-use refrain::testing::{Crash, Fault, FileSystem, HeapFs, SimClock, SimDisk};
+use refrain::testing::{Crash, Fault, FileSystem, HeapFs, Pages, SimClock, SimDisk};
 use refrain::{
-    Body, Claim, ClaimOptions, Durability, EndCause, Fingerprint, Gap, GapError, KeyState,
-    LeaseError, Lookup, Namespace, OnOrphan, Once, OpenError, Options, Outcome, Policy, Resolution,
-    SalvageError, SalvageReport, Store,
+    Body, Claim, ClaimError, ClaimOptions, Durability, EndCause, Fingerprint, Gap, GapError,
+    KeyState, LeaseError, Lookup, Namespace, OnOrphan, Once, OpenError, Options, Outcome, Policy,
+    Resolution, SalvageError, SalvageReport, Store, StoreError,
 };
 use support::disk::{find_last, poke, read, replace, snapshot};
 
@@ -76,7 +76,7 @@ fn salvaged(clock: &SimClock) -> (HeapFs, Store, Namespace) {
     let fs = store(clock);
     damage(&fs, "key-5");
     clock.advance(Duration::from_secs(50));
-    let refused = options(&fs, clock).open();
+    let refused = options(&fs, clock).verify_at_open(true).open();
     assert!(matches!(refused, Err(OpenError::Corrupt { .. })), "{refused:?}");
     let (fs, report) = salvage(&fs, clock);
     assert_eq!((report.gaps, report.namespaces, report.records_unnamed), (1, 1, 0));
@@ -87,6 +87,23 @@ fn salvaged(clock: &SimClock) -> (HeapFs, Store, Namespace) {
     assert!(store.report().clean && store.report().epoch > report.epoch);
     let orders = store.namespace("orders").unwrap();
     (fs, store, orders)
+}
+
+/// The index of a segment stands for its records when a store is opened. One that is damaged is told
+/// when it is asked for, and is never nothing.
+#[test]
+fn a_damaged_record_is_told_by_whoever_asks_for_it() {
+    let clock = SimClock::new();
+    let fs = store(&clock);
+    damage(&fs, "key-5");
+    clock.advance(Duration::from_secs(50));
+    let store = options(&fs, &clock).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let claimed = orders.claim("key-5", None);
+    assert!(matches!(claimed, Err(ClaimError::Store(StoreError::Corrupt { .. }))), "{claimed:?}");
+    let found = orders.lookup("key-5");
+    assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{found:?}");
+    assert_eq!(completed(&orders, "key-6").body(), Body::Bytes(BODY));
 }
 
 #[test]
@@ -600,7 +617,7 @@ fn copy(fs: &HeapFs) -> HeapFs {
     for (name, bytes) in snapshot(fs) {
         let file = copy.create_new(&name).unwrap();
         if name.starts_with("data-") {
-            file.zero_fill(0, bytes.len() as u64).unwrap();
+            file.zero_fill(0, bytes.len() as u64, Pages::Small).unwrap();
             drop(file.map().unwrap());
         }
         poke(&copy, &name, 0, &bytes);

@@ -108,7 +108,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
             "src/format",
             &["flags", "ext", "index", "record", "segment", "mark", "file", "names", "meta"],
         ),
-        ("src/table", &["bucket", "buckets", "linear"]),
+        ("src/table", &["bucket", "filter", "buckets", "linear"]),
         (
             "src/wal",
             &[
@@ -145,7 +145,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
         ),
         (
             "src/engine/recovery",
-            &["exits", "scan", "winners", "found", "mend", "walk", "survey", "salvage"],
+            &["exits", "scan", "winners", "indexes", "found", "mend", "walk", "survey", "salvage"],
         ),
     ];
     // `flags`, `ext` and `index` name the kinds and flaws of the records they are part of.

@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refrain::testing::{Crash, Fault, HeapFs, SimClock, SimDisk};
@@ -12,7 +13,7 @@ use refrain::{
     Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Fingerprint,
     Lookup, Namespace, OnOrphan, Once, OpenError, Options, Policy, Store,
 };
-use support::disk::poke;
+use support::disk::{HookFs, poke};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -77,10 +78,10 @@ fn a_key_takes_what_the_document_says() {
 fn headroom_is_made_at_open_kept_and_refused_where_it_cannot_be() {
     let (fs, clock) = (HeapFs::new(), SimClock::new());
     let with = |segments: u64| options(&fs, &clock).headroom_bytes(segments * SEGMENT_BYTES);
-    let store = with(40).open().unwrap();
+    let store = with(100).open().unwrap();
     let room = |store: &Store| store.stats().disk_bytes - store.stats().wal_bytes;
     let waits = store.stats().room_waits;
-    assert!(room(&store) >= 40 * SEGMENT_BYTES, "{:?}", store.stats());
+    assert!(room(&store) >= 100 * SEGMENT_BYTES, "{:?}", store.stats());
     let space = store.namespace("space").unwrap();
     let body = vec![7; SEGMENT_BYTES as usize / 4];
     for n in 0..60_u32 {
@@ -93,7 +94,7 @@ fn headroom_is_made_at_open_kept_and_refused_where_it_cannot_be() {
         clock.advance(Duration::from_secs(60));
         store.maintain(Duration::MAX);
     }
-    assert!(room(&store) >= 40 * SEGMENT_BYTES, "{:?}", store.stats());
+    assert!(room(&store) >= 100 * SEGMENT_BYTES, "{:?}", store.stats());
     store.close().unwrap();
     let refused = with(400).max_disk_bytes(60 * SEGMENT_BYTES).open();
     assert!(matches!(refused, Err(OpenError::Full { .. })), "{refused:?}");
@@ -462,6 +463,45 @@ fn a_forget_stays_for_as_long_as_what_it_forgot() {
     }
 }
 
+/// The newest mark may lie in the file that goes.
+#[test]
+fn a_mark_is_written_elsewhere_before_a_file_goes() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let hooked = HookFs::new(fs.clone(), move |operation, name: &str| {
+        if matches!(operation, "write" | "remove") && name.starts_with("data-") {
+            told.lock().unwrap().push((operation, name.to_owned()));
+        }
+        Ok(())
+    });
+    let store = options(&fs, &clock).file_system(hooked).open().unwrap();
+    let orders = keep(&store, HOUR);
+    (0..4000).for_each(|number| complete(&orders, &format!("burst-{number}"), &[7; 5000]));
+    clock.advance(2 * HOUR);
+    for _ in 0..5 {
+        store.maintain(Duration::MAX);
+    }
+    // Nothing is left to do but to give files up.
+    let mut given_up = 0;
+    for _ in 0..3 {
+        seen.lock().unwrap().clear();
+        clock.advance(MINUTE);
+        store.maintain(Duration::MAX);
+        let seen = seen.lock().unwrap();
+        let mut others = Vec::new();
+        for (operation, name) in seen.iter() {
+            if *operation != "remove" {
+                others.push(name);
+                continue;
+            }
+            given_up += 1;
+            assert!(others.drain(..).any(|other| other != name), "{seen:?}");
+        }
+    }
+    assert!(given_up > 1, "{given_up}");
+}
+
 /// The segments of a file that is being given up have no trailer, and are listed until the end.
 #[test]
 fn giving_up_a_file_may_fail_at_every_write() {
@@ -551,7 +591,7 @@ fn copies_on_a_full_disk_leave_the_room_of_exits() {
         let on = || options(&fs, &clock).max_disk_bytes(16 * SEGMENT_BYTES).open().unwrap();
         let store = on();
         let spaces = ttls.map(|ttl| {
-            let policy = policy.clone().replay_ttl(MINUTE).dedupe_ttl(ttl);
+            let policy = policy.replay_ttl(MINUTE).dedupe_ttl(ttl);
             store.define(&format!("kept {ttl:?}"), &policy.lease(ttl)).unwrap()
         });
         let tokens = ["first", "second"].map(|key| {
@@ -582,7 +622,7 @@ fn copies_on_a_full_disk_leave_the_room_of_exits() {
         let ended = space.complete("second", tokens[1], "");
         assert!(ended.is_ok(), "after {seconds} s: {ended:?}, {:?}", store.stats());
     }
-    assert!(copied > 100, "{copied} copies");
+    assert!(copied > 30, "{copied} copies");
 }
 
 /// A window that expires at once is often filled again soon.

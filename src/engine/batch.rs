@@ -21,10 +21,12 @@ use crate::sys::pin::Pin;
 const GROUP_KEYS: usize = 32;
 
 impl Engine {
-    /// Takes the keys one after the other, with their buckets and records loaded beforehand.
+    /// Takes the keys one after the other, with their buckets and records loaded beforehand; those of
+    /// keys that are not there if `inserts`.
     pub(crate) fn each<'k, T, R>(
         &self,
         asked: &'k [T],
+        inserts: bool,
         key_of: impl Fn(&'k T) -> Key<'k>,
         mut take: impl FnMut(&'k T, &Key<'k>) -> R,
     ) -> Vec<R> {
@@ -36,7 +38,7 @@ impl Engine {
             keys.extend(group.iter().map(&key_of));
             // What is not the store's any more is not touched.
             if !self.is_child() && !self.is_closed.load(Ordering::Acquire) {
-                self.load(&keys);
+                self.load(&keys, inserts);
             }
             taken.extend(group.iter().zip(&keys).map(|(one, key)| take(one, key)));
         }
@@ -44,10 +46,11 @@ impl Engine {
     }
 
     /// Loads what the keys lead to. Nothing follows from it.
-    fn load(&self, keys: &[Key<'_>]) {
+    fn load(&self, keys: &[Key<'_>], inserts: bool) {
         let pin = Pin::new();
         let buckets = |key: &Key<'_>| self.shards[self.shard_of(key.hash)].buckets();
-        black_box(keys.iter().fold(0, |sum, key| sum ^ buckets(key).touch(key.hash)));
+        black_box(keys.iter().fold(0, |sum, key| sum ^ buckets(key).touch_filter(key.hash)));
+        black_box(keys.iter().fold(0, |sum, key| sum ^ buckets(key).touch(key.hash, inserts)));
         let records = keys.iter().filter_map(|key| buckets(key).first_match(key.hash));
         black_box(
             records.fold(0, |sum, slot| sum ^ self.wal.segments.touch(slot.location(), &pin)),

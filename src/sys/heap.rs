@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::region::{HeapRegion, copy_in, copy_out};
 use super::sync::Mutex;
-use super::{DirectoryLock, File, FileSystem, Region};
+use super::{DirectoryLock, File, FileSystem, Pages, Region};
 
 /// A directory on the heap; clones share it.
 #[derive(Clone, Default)]
@@ -275,7 +275,7 @@ impl File for HeapFile {
         Ok(())
     }
 
-    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()> {
+    fn zero_fill(&self, from: u64, to: u64, _pages: Pages) -> io::Result<()> {
         let mut content = self.content.lock();
         match &*content {
             Content::Bytes(bytes) if bytes.is_empty() && from == 0 => {}
@@ -333,7 +333,7 @@ mod tests {
     fn a_positioned_write_shows_in_the_mapping() {
         let fs = HeapFs::new();
         let file = fs.create_new("data").unwrap();
-        file.zero_fill(0, 8192).unwrap();
+        file.zero_fill(0, 8192, Pages::Small).unwrap();
         let region = file.map().unwrap();
         file.write_at(&[IoSlice::new(b"ab"), IoSlice::new(b"cd")], 100).unwrap();
         let extent = super::super::extent::Extent::new(region, 0, 4096, 4096);
@@ -346,12 +346,12 @@ mod tests {
         let fs = HeapFs::new();
         fs.set_room(5000);
         let file = fs.create_new("one").unwrap();
-        file.zero_fill(0, 2048).unwrap();
-        file.zero_fill(2048, 4096).unwrap();
-        let full = fs.create_new("two").unwrap().zero_fill(0, 4096).unwrap_err();
+        file.zero_fill(0, 2048, Pages::Small).unwrap();
+        file.zero_fill(2048, 4096, Pages::Small).unwrap();
+        let full = fs.create_new("two").unwrap().zero_fill(0, 4096, Pages::Small).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
         fs.remove("one").unwrap();
-        fs.create_new("three").unwrap().zero_fill(0, 4096).unwrap();
+        fs.create_new("three").unwrap().zero_fill(0, 4096, Pages::Small).unwrap();
     }
 
     #[test]

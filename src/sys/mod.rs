@@ -65,6 +65,16 @@ pub trait FileSystem: Send + Sync + Debug {
     fn describe(&self, name: &str) -> std::path::PathBuf;
 }
 
+/// How the page cache is to hold a file that is filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pages {
+    /// In pages of 4 KiB: a sync after a small change writes little.
+    Small,
+    /// In pages of up to 2 MiB, where the system can: through a mapping they take fewer page faults
+    /// and fewer entries of the TLB, and a sync writes all of a page that was stored to.
+    Large,
+}
+
 /// One open file.
 #[allow(clippy::len_without_is_empty, reason = "a length that takes a system call")]
 pub trait File: Send + Sync + Debug {
@@ -76,8 +86,8 @@ pub trait File: Send + Sync + Debug {
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
 
     /// Fills the bytes `from..to`, at the end of the file, with zeros, in blocks that are written,
-    /// not merely reserved, and in pieces of 4 KiB (docs/decisions/0004-zero-fill.md).
-    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()>;
+    /// not merely reserved (docs/decisions/0004-zero-fill.md).
+    fn zero_fill(&self, from: u64, to: u64, pages: Pages) -> io::Result<()>;
 
     /// Writes zeros where the file has no blocks: a copy may have holes where the original had
     /// zeros, and a store through a mapping to a hole kills the process when the disk is full. Gives

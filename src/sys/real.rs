@@ -13,7 +13,7 @@ use rustix::io::{Errno, pwritev, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
 use super::region::MappedRegion;
-use super::{DirectoryLock, File, FileSystem, Region};
+use super::{DirectoryLock, File, FileSystem, Pages, Region};
 
 /// A directory of the operating system.
 #[derive(Debug)]
@@ -177,10 +177,6 @@ struct RealFile {
 }
 
 impl RealFile {
-    /// Pieces of the zero-fill: one page, so that the page cache holds no large folios, under which
-    /// a small sync would write a megabyte.
-    const FILL_BYTES: usize = 4096;
-
     fn new(file: fs::File) -> Self {
         Self { file, limit: getrlimit(Resource::Fsize).current, is_read_only: false }
     }
@@ -194,12 +190,17 @@ impl RealFile {
         Ok(())
     }
 
-    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
-        let zeros = [0; Self::FILL_BYTES];
+    /// The page cache takes pages as large as what is written at once, and aligned.
+    fn write_zeros(&self, from: u64, to: u64, pages: Pages) -> io::Result<()> {
+        static ZEROS: [u8; 2 << 20] = [0; 2 << 20];
+        let longest = match pages {
+            Pages::Small => 4096,
+            Pages::Large => ZEROS.len() as u64,
+        };
         let mut offset = from;
         while offset < to {
-            let piece = (to - offset).min(zeros.len() as u64);
-            self.file.write_all_at(&zeros[..piece as usize], offset)?;
+            let piece = (to - offset).min(longest - offset % longest);
+            self.file.write_all_at(&ZEROS[..piece as usize], offset)?;
             offset += piece;
         }
         Ok(())
@@ -224,9 +225,9 @@ impl File for RealFile {
         }
     }
 
-    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()> {
+    fn zero_fill(&self, from: u64, to: u64, pages: Pages) -> io::Result<()> {
         self.check_limit(to)?;
-        self.write_zeros(from, to)
+        self.write_zeros(from, to, pages)
     }
 
     fn fill_holes(&self) -> io::Result<u64> {
@@ -240,7 +241,7 @@ impl File for RealFile {
                 Err(Errno::NXIO) => len,
                 Err(error) => return Err(error.into()),
             };
-            self.write_zeros(hole, end)?;
+            self.write_zeros(hole, end, Pages::Small)?;
             filled += end - hole;
             at = end;
         }
@@ -285,8 +286,8 @@ mod tests {
     fn what_is_written_is_read_through_the_file_and_the_mapping() {
         let (_directory, fs) = fixture();
         let file = fs.create_new("data").unwrap();
-        file.zero_fill(0, 5_000).unwrap();
-        file.zero_fill(5_000, 10_000).unwrap();
+        file.zero_fill(0, 5_000, Pages::Small).unwrap();
+        file.zero_fill(5_000, 10_000, Pages::Large).unwrap();
         assert_eq!(file.len().unwrap(), 10_000);
         let region = file.map().unwrap();
         file.write_at(&[IoSlice::new(b"head"), IoSlice::new(b"body")], 4094).unwrap();

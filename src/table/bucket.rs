@@ -70,6 +70,19 @@ impl Tag {
         Self(hash.0 >> first_bits & TAG_MASK)
     }
 
+    /// Eight of its bits, of which one is set: the last ones to decide where slots go.
+    #[inline]
+    pub(super) fn byte(self) -> u64 {
+        (self.0 >> (TAG_BITS - 8)).max(1)
+    }
+
+    /// Three others, as a number.
+    #[inline]
+    pub(super) fn eighth(self) -> usize {
+        // Below eight.
+        (self.0 >> (TAG_BITS - 11) & 7) as usize
+    }
+
     /// Bit `level` of the tag: decides where a slot goes when the table doubles for the
     /// `level + 1`st time.
     pub(super) fn bit(self, level: u32) -> bool {

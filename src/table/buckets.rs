@@ -8,9 +8,10 @@
 //!   loaded. It may walk into a chain that an overflow bucket was given to meanwhile; the slots there
 //!   are of other keys, which whoever compares keys whole cannot take for its own.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::bucket::{Bucket, Slot, Tag};
+use super::filter::Filter;
 use crate::chunked::Chunked;
 use crate::types::KeyHash;
 
@@ -19,6 +20,10 @@ use crate::types::KeyHash;
 pub(crate) struct Buckets {
     pub(super) main: Chunked<Bucket>,
     pub(super) overflow: Chunked<Bucket>,
+    /// Overflow buckets handed out so far; number 0 stands for none and is never handed out.
+    pub(super) overflow_used: AtomicU32,
+    /// One for each main bucket.
+    pub(super) filters: Chunked<Filter>,
     /// (level, next to split): the table has `2^(first_bits + level) + split` main buckets.
     pub(super) shape: AtomicU64,
 }
@@ -76,7 +81,13 @@ impl Buckets {
         is_match: &mut impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Sight, E> {
         let tag = self.tag_of(hash);
-        let main = self.bucket(Place::Main(self.bucket_of(hash, shape)));
+        let chain = self.bucket_of(hash, shape);
+        if !self.filter(chain).load().may_hold(tag) {
+            // A word that covers what has moved to another bucket no more is seen after the shape that
+            // says so.
+            return Ok(if self.shape() == shape { Sight::Nothing } else { Sight::Unclear });
+        }
+        let main = self.bucket(Place::Main(chain));
         let version = main.version();
         let (mut bucket, mut overflows) = (main, 0);
         let is_whole = loop {
@@ -105,24 +116,50 @@ impl Buckets {
     pub(crate) fn make_ready(&self) {
         let buckets = self.main_buckets();
         // Far from all that 32 bits can number.
-        self.main.ensure((buckets + buckets / 16) as u32);
+        self.ensure((buckets + buckets / 16) as u32);
+        let used = self.overflow_used.load(Ordering::Relaxed);
+        self.overflow.ensure(used + used / 8 + 16);
+    }
+
+    /// Makes the main bucket of this number, and its filter.
+    pub(super) fn ensure(&self, index: u32) {
+        self.filters.ensure(index);
+        self.main.ensure(index);
     }
 
     /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
     /// or there may be one further on.
     #[inline]
     pub(crate) fn first_match(&self, hash: KeyHash) -> Option<Slot> {
-        let tag = self.tag_of(hash);
-        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
+        let (tag, chain) = (self.tag_of(hash), self.bucket_of(hash, self.shape()));
+        if !self.filter(chain).load().may_hold(tag) {
+            return None;
+        }
+        let bucket = self.bucket(Place::Main(chain));
         bucket.matches(tag).find_map(|at| bucket.slot(at)).filter(|slot| slot.tag() == tag)
     }
 
-    /// Loads what looking for this hash will look at first. Nothing follows from what it gives; but
-    /// loads that do not wait for one another overlap.
+    /// Loads the filter that looking for this hash will look at first. Nothing follows from what it
+    /// gives; but loads that do not wait for one another overlap.
     #[inline]
-    pub(crate) fn touch(&self, hash: KeyHash) -> u64 {
+    pub(crate) fn touch_filter(&self, hash: KeyHash) -> u64 {
+        u64::from(self.may_hold(hash))
+    }
+
+    /// The same for the bucket: where its filter says that looking for the hash goes on there, or if
+    /// the hash is to be inserted.
+    #[inline]
+    pub(crate) fn touch(&self, hash: KeyHash, inserts: bool) -> u64 {
+        if !inserts && !self.may_hold(hash) {
+            return 0;
+        }
         let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
         bucket.slot(0).map_or(0, |slot| slot.location().units())
+    }
+
+    #[inline]
+    fn may_hold(&self, hash: KeyHash) -> bool {
+        self.filter(self.bucket_of(hash, self.shape())).load().may_hold(self.tag_of(hash))
     }
 
     #[inline]
@@ -153,6 +190,14 @@ impl Buckets {
         let low = |bits: u32| (hash.0 & ((1 << bits) - 1)) as u32;
         let bucket = low(bits);
         if bucket < split { low(bits + 1) } else { bucket }
+    }
+
+    #[inline]
+    pub(super) fn filter(&self, chain: u32) -> &Filter {
+        match self.filters.get(chain) {
+            Some(filter) => filter,
+            None => unreachable!("filter {chain} was never made"),
+        }
     }
 
     #[inline]
@@ -322,6 +367,39 @@ mod tests {
         assert_eq!(sight, Sight::Unclear);
         let Ok(sight) = buckets.find(goes, &mut is_it);
         assert!(matches!(sight, Sight::Slot(_)));
+    }
+
+    #[test]
+    fn what_a_filter_covers_no_more_is_looked_for_again_when_the_table_has_split() {
+        let (table, stays) = crowded();
+        let buckets = table.lock().buckets();
+        let bits = buckets.main.first_bits();
+        // A byte of tag of its own.
+        let goes = KeyHash(1 << bits | 0xab << (bits + 14));
+        table.lock().insert(goes, Location::from_units(5), false);
+        let before = buckets.shape();
+        split_first(&table);
+        assert!(
+            !buckets.filter(buckets.bucket_of(goes, before)).load().may_hold(buckets.tag_of(goes))
+        );
+        let mut is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == 5);
+        let Ok(sight) = buckets.look(goes, before, &mut is_it);
+        assert_eq!(sight, Sight::Unclear);
+        let Ok(sight) = buckets.find(goes, &mut is_it);
+        assert!(matches!(sight, Sight::Slot(_)));
+        assert!(buckets.may_hold(stays) && buckets.may_hold(goes));
+    }
+
+    #[test]
+    fn most_keys_that_are_not_there_are_told_by_the_filter() {
+        let (mut table, count) = (Table::for_entries(0), if cfg!(miri) { 200 } else { 20_000 });
+        (1..=count).for_each(|n| table.insert(spread(n), Location::from_units(n), true));
+        let buckets = table.buckets();
+        let others = count + 1..=2 * count;
+        let in_doubt = others.filter(|n| buckets.may_hold(spread(*n))).count() as u64;
+        // By bytes of slots one in 43, by overflow buckets more.
+        assert!(in_doubt * 6 < count, "{in_doubt} of {count}");
+        assert!((1..=count).all(|n| buckets.may_hold(spread(n))));
     }
 
     #[test]

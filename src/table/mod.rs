@@ -6,6 +6,7 @@
 
 mod bucket;
 mod buckets;
+mod filter;
 mod linear;
 
 pub(crate) use bucket::Slot;

@@ -15,7 +15,7 @@ use crate::format::mark::{self, Mark};
 use crate::format::{PAGE_BYTES, segment};
 use crate::sys::extent::{Extent, Stretches};
 use crate::sys::point::{Point, reach};
-use crate::sys::{File, FileSystem, Region};
+use crate::sys::{File, FileSystem, Pages, Region};
 use crate::types::{FileId, Generation, SegmentId, Timestamp};
 
 /// An open, mapped data file.
@@ -39,6 +39,7 @@ pub(crate) struct Filling {
     id: FileId,
     segments: u32,
     segment_bytes: u32,
+    pages: Pages,
     file: Arc<dyn File>,
     filled: u64,
 }
@@ -51,6 +52,7 @@ impl Filling {
         id: FileId,
         segments: u32,
         segment_bytes: u32,
+        pages: Pages,
     ) -> Result<Self, Arc<Failure>> {
         let name = file::name(id);
         let created = fs.create_new(&name).or_else(|error| match error.kind() {
@@ -61,7 +63,7 @@ impl Filling {
             _ => Err(error),
         });
         let file = created.map_err(|error| Failure::new("create", fs.describe(&name), error))?;
-        Ok(Self { id, segments, segment_bytes, file, filled: 0 })
+        Ok(Self { id, segments, segment_bytes, pages, file, filled: 0 })
     }
 
     pub(crate) fn id(&self) -> FileId {
@@ -93,7 +95,7 @@ impl Filling {
             let path = fs.describe(&file::name(self.id));
             move |error| Failure::new(operation, path, error)
         };
-        self.file.zero_fill(self.filled, to).map_err(failed("zero-fill"))?;
+        self.file.zero_fill(self.filled, to, self.pages).map_err(failed("zero-fill"))?;
         reach(Point::BehindFileFill);
         self.file.sync_all().map_err(failed("sync"))?;
         self.filled = to;

@@ -186,7 +186,7 @@ impl Wal {
             let limit = std::io::Error::new(ErrorKind::StorageFull, "the store has its full size");
             return Err(Failure::new("create", path, limit));
         };
-        Filling::start(&*self.fs, id, count, self.segments.segment_bytes())
+        Filling::start(&*self.fs, id, count, self.segments.segment_bytes(), self.pages)
     }
 
     /// Gives a filled file its headers, lists it, and hands its segments to the lane. The inner

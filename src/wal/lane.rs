@@ -314,7 +314,8 @@ impl Lane {
             used_bytes: state.used_bytes,
             is_ample: room >= state.held + wanted * 3 / 2 * usable,
             is_low: room < state.held + wanted * usable,
-            is_scarce: room < state.held + wanted / 2 * usable,
+            is_scarce: room
+                < state.held + (SPARE_SEGMENTS + (wanted - SPARE_SEGMENTS) / 2) * usable,
             is_short: room < state.held + SPARE_SEGMENTS * usable,
         }
     }

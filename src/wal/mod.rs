@@ -38,9 +38,9 @@ use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::Entry;
 use crate::format::record::Draft;
-use crate::sys::FileSystem;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
+use crate::sys::{FileSystem, Pages};
 use crate::types::{Epoch, Generation, Location, Timestamp};
 
 use class::Class;
@@ -64,6 +64,8 @@ pub(crate) struct Wal {
     pub(crate) poison: Poison,
     pub(crate) meta: MetaFile,
     names: Mutex<NamesFile>,
+    /// Of the data files that are made from now on.
+    pages: Pages,
     growth: Mutex<Growth>,
     /// How often the store has grown. Raised under `growth`, after the lane has its segments.
     growths: AtomicU64,
@@ -97,6 +99,7 @@ pub(crate) struct WalParts {
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) store_id: [u8; 16],
     pub(crate) append: Append,
+    pub(crate) pages: Pages,
     pub(crate) segments: Segments,
     pub(crate) meta: MetaFile,
     pub(crate) names: NamesFile,
@@ -119,6 +122,7 @@ impl Wal {
             poison: Poison::default(),
             meta,
             names: Mutex::new(names),
+            pages: parts.pages,
             growth: Mutex::new(growth),
             growths: AtomicU64::new(0),
             room_waits: AtomicU64::new(0),

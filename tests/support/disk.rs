@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use refrain::testing::{DirectoryLock, File, FileSystem, HeapFs, Region};
+use refrain::testing::{DirectoryLock, File, FileSystem, HeapFs, Pages, Region};
 
 /// What is about to happen: `sync`, `write`, `fill`, ..., and to which file.
 pub type Hook = dyn Fn(&'static str, &str) -> io::Result<()> + Send + Sync;
@@ -133,9 +133,9 @@ impl File for HookFile {
         self.inner.write_at(parts, offset)
     }
 
-    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()> {
+    fn zero_fill(&self, from: u64, to: u64, pages: Pages) -> io::Result<()> {
         (self.hook)("fill", &self.name)?;
-        self.inner.zero_fill(from, to)
+        self.inner.zero_fill(from, to, pages)
     }
 
     fn fill_holes(&self) -> io::Result<u64> {

@@ -11,6 +11,7 @@
 
 mod exits;
 mod found;
+mod indexes;
 mod mend;
 mod salvage;
 mod scan;
@@ -47,7 +48,7 @@ use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::sys::{Clock, DirectoryLock, FileSystem};
+use crate::sys::{Clock, DirectoryLock, FileSystem, Pages};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::growth::Growth;
 use crate::wal::lane::Append;
@@ -184,6 +185,11 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         append: match request.mode {
             Mode::Sync => Append::Positioned,
             Mode::Memory | Mode::Buffered | Mode::Interval(_) => Append::Mapped,
+        },
+        // Rounds of the others are many, and small.
+        pages: match request.mode {
+            Mode::Memory | Mode::Buffered => Pages::Large,
+            Mode::Sync | Mode::Interval(_) => Pages::Small,
         },
         segments: Segments::new(meta.segment_bytes),
         meta: meta_file,

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::region::{HeapRegion, copy_in};
-use super::super::{DirectoryLock, File, FileSystem, Region};
+use super::super::{DirectoryLock, File, FileSystem, Pages, Region};
 use super::image::{Cache, Inode, PAGE};
 use super::{NameChange, SimDisk};
 
@@ -196,7 +196,7 @@ impl File for SimFile {
         Ok(())
     }
 
-    fn zero_fill(&self, from: u64, to: u64) -> io::Result<()> {
+    fn zero_fill(&self, from: u64, to: u64, _pages: Pages) -> io::Result<()> {
         let mut state = self.disk.state.lock();
         let result = state.step(self.mount, "fill");
         if result.is_err() && (state.mounts != self.mount || state.crashed.is_some()) {
