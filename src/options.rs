@@ -145,7 +145,8 @@ impl Options {
 
     /// Bytes of free segments that are kept ready beside what the store needs: a burst of so much waits
     /// for no data file. Opening makes what is missing, at the speed at which the disk takes zeros, and
-    /// fails when it can't. Default: an eighth of the store, at most 64 segments, made while it is in use.
+    /// fails when it can't; what a burst has used is made again when nothing was written for a fifth of
+    /// a second. Default: an eighth of the store, at most 64 segments, made while it is in use.
     pub fn headroom_bytes(mut self, bytes: u64) -> Self {
         self.headroom_bytes = bytes;
         self

@@ -40,6 +40,8 @@ const GROW_BYTES: u64 = 4 << 20;
 const GROW_HASTE: u64 = 8;
 /// An interval that filling so much at a time would stretch.
 const SHORT_INTERVAL: Duration = Duration::from_millis(50);
+/// When nothing was appended for so long, headroom that was used is made again.
+const QUIET: Duration = Duration::from_millis(200);
 /// After a failed attempt to grow ahead, the next one waits.
 const GROW_RETRY: Duration = Duration::from_secs(1);
 
@@ -223,7 +225,11 @@ impl Engine {
         let rounds_due = self.make_round(&mut last, now);
         let clock_due = self.mark_clock(&mut last, now, !rounds_due);
         // Before what is over is recycled: whoever claims meanwhile must not have to wait for it.
-        let growth_due = self.wal.supply().is_low && self.grow_ahead(&mut last, now);
+        let supply = self.wal.supply();
+        // Headroom is for bursts: it is made again when they are over, not beside them.
+        let quiet_in = QUIET.saturating_sub(now.saturating_sub(last.appended_at));
+        let is_wanted = supply.is_low || supply.lacks_headroom && quiet_in.is_zero();
+        let growth_due = is_wanted && self.grow_ahead(&mut last, now);
         // Its failures have poisoned the store, or the store is closing.
         let until = now.saturating_add(budget);
         let expiry_due = self.expire(&mut last.expiry, until, pace).unwrap_or_default();
@@ -232,7 +238,8 @@ impl Engine {
         if rounds_due || clock_due || growth_due || is_owed {
             return Next::Soon;
         }
-        expiry_due.map_or(Next::Change, Next::In)
+        let headroom_due = supply.lacks_headroom.then_some(quiet_in);
+        expiry_due.map_or(Next::Change, Next::In).or_in(headroom_due)
     }
 
     fn lead_for_futures(&self) {

@@ -17,6 +17,10 @@ use crate::types::{FileId, Generation, Location, SegmentId, Timestamp};
 /// Generations are reserved in the meta file this many at a time, beyond those needed at once.
 pub(super) const GENERATION_STEP: u64 = 1024;
 
+/// A file that is made in time is one part in so many of the store. A store that doubled would wait for
+/// a file that takes as long to fill as all there is took, with an eighth of it prepared.
+const GROWTH_PART: u32 = 8;
+
 /// The data files there are, and what is needed to make the next one.
 #[derive(Debug)]
 pub(crate) struct Growth {
@@ -68,9 +72,11 @@ impl Growth {
         self.files.retain(|it| !Arc::ptr_eq(it, file));
     }
 
-    /// Segments of the next file, made in time: as many as there are, so that the store doubles.
+    /// Segments of the next file, made in time: a part of those there are, so that it is there before
+    /// what is prepared beside it has been filled.
     fn next_size(&self) -> u32 {
-        if self.last_try_failed { 1 } else { self.segments().clamp(SEGMENTS_FIRST, SEGMENTS_MAX) }
+        let part = self.segments() / GROWTH_PART;
+        if self.last_try_failed { 1 } else { part.clamp(SEGMENTS_FIRST, SEGMENTS_MAX) }
     }
 }
 

@@ -300,19 +300,22 @@ impl Lane {
     }
 
     /// What there is, in a store of `total` segments. It should grow when, beyond what claims may
-    /// not use, less than an eighth of them is left, at least two and at most 64.
+    /// not use, less than an eighth of them is left, at least two and at most 64; and up to the
+    /// headroom when it is quiet.
     pub(crate) fn supply(&self, total: u64) -> Supply {
         let state = self.state.lock();
         let usable = self.usable;
         let prepared = state.prepared.len();
         let room = prepared * usable;
-        let wanted = wanted_segments(total).max(self.headroom);
+        let wanted = wanted_segments(total);
+        let least = wanted.max(self.headroom);
         Supply {
             prepared,
             held: state.held,
             appended_bytes: state.appended_bytes,
             used_bytes: state.used_bytes,
-            is_ample: room >= state.held + wanted * 3 / 2 * usable,
+            is_ample: room >= state.held + least * 3 / 2 * usable,
+            lacks_headroom: room < state.held + least * usable,
             is_low: room < state.held + wanted * usable,
             is_scarce: room
                 < state.held + (SPARE_SEGMENTS + (wanted - SPARE_SEGMENTS) / 2) * usable,

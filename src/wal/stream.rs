@@ -23,6 +23,8 @@ pub(crate) struct Supply {
     pub(crate) used_bytes: u64,
     /// Whether there is no hurry to recycle.
     pub(crate) is_ample: bool,
+    /// Whether there is less than was asked for as headroom, or than there should be without it.
+    pub(crate) lacks_headroom: bool,
     /// Whether the store should grow before it must.
     pub(crate) is_low: bool,
     /// Whether it should hurry.

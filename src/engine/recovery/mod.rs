@@ -253,7 +253,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
 
 /// Makes data files until there is the room that was asked for.
 fn make_headroom(engine: &Engine) -> Result<(), OpenError> {
-    while engine.wal.supply().is_low {
+    while engine.wal.supply().lacks_headroom {
         match engine.wal.grow_ahead(u64::MAX, engine.timeline.now()) {
             Ok(()) => {}
             Err(StoreError::Io(cause)) => return Err(hole_failure(cause)),
