@@ -43,7 +43,7 @@ use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, padded};
 use crate::format::segment::{DATA_START, data_limit};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, MutexGuard};
 use crate::types::{Generation, Location, SegmentId};
 
 /// How bytes get into a segment (docs/decisions/0005-append.md).
@@ -138,6 +138,8 @@ pub(super) struct State {
 
 /// What is made ready of prepared segments for each stream, at most.
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// Looks at the lock before whoever appends goes to sleep for it.
+const LOCK_SPINS: u32 = 100;
 /// Streams at most, before classes are rounded up.
 const STREAMS_MAX: usize = 17;
 
@@ -353,7 +355,7 @@ impl Lane {
     ) -> Result<Location, AppendError> {
         // Callers keep bodies within half a segment, so a record fits an empty one.
         let room = draft.room() as u32;
-        let mut state = self.state.lock();
+        let mut state = self.lock_soon();
         debug_assert!(change.release <= state.held + change.reserve, "room is released once");
         debug_assert!(
             !change.is_exit || u64::from(room) + change.reserve <= change.release,
@@ -394,6 +396,17 @@ impl Lane {
         state.appended_bytes += u64::from(room);
         state.used_bytes += u64::from(room);
         Ok(location)
+    }
+
+    /// The lock, for who will have it shortly: it is held for less time than it takes to sleep.
+    fn lock_soon(&self) -> MutexGuard<'_, State> {
+        for _ in 0..LOCK_SPINS {
+            if let Some(state) = self.state.try_lock() {
+                return state;
+            }
+            std::hint::spin_loop();
+        }
+        self.state.lock()
     }
 
     fn write(

@@ -35,7 +35,7 @@ impl Scale {
         n: 1_000_000,
         large: 10_000_000,
         repeats: 5,
-        repeats_slow: 3,
+        repeats_slow: 5,
         cap: 2.0,
         seconds: 1.5,
         reads: 1_000_000,
