@@ -121,6 +121,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "stream",
                 "pool",
                 "lane",
+                "plan",
                 "seal",
                 "rounds",
                 "growth",

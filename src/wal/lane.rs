@@ -18,7 +18,9 @@
 //! open seals them. A record that is not an exit is refused when the prepared segments left over
 //! would hold less than what is reserved, and three more. Where there is no more than that, exits of
 //! all classes go to the stream of claims, so that no class takes a segment for one record. Copies
-//! may use two of the three.
+//! may use two of the three, and leave what was reserved before the last round, too: what gave it back
+//! may not be durable. Where no more than that is left, the active segment of claims is not sealed for
+//! its age: exits count on it. So after any one end of the process each granted claim can be ended.
 //!
 //! Invariants
 //! - W3  An exit always fits: room in the active segment of claims plus the prepared ones is at
@@ -38,9 +40,8 @@ use super::stream::{Active, Ended, Index, SealedSegment, Stream, Supply};
 use crossbeam_utils::CachePadded;
 
 use crate::error::Failure;
-use crate::format::mark::Entry;
 use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, padded};
-use crate::format::segment::{DATA_START, data_limit};
+use crate::format::segment::data_limit;
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Mutex, MutexGuard};
@@ -75,22 +76,6 @@ pub(crate) enum AppendError {
     Failed(Arc<Failure>),
 }
 
-/// What a round has to do, taken when it began.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    /// Every segment with records that is not stable, with its tail.
-    pub(crate) entries: Vec<Entry>,
-    pub(crate) stable: Generation,
-    /// Files with something to sync.
-    pub(crate) files: Vec<Arc<DataFile>>,
-    /// The file that the mark goes to: one that is synced anyway, if there is one.
-    pub(crate) marked: Option<Arc<DataFile>>,
-    /// Those of the entries.
-    segments: Vec<Arc<Segment>>,
-    /// How many of the unstable segments there were: the oldest ones.
-    sealed: usize,
-}
-
 /// See the file's header.
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -100,6 +85,8 @@ pub(crate) struct Lane {
     usable: u64,
     /// Prepared segments that are wanted at least.
     headroom: u64,
+    /// Whether rounds make anything durable here.
+    has_rounds: bool,
     /// On lines of its own: whoever appends writes to it.
     pub(super) state: CachePadded<Mutex<State>>,
 }
@@ -107,12 +94,12 @@ pub(crate) struct Lane {
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// The stream of claims is the first one.
-    streams: Vec<Stream>,
-    prepared: Pool,
+    pub(super) streams: Vec<Stream>,
+    pub(super) prepared: Pool,
     /// Generations of headers that were written and may not be durable yet.
-    headed: Vec<Generation>,
+    pub(super) headed: Vec<Generation>,
     /// The least generation in the data file that is being given up.
-    given_up: Option<Generation>,
+    pub(super) given_up: Option<Generation>,
     /// Empty, for segments that will be filled.
     pub(super) indexes: Vec<Index>,
     /// Full, or old enough, and not yet sealed; oldest first.
@@ -123,13 +110,18 @@ pub(super) struct State {
     pub(super) sealed: Vec<SealedSegment>,
     /// Sealed and durable in full, with their ends: they are listed in every mark until the stable
     /// generation has passed them (R9).
-    settled: Vec<(SegmentId, Generation, u32)>,
-    files: Vec<Arc<DataFile>>,
+    pub(super) settled: Vec<(SegmentId, Generation, u32)>,
+    pub(super) files: Vec<Arc<DataFile>>,
     /// How many segments of claims became active.
     claims: u64,
     /// How many segments became active.
     activations: u64,
+    /// Reserved for exits.
     held: u64,
+    /// The most that was since the present round began, and since the one before it did. What gave room
+    /// back may not be durable, and after a kill or a power cut it has not.
+    held_since: u64,
+    held_peak: u64,
     /// Whether everything up to the present tails is durable and the last mark says so.
     pub(super) proven: bool,
     appended_bytes: u64,
@@ -138,6 +130,8 @@ pub(super) struct State {
 
 /// What is made ready of prepared segments for each stream, at most.
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// When an active segment of claims that is needed to the end is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Looks at the lock before whoever appends goes to sleep for it.
 const LOCK_SPINS: u32 = 100;
 /// Streams at most, before classes are rounded up.
@@ -155,6 +149,27 @@ enum Asker {
 }
 
 impl State {
+    fn set_held(&mut self, held: u64) {
+        self.held = held;
+        self.held_since = self.held_since.max(held);
+        self.held_peak = self.held_peak.max(held);
+    }
+
+    /// A round begins: what is given back from now on is not in it.
+    pub(super) fn begin_held(&mut self) {
+        self.held_since = self.held;
+    }
+
+    /// It has ended.
+    pub(super) fn end_held(&mut self) {
+        self.held_peak = self.held_since;
+    }
+
+    /// What copies, and sealing, leave to exits.
+    fn held_for_exits(&self, has_rounds: bool) -> u64 {
+        if has_rounds { self.held_peak } else { self.held }
+    }
+
     /// The stream of this class.
     fn stream(&mut self, class: Class) -> usize {
         let find = |streams: &[Stream], class| streams.iter().position(|it| it.class == class);
@@ -187,12 +202,17 @@ impl State {
 
 impl Lane {
     /// `headroom_bytes` of prepared segments are wanted at least.
-    pub(crate) fn new(append: Append, segment_bytes: u32, headroom_bytes: u64) -> Self {
+    pub(crate) fn new(
+        append: Append,
+        segment_bytes: u32,
+        headroom_bytes: u64,
+        has_rounds: bool,
+    ) -> Self {
         let streams = vec![Stream { class: Class::Claims, active: None }];
         let state = State { streams, proven: true, ..State::default() };
         let (usable, state) = (usable_bytes(segment_bytes), CachePadded::new(Mutex::new(state)));
         let headroom = headroom_bytes.div_ceil(u64::from(segment_bytes));
-        Self { append, segment_bytes, usable, headroom, state }
+        Self { append, segment_bytes, usable, headroom, has_rounds, state }
     }
 
     /// A data file whose changes rounds have to sync.
@@ -291,14 +311,17 @@ impl Lane {
 
     /// Reserves room for claims that recovery found.
     pub(crate) fn hold(&self, bytes: u64) {
-        self.state.lock().held += bytes;
+        let mut state = self.state.lock();
+        let held = state.held + bytes;
+        state.set_held(held);
     }
 
     /// Gives back what was reserved for a claim that nobody can finish any more.
     pub(crate) fn release(&self, bytes: u64) {
         let mut state = self.state.lock();
         debug_assert!(bytes <= state.held, "room is released once");
-        state.held = state.held.saturating_sub(bytes);
+        let held = state.held.saturating_sub(bytes);
+        state.set_held(held);
     }
 
     /// What there is, in a store of `total` segments. It should grow when, beyond what claims may
@@ -365,19 +388,24 @@ impl Lane {
         let usable = self.usable;
         let leaves = |prepared: u64, spare: u64| prepared * usable >= held_after + spare * usable;
         let prepared = state.prepared.len();
+        let kept = state.held_for_exits(self.has_rounds);
         let mut stream = state.stream(class);
         let mut fits = state.fits(stream, room, self.segment_bytes);
         let has_room = prepared.checked_sub(u64::from(!fits)).is_some_and(|after| match asker {
             Asker::Call => held_after == 0 || leaves(after, SPARE_SEGMENTS),
             Asker::Exit => fits || class == Class::Claims || leaves(after, SPARE_SEGMENTS),
             // What is left of an active segment may be what an exit counts on.
-            Asker::Copy => held_after == 0 || leaves(after, EXIT_SEGMENTS),
+            Asker::Copy => kept == 0 || after * usable >= kept + EXIT_SEGMENTS * usable,
         });
         if !has_room {
             // The last segments are for exits, and shared by all classes.
             stream = state.stream(Class::Claims);
             fits = state.fits(stream, room, self.segment_bytes);
             if asker != Asker::Exit || !(fits || prepared > 0) {
+                if asker == Asker::Copy && kept > state.held {
+                    // After a round there may be more.
+                    state.proven = false;
+                }
                 return Err(AppendError::NoRoom);
             }
         }
@@ -391,7 +419,7 @@ impl Lane {
         self.write(&active.segment, &mut active.writer, draft).map_err(AppendError::Failed)?;
         active.note(draft, offset);
         let location = Location::new(active.segment.id, offset, self.segment_bytes);
-        state.held = held_after;
+        state.set_held(held_after);
         state.proven = false;
         state.appended_bytes += u64::from(room);
         state.used_bytes += u64::from(room);
@@ -486,6 +514,9 @@ impl Lane {
     pub(crate) fn end_aged(&self, now: Duration, claims_before: u64) -> Option<Duration> {
         let mut state = self.state.lock();
         let activations = state.activations;
+        let kept = state.held_for_exits(self.has_rounds);
+        let room = state.prepared.len() * self.usable;
+        let is_scarce = kept > 0 && room < kept + EXIT_SEGMENTS * self.usable;
         let active = state.streams.iter().filter(|it| it.active.is_some());
         let shortest = active.map(|it| it.class.fill_time()).min();
         let mut next: Option<Duration> = None;
@@ -499,6 +530,11 @@ impl Lane {
             let is_behind = active.activation + BEHIND_MAX < activations;
             let is_awaited = is_claims && active.order < claims_before;
             if age >= fill_time || is_behind || is_awaited {
+                if is_claims && is_scarce {
+                    // Exits count on what is left of it, as on a segment.
+                    next = Some(next.map_or(LOOK_AGAIN, |next| next.min(LOOK_AGAIN)));
+                    continue;
+                }
                 self.end(&mut state, stream);
             } else {
                 let left = fill_time - age;
@@ -507,84 +543,27 @@ impl Lane {
         }
         next
     }
+}
 
-    /// Takes down what a round that begins now has to make durable; `None` when everything is, and
-    /// the last mark says so. Whatever is appended from now on is the next round's.
-    pub(crate) fn begin_round(&self) -> Option<Plan> {
-        let mut state = self.state.lock();
-        if state.proven {
-            return None;
-        }
-        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
-        let ended = state.ended.iter().map(|it| &it.segment);
-        let unstable = state.unstable.iter().map(|(segment, _)| segment).chain(ended);
-        let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
-        if self.append == Append::Mapped {
-            // A sync cleans pages: storing to them faults again.
-            let active = state.streams.iter().flat_map(|it| &it.active).map(|it| &it.segment);
-            active.chain(state.prepared.iter()).for_each(|it| it.note_sync());
-        }
-        let prepared = state.prepared.first();
-        // R8: the least generation of all that is active, prepared or about to be, or sealed since
-        // the last completed round began.
-        let used = segments.iter().chain(prepared).map(|it| it.generation);
-        let used = used.chain(state.headed.iter().copied()).chain(state.given_up);
-        let stable = used.min().unwrap_or_default();
-        let mut entries: Vec<_> = segments
-            .iter()
-            .map(|segment| Entry {
-                segment: segment.id,
-                generation: segment.generation,
-                durable: match segment.durable() {
-                    DATA_START => 0,
-                    durable => durable,
-                },
-                attempted: segment.extent.filled(),
-            })
-            .collect();
-        let last = segments.last().or(prepared).map(|segment| Arc::clone(&segment.file));
-        state.settled.retain(|(_, generation, _)| *generation >= stable);
-        let settled = state.settled.iter().map(|&(segment, generation, end)| Entry {
-            segment,
-            generation,
-            durable: end,
-            attempted: end,
-        });
-        entries.extend(settled);
-        let files: Vec<_> = state.files.iter().filter(|file| file.take_dirty()).cloned().collect();
-        let marked = files.first().cloned().or(last).or_else(|| state.files.last().cloned());
-        let sealed = state.unstable.len();
-        // Until something is appended, this round's mark is the last word, if it proves it all.
-        state.proven = true;
-        Some(Plan { entries, stable, files, marked, segments, sealed })
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The round that took `plan` has ended: everything in it is durable.
-    pub(crate) fn end_round(&self, plan: &Plan) {
-        let mut state = self.state.lock();
-        for (segment, entry) in plan.segments.iter().zip(&plan.entries) {
-            segment.set_durable(entry.attempted);
-        }
-        let ended: Vec<_> = state.unstable.drain(..plan.sealed).collect();
-        for (segment, sealed) in ended {
-            state.settled.push((segment.id, segment.generation, sealed.end));
-            state.sealed.push(sealed);
-        }
-        if plan.entries.iter().any(|entry| entry.durable != entry.attempted) {
-            // The mark could not yet say so; the next one can (R10).
-            state.proven = false;
-        }
-    }
-
-    /// The least generation that is prepared, or about to be.
-    pub(crate) fn first_prepared(&self) -> Option<Generation> {
-        let state = self.state.lock();
-        let first = state.prepared.first().map(|segment| segment.generation);
-        first.into_iter().chain(state.headed.iter().copied()).chain(state.given_up).min()
-    }
-
-    /// Whether a mark is still owed for what is durable already, and nothing else.
-    pub(crate) fn is_proven(&self) -> bool {
-        self.state.lock().proven
+    #[test]
+    fn room_that_was_given_back_is_kept_until_a_round_has_made_sure_of_it() {
+        let mut state = State::default();
+        state.set_held(100);
+        state.set_held(10);
+        assert_eq!((state.held_for_exits(true), state.held_for_exits(false)), (100, 10));
+        state.begin_held();
+        // After the round began.
+        state.set_held(70);
+        state.set_held(5);
+        assert_eq!(state.held_for_exits(true), 100);
+        state.end_held();
+        assert_eq!(state.held_for_exits(true), 70, "what gave it back is not in the round");
+        state.begin_held();
+        state.end_held();
+        assert_eq!(state.held_for_exits(true), 5);
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod growth;
 pub(crate) mod lane;
 pub(crate) mod meta;
 pub(crate) mod names;
+mod plan;
 pub(crate) mod poison;
 mod pool;
 pub(crate) mod recycle;
@@ -100,6 +101,8 @@ pub(crate) struct WalParts {
     pub(crate) store_id: [u8; 16],
     pub(crate) append: Append,
     pub(crate) pages: Pages,
+    /// Whether rounds make anything durable.
+    pub(crate) has_rounds: bool,
     pub(crate) segments: Segments,
     pub(crate) meta: MetaFile,
     pub(crate) names: NamesFile,
@@ -116,7 +119,12 @@ impl Wal {
         let wal = Self {
             fs,
             store_id,
-            lane: Lane::new(append, segments.segment_bytes(), parts.headroom_bytes),
+            lane: Lane::new(
+                append,
+                segments.segment_bytes(),
+                parts.headroom_bytes,
+                parts.has_rounds,
+            ),
             segments,
             rounds: Rounds::default(),
             poison: Poison::default(),

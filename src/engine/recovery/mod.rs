@@ -191,6 +191,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             Mode::Memory | Mode::Buffered => Pages::Large,
             Mode::Sync | Mode::Interval(_) => Pages::Small,
         },
+        has_rounds: request.mode != Mode::Memory,
         segments: Segments::new(meta.segment_bytes),
         meta: meta_file,
         names,
@@ -227,7 +228,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         wal,
     };
     if report.created {
-        // A store that cannot hold a single claim is refused now, not at its first use.
+        // A store that can have no segment is refused now, not at its first use.
         if let Some(cause) = engine.make_room(engine.wal.growths())? {
             return Err(OpenError::Full { cause });
         }
