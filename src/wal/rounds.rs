@@ -2,8 +2,10 @@
 //!
 //! A writer publishes its record, takes a ticket for the next round to begin, and waits until that
 //! round has ended. Whoever finds no leader leads: begins the round, syncs, ends it, wakes the
-//! others. A batch is whatever was published while the round before was under way; nothing is
-//! delayed to make it grow, and a lone writer pays one sync and no thread switch.
+//! others. A batch is whatever was published while the round before was under way, and what those
+//! publish next whom it woke: a leader lets them run before it begins, for as long as they come.
+//! Without that, writers fall into two halves that wait for one another's syncs. A lone writer pays
+//! one sync and no thread switch.
 //!
 //! Invariants
 //! - G1  A ticket is for a round that has not begun, so the round sees what was published before
@@ -18,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::poison::Poison;
 use crate::error::Failure;
-use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 
 /// The number of a round that has not begun when the ticket is taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -50,9 +52,22 @@ struct State {
     is_over: bool,
     /// Threads that wait for the rounds of even and of odd number.
     threads: [usize; 2],
+    /// How many were woken by the last round, its leader among them, or wait for the next one: so many
+    /// may take part in it.
+    expected: usize,
     futures: Vec<Sleeper>,
     next_sleeper: u64,
 }
+
+impl State {
+    /// How many take part in the next round, if who asks leads it.
+    fn joined(&self, parity: usize) -> usize {
+        1 + self.threads[parity] + self.futures.len()
+    }
+}
+
+/// A leader lets others run so many times without another one coming.
+const GATHER_YIELDS: u32 = 8;
 
 #[derive(Debug)]
 struct Sleeper {
@@ -99,6 +114,7 @@ impl Rounds {
                 state.threads[parity] -= 1;
             } else {
                 state.is_led = true;
+                state = self.gather(state, parity);
                 state.started += 1;
                 drop(state);
                 self.lead(poison, leader);
@@ -138,6 +154,24 @@ impl Rounds {
         self.wake_futures();
     }
 
+    /// Lets those run who may take part in the round that is about to begin, while more and more do.
+    fn gather<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        parity: usize,
+    ) -> MutexGuard<'a, State> {
+        let mut joined = state.joined(parity);
+        let mut idle = 0;
+        while joined < state.expected && idle < GATHER_YIELDS {
+            drop(state);
+            std::thread::yield_now();
+            state = self.state.lock();
+            let before = std::mem::replace(&mut joined, state.joined(parity));
+            idle = if joined > before { 0 } else { idle + 1 };
+        }
+        state
+    }
+
     /// Leads the round that was just begun, to its end, good or bad.
     fn lead(&self, poison: &Poison, leader: &impl Leader) {
         let mut end = EndRound { rounds: self, poison, leader, result: None };
@@ -148,6 +182,8 @@ impl Rounds {
     fn end(&self, poison: &Poison, result: Result<(), Arc<Failure>>) -> bool {
         let mut state = self.state.lock();
         state.is_led = false;
+        let parity = (state.started % 2) as usize;
+        state.expected = 1 + state.threads[0] + state.threads[1] + state.futures.len();
         let woken: Vec<Waker> = match result {
             Ok(()) => {
                 state.completed = state.started;
@@ -160,9 +196,10 @@ impl Rounds {
                 state.futures.drain(..).map(|sleeper| sleeper.waker).collect()
             }
         };
-        let (ended, next) = ((state.started % 2) as usize, (state.started + 1) as usize % 2);
+        let (ended, next) = (parity, 1 - parity);
         self.ended[ended].notify_all();
-        if poison.cause().is_some() {
+        // Whoever waits for the end of all rounds may have come before this one had its number.
+        if poison.cause().is_some() || state.is_over {
             self.ended[next].notify_all();
         } else {
             // One of those who wait for the next round leads it.
