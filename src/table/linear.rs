@@ -31,8 +31,8 @@ const BITS_MAX: u32 = 28;
 #[derive(Debug)]
 pub(crate) struct Table {
     buckets: Arc<Buckets>,
-    /// Those that were given back: the first one, which leads to the next, and how many. A list of
-    /// numbers would have to grow while somebody inserts.
+    /// Overflow buckets that were given back: the first one, which leads to the next, and how many. A
+    /// list of numbers would have to grow while somebody inserts.
     overflow_free: Option<u32>,
     overflow_free_len: usize,
     len: usize,
