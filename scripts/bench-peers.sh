@@ -2,12 +2,14 @@
 # refrain beside its peers, interleaved in one run: builds benches/peers and runs it; the results, a
 # report and pictures go to docs/benchmarks, named by date and commit. See docs/BENCHMARKS.md.
 #
-#   scripts/bench-peers.sh [--heavy] [--quick] [--repeats N] [--sections a,b,..] [--arrivals N] [--only PEER,..]
+#   scripts/bench-peers.sh [--heavy] [--quick] [--repeats N] [--first-repeat N] [--sections a,b,..] \
+#       [--arrivals N] [--only PEER,..]
 #
 # --heavy adds RocksDB, SQLite, LMDB and Redis: installs what they need, and compiles RocksDB, which
 # takes half an hour on two cores. --quick ends in minutes and its figures are good for nothing but to
 # see that it runs; they go to a temporary directory. --arrivals is how many the latency run has, --only
-# names the peers that take part in the sections memory and large.
+# names the peers that take part in the sections memory and large. --first-repeat goes on where an earlier
+# run of the same day and commit stopped: so many repeats are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +18,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --heavy) heavy=(--features heavy) ;;
     --quick) quick=1 arguments+=(--quick) ;;
-    --sections | --repeats | --arrivals | --only) arguments+=("$1" "$2") && shift ;;
+    --sections | --repeats | --first-repeat | --arrivals | --only) arguments+=("$1" "$2") && shift ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
     shift

@@ -18,6 +18,8 @@ pub struct Driver {
     /// Where the stores lie while they are measured.
     pub directory: PathBuf,
     pub failures: Vec<String>,
+    /// The number of the first repeat: how many are there from an earlier run into the same file.
+    pub first_repeat: usize,
 }
 
 /// What a child is to do.
@@ -116,7 +118,7 @@ impl Running {
 impl Driver {
     /// Does the tasks so many times, each time beginning with another.
     pub fn interleave(&mut self, tasks: &[Task], repeats: usize) {
-        for repeat in 0..repeats {
+        for repeat in self.first_repeat..self.first_repeat + repeats {
             for nth in 0..tasks.len() {
                 let task = &tasks[(nth + repeat * 3) % tasks.len()];
                 let done = self.measure(task, repeat);

@@ -36,11 +36,12 @@ use store::Result;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const USAGE: &str =
-    "usage: peers run [--quick] [--repeats N] [--sections a,b,..] [--about TEXT] [--directory DIR]
-                 [--arrivals N] [--only PEER,..] RESULTS.csv
+    "usage: peers run [--quick] [--repeats N] [--first-repeat N] [--sections a,b,..] [--about TEXT]
+                 [--directory DIR] [--arrivals N] [--only PEER,..] RESULTS.csv
        peers report RESULTS.csv
 The sections are memory, large, durable, sync, hot, footprint, reopen and latency. Results that are
-there are kept: sections can be run one by one into the same file. --arrivals is how many the latency run
+there are kept: sections can be run one by one into the same file, and repeats, of which --first-repeat
+says how many are there. --arrivals is how many the latency run
 has; --only names the peers that take part in memory and large.";
 
 fn main() -> ExitCode {
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
 fn run(words: &[String]) -> Result<()> {
     let (mut scale, mut chosen) = (Scale::FULL, SECTIONS.join(","));
     let (mut about, mut directory) = (String::new(), std::env::temp_dir());
-    let mut file = None;
+    let (mut file, mut first_repeat) = (None, 0);
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match &**word {
@@ -72,6 +73,7 @@ fn run(words: &[String]) -> Result<()> {
                 let repeats = words.next().ok_or(USAGE)?.parse()?;
                 (scale.repeats, scale.repeats_slow) = (repeats, repeats);
             }
+            "--first-repeat" => first_repeat = words.next().ok_or(USAGE)?.parse()?,
             "--arrivals" => scale.arrivals = words.next().ok_or(USAGE)?.parse()?,
             "--only" => {
                 let names = words.next().ok_or(USAGE)?.split(',');
@@ -86,7 +88,7 @@ fn run(words: &[String]) -> Result<()> {
     }
     let file = file.ok_or(USAGE)?;
     let results = Results::append(&file, &format!("{about}; {}", machine::description()))?;
-    let mut driver = Driver { results, directory, failures: vec![] };
+    let mut driver = Driver { results, directory, failures: vec![], first_repeat };
     for section in chosen.split(',') {
         let start = Instant::now();
         plan::run(&mut driver, section, &scale)?;

@@ -215,7 +215,7 @@ fn reopen(driver: &mut Driver, scale: &Scale) {
         let cap = if n > scale.n { 600.0 } else { scale.cap * 6.0 };
         task.with("cap", cap).with("warm", WARM_MIN as f64)
     };
-    for repeat in 0..scale.repeats_slow.min(2) {
+    for repeat in driver.first_repeat..driver.first_repeat + scale.repeats_slow {
         for (section, is_killed) in [("reopen killed", true), ("reopen closed", false)] {
             for who in present(Mode::Kill) {
                 // Without a durable transaction it keeps nothing, which is no time to compare.
