@@ -302,6 +302,21 @@ fn names_and_files_that_are_gone_leave_everything_in_doubt() {
 }
 
 #[test]
+fn a_file_that_is_gone_is_missed_though_neither_marks_nor_other_files_tell_of_it() {
+    let clock = SimClock::new();
+    let fs = store(&clock);
+    // Behind the last segment of the others no number is left out.
+    let files = fs.list().unwrap().into_iter().filter(|name| name.starts_with("data-"));
+    fs.remove(&files.max().unwrap()).unwrap();
+    let (fs, report) = salvage(&fs, &clock);
+    assert_eq!(report.gaps, 1, "{report:?}");
+    let store = options(&fs, &clock).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    assert_eq!(in_doubt(&orders, "new").guaranteed_until(), None);
+    completed(&orders, "key-1");
+}
+
+#[test]
 fn a_store_that_is_sound_comes_out_as_it_went_in() {
     let clock = SimClock::new();
     let fs = HeapFs::new();
