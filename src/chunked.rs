@@ -13,6 +13,13 @@ pub(crate) struct Chunked<T> {
     chunks: [OnceLock<Box<[T]>>; CHUNKS],
 }
 
+/// Where an element lies, in every array whose first chunk is as long: its chunk, and its place there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spot {
+    chunk: u32,
+    at: u32,
+}
+
 /// The first one, and four for each doubling up to 2^32 elements.
 const CHUNKS: usize = 1 + 4 * 32;
 
@@ -26,18 +33,18 @@ impl<T: Default> Chunked<T> {
         self.first_bits
     }
 
-    /// Chunk, and place within it, of element `index`.
+    /// Where element `index` lies.
     #[inline]
-    fn place(&self, index: u32) -> (usize, usize) {
+    pub(crate) fn spot(&self, index: u32) -> Spot {
         let doubling = (index >> self.first_bits).checked_ilog2().map_or(0, |log| log + 1);
         if doubling == 0 {
-            return (0, index as usize);
+            return Spot { chunk: 0, at: index };
         }
         let start = 1 << (self.first_bits + doubling - 1);
         let bits = self.chunk_bits(doubling);
         let within = index - start;
         let chunk = 1 + 4 * (doubling - 1) + (within >> bits);
-        (chunk as usize, (within & ((1 << bits) - 1)) as usize)
+        Spot { chunk, at: within & ((1 << bits) - 1) }
     }
 
     /// How many elements each chunk of this doubling has, as a power of two.
@@ -49,20 +56,24 @@ impl<T: Default> Chunked<T> {
     /// The element, once its chunk was made.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&T> {
-        let (chunk, at) = self.place(index);
-        self.chunks[chunk].get()?.get(at)
+        self.at(self.spot(index))
+    }
+
+    /// The same, by its spot.
+    #[inline]
+    pub(crate) fn at(&self, Spot { chunk, at }: Spot) -> Option<&T> {
+        self.chunks.get(chunk as usize)?.get()?.get(at as usize)
     }
 
     /// Makes the chunk that element `index` lies in, and gives the element.
     pub(crate) fn ensure(&self, index: u32) -> &T {
-        let (chunk, at) = self.place(index);
-        let chunk = self.chunks[chunk].get_or_init(|| {
-            // A few chunks.
-            let doubling = (chunk as u32).div_ceil(4);
+        let Spot { chunk, at } = self.spot(index);
+        let chunk = self.chunks[chunk as usize].get_or_init(|| {
+            let doubling = chunk.div_ceil(4);
             let bits = if doubling == 0 { self.first_bits } else { self.chunk_bits(doubling) };
             (0..1usize << bits).map(|_| T::default()).collect()
         });
-        &chunk[at]
+        &chunk[at as usize]
     }
 
     /// Elements that were made.
@@ -78,13 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_cover_every_number_once() {
+    fn spots_cover_every_number_once() {
         let chunks = Chunked::<u8>::new(3);
-        let mut places: Vec<_> = (0..200).map(|index| chunks.place(index)).collect();
-        assert_eq!((places[0], places[7], places[8], places[9]), ((0, 0), (0, 7), (1, 0), (1, 1)));
-        assert_eq!((places[16], places[31], places[32]), ((5, 0), (8, 3), (9, 0)));
-        places.dedup();
-        assert_eq!(places.len(), 200);
+        let mut spots: Vec<_> = (0..200).map(|index| chunks.spot(index)).collect();
+        let spot = |chunk, at| Spot { chunk, at };
+        assert_eq!((spots[0], spots[7], spots[8]), (spot(0, 0), spot(0, 7), spot(1, 0)));
+        assert_eq!((spots[9], spots[16], spots[31]), (spot(1, 1), spot(5, 0), spot(8, 3)));
+        assert_eq!(spots[32], spot(9, 0));
+        spots.dedup();
+        assert_eq!(spots.len(), 200);
         for index in 0..200 {
             let chunks = Chunked::<u8>::new(index % 5);
             let element: *const u8 = chunks.ensure(index);

@@ -135,6 +135,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "sync",
                 "point",
                 "pin",
+                "prefetch",
                 "clock",
                 "sim_clock",
                 "region",

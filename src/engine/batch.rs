@@ -1,7 +1,7 @@
 //! Several keys in one call.
 //!
 //! What has to come from memory for one key does not wait for another: the buckets of all keys of a
-//! group are loaded first, then the records that they lead to, and then the keys are taken one after
+//! group are asked for first, then the records that they lead to, and then the keys are taken one after
 //! the other, as by as many calls. Waiting is done once, for the last round that any of them needs.
 //!
 //! The idea of running independent walks side by side is that of AMAC (Kocberber and others, VLDB
@@ -9,11 +9,12 @@
 //!
 //! A batch is no transaction: each key is claimed, completed or refused by itself.
 
-use std::hint::black_box;
 use std::sync::atomic::Ordering;
 
+use smallvec::SmallVec;
+
 use super::namespaces::Key;
-use super::{Answered, Engine};
+use super::{Answered, Engine, Way};
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
 
@@ -21,7 +22,7 @@ use crate::sys::pin::Pin;
 const GROUP_KEYS: usize = 32;
 
 impl Engine {
-    /// Takes the keys one after the other, with their buckets and records loaded beforehand; those of
+    /// Takes the keys one after the other, with their buckets and records asked for beforehand; those of
     /// keys that are not there if `inserts`.
     pub(crate) fn each<'k, T, R>(
         &self,
@@ -38,23 +39,32 @@ impl Engine {
             keys.extend(group.iter().map(&key_of));
             // What is not the store's any more is not touched.
             if !self.is_child() && !self.is_closed.load(Ordering::Acquire) {
-                self.load(&keys, inserts);
+                self.prefetch(&keys, inserts);
             }
             taken.extend(group.iter().zip(&keys).map(|(one, key)| take(one, key)));
         }
         taken
     }
 
-    /// Loads what the keys lead to. Nothing follows from it.
-    fn load(&self, keys: &[Key<'_>], inserts: bool) {
+    /// Asks for the memory that the keys lead to, step by step.
+    fn prefetch(&self, keys: &[Key<'_>], inserts: bool) {
         let pin = Pin::new();
-        let buckets = |key: &Key<'_>| self.shards[self.shard_of(key.hash)].buckets();
-        black_box(keys.iter().fold(0, |sum, key| sum ^ buckets(key).touch_filter(key.hash)));
-        black_box(keys.iter().fold(0, |sum, key| sum ^ buckets(key).touch(key.hash, inserts)));
-        let records = keys.iter().filter_map(|key| buckets(key).first_match(key.hash));
-        black_box(
-            records.fold(0, |sum, slot| sum ^ self.wal.segments.touch(slot.location(), &pin)),
-        );
+        let ways: SmallVec<[Way<'_>; GROUP_KEYS]> =
+            keys.iter().map(|key| self.way(key.hash)).collect();
+        for Way { shard, route } in &ways {
+            shard.buckets().prefetch_filter(route);
+            if inserts {
+                shard.buckets().prefetch_bucket(route);
+            }
+        }
+        if !inserts {
+            let is_further = |way: &&Way<'_>| way.shard.buckets().may_hold(&way.route);
+            for Way { shard, route } in ways.iter().filter(is_further) {
+                shard.buckets().prefetch_bucket(route);
+            }
+        }
+        let slots = ways.iter().filter_map(|way| way.shard.buckets().first_match(&way.route));
+        slots.for_each(|slot| self.wal.segments.prefetch(slot.location(), &pin));
     }
 
     /// Waits for all that was changed or shown, and gives the results.

@@ -11,7 +11,7 @@ use super::namespaces::{Key, NamespaceState};
 use super::shard::ShardGuard;
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
-use super::{Answered, CallDurability, Engine, Found, Seen, check_key};
+use super::{Answered, CallDurability, Engine, Found, Seen, Way, check_key};
 use crate::answer::{
     EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };
@@ -109,6 +109,7 @@ impl Engine {
         request: &ClaimRequest,
     ) -> Result<Answered<Claimed, ClaimError>, ClaimError> {
         self.check_change(key)?;
+        let way = self.way_to_change(key.hash);
         let policy = key.namespace.policy.load();
         let lease = lease_of(&policy, request.lease)?;
         if policy.fingerprint_required && request.fingerprint.is_none() {
@@ -120,16 +121,16 @@ impl Engine {
             let growths = self.wal.growths();
             let pin = Pin::new();
             let mut seen = None;
-            self.find_unlocked(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &way, &mut seen, &pin)?;
             if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
                     return self.show(judged, Some(seen));
                 }
             }
-            let mut shard = self.lock_shard(key.hash)?;
+            let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
-            let entry = self.find(&shard, key, &mut seen, &pin)?;
+            let entry = self.find(&shard, key, way.route, &mut seen, &pin)?;
             let seen = entry.map(|entry| entry.seen);
             let takeover = match self.judge(seen, &mut question, now) {
                 Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
@@ -156,7 +157,7 @@ impl Engine {
                 ..fresh_record(key, token, request, takeover, now)
             };
             let (class, reserve) = (Class::Claims, held_bytes(&record));
-            if !self.grant(shard, &record, class, reserve, entry, growths, &mut no_room)? {
+            if !self.grant(shard, way, &record, class, reserve, entry, growths, &mut no_room)? {
                 continue;
             }
             let previous = takeover.map(|(old, cause)| state::previous(old, cause));
@@ -181,6 +182,7 @@ impl Engine {
         request: &ClaimRequest,
     ) -> Result<Answered<Once, ClaimError>, ClaimError> {
         self.check_change(key)?;
+        let way = self.way_to_change(key.hash);
         let policy = key.namespace.policy.load();
         let dedupe_ttl = dedupe_ttl_of(&policy, request.dedupe_ttl)?;
         if policy.fingerprint_required && request.fingerprint.is_none() {
@@ -192,16 +194,16 @@ impl Engine {
             let growths = self.wal.growths();
             let pin = Pin::new();
             let mut seen = None;
-            self.find_unlocked(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &way, &mut seen, &pin)?;
             if let Some(seen) = &seen {
                 let judged = self.judge(Some(seen), &mut question, self.timeline.read());
                 if judged.is_lasting() {
                     return self.show(judged, Some(seen));
                 }
             }
-            let mut shard = self.lock_shard(key.hash)?;
+            let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
-            let entry = self.find(&shard, key, &mut seen, &pin)?;
+            let entry = self.find(&shard, key, way.route, &mut seen, &pin)?;
             let seen = entry.map(|entry| entry.seen);
             let takeover = match self.judge(seen, &mut question, now) {
                 Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
@@ -226,7 +228,7 @@ impl Engine {
                 ..fresh_record(key, token, request, takeover, now)
             };
             let class = class_of(dedupe_ttl, request.dedupe_ttl.is_none());
-            if !self.grant(shard, &record, class, 0, entry, growths, &mut no_room)? {
+            if !self.grant(shard, way, &record, class, 0, entry, growths, &mut no_room)? {
                 continue;
             }
             let previous = takeover.map(|(old, cause)| state::previous(old, cause));
@@ -243,10 +245,11 @@ impl Engine {
     fn try_lookup(&self, key: &Key<'_>) -> Result<Answered<Lookup, StoreError>, StoreError> {
         self.check_process()?;
         check_key(key)?;
+        let way = self.way(key.hash);
         let pin = Pin::new();
         loop {
             let mut seen = None;
-            self.find_unlocked(key, &mut seen, &pin)?;
+            self.find_unlocked(key, &way, &mut seen, &pin)?;
             let Some(seen) = seen else {
                 return Ok(Ok(self.absent(None)).into());
             };
@@ -274,7 +277,7 @@ impl Engine {
             // What has ended by the clock may have been ended by its owner first: it holds if it
             // still was the current record after the clock was read.
             let mut again = None;
-            self.find_unlocked(key, &mut again, &pin)?;
+            self.find_unlocked(key, &way, &mut again, &pin)?;
             if again.is_some_and(|again| again.location == seen.location) {
                 return Ok(Ok(lookup).into());
             }
@@ -332,6 +335,9 @@ impl Engine {
         now: Timestamp,
         question: &Question<'_>,
     ) -> Judged {
+        if !self.gaps.exist() {
+            return Judged::Free { takeover };
+        }
         let newest = record.map(|record| record.token.epoch());
         match self.gaps.covering(now, newest, question.first_sent) {
             Some(gap) => Judged::InDoubt(gap),
@@ -371,6 +377,7 @@ impl Engine {
     fn grant(
         &self,
         mut shard: ShardGuard<'_>,
+        way: Way<'_>,
         record: &Record<'_>,
         class: Class,
         reserve: u64,
@@ -391,7 +398,7 @@ impl Engine {
         let is_done = record.kind == Kind::Complete;
         match entry {
             Some(old) => shard.table.replace(old.position, location, is_done),
-            None => shard.table.insert(record.key_hash, location, is_done),
+            None => shard.table.insert(way.route, location, is_done),
         }
         if !is_done {
             shard.add_lease();

@@ -22,6 +22,7 @@ use crate::format::record::{Draft, Kind, Record};
 use crate::hash::digest_128;
 use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
+use crate::table::Route;
 use crate::types::{FencingToken, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
@@ -68,6 +69,7 @@ impl Engine {
         lease: Option<Duration>,
     ) -> Result<Renewed, LeaseError> {
         self.check_change(key)?;
+        let way = self.way_to_change(key.hash);
         let policy = key.namespace.policy.load();
         let lease = lease_of(&policy, lease)?;
         let mut no_room = None;
@@ -76,11 +78,11 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.find_unlocked(key, &mut seen, &pin)?;
-            let mut shard = self.lock_shard(key.hash)?;
+            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let (found, judged) = self
-                .own_claim(&shard, key, token, now, &mut seen, &pin)?
+                .own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?
                 .map_err(|refusal| refusal.into_lease_error(token))?;
             let old = &found.record;
             // Never shorter than it was: recovery takes the latest deadline of one token (R1).
@@ -162,16 +164,17 @@ impl Engine {
         kind: Kind,
     ) -> Result<Answered<(), LeaseError>, LeaseError> {
         self.check_change(key)?;
+        let way = self.way_to_change(key.hash);
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.find_unlocked(key, &mut seen, &pin)?;
-            let mut shard = self.lock_shard(key.hash)?;
+            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, key, token, now, &mut seen, &pin)? {
+            let found = match self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)? {
                 Ok((found, _)) => found,
                 Err(Refusal::Completed(found, _)) => {
                     drop(shard);
@@ -219,6 +222,7 @@ impl Engine {
         request: &CompleteRequest<'_>,
     ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
         self.check_change(key)?;
+        let way = self.way_to_change(key.hash);
         let prepared = self.prepare(&key.namespace.policy.load(), request)?;
         let mut no_room = None;
         loop {
@@ -226,10 +230,10 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.find_unlocked(key, &mut seen, &pin)?;
-            let shard = self.lock_shard(key.hash)?;
+            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            let shard = self.lock(way.shard)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, key, token, now, &mut seen, &pin)? {
+            let found = match self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)? {
                 Ok((found, _)) => found,
                 Err(Refusal::Completed(found, judged)) => {
                     drop(shard);
@@ -407,16 +411,18 @@ impl Engine {
     }
 
     /// The claim that bears this token, and the time it was judged at.
+    #[expect(clippy::too_many_arguments, reason = "one step of three loops")]
     fn own_claim<'s, 'p>(
         &'p self,
         shard: &ShardState,
         key: &Key<'_>,
+        route: Route,
         token: FencingToken,
         now: Now,
         seen: &'s mut Option<Seen<'p>>,
         pin: &'p Pin,
     ) -> Result<Result<(Found<'s, 'p>, Timestamp), Refusal<'s, 'p>>, StoreError> {
-        let Some(found) = self.find(shard, key, seen, pin)? else {
+        let Some(found) = self.find(shard, key, route, seen, pin)? else {
             return Ok(Err(Refusal::Forgotten { late_by: None }));
         };
         let record = &found.record;

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Engine;
-use super::purge::Walk;
+use super::purge::{Purged, Walk};
 use crate::error::StoreError;
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
@@ -42,6 +42,10 @@ const CLAIMS_BEHIND_MANY: usize = 16;
 const CLAIMS_AT_ONCE: usize = 8;
 /// When there is no room for a copy, or a record cannot be read, it is tried again so much later.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Where there is room, rounds are made so often for what is leaving: who claims shares the disk, and its
+/// interrupts.
+const ROUND_EVERY: Duration = Duration::from_millis(200);
 
 /// A data file is given up when it could have been spared for so long: what expires at once may be
 /// filled again soon.
@@ -76,6 +80,8 @@ pub(crate) struct Expiry {
     looked_at: Option<Duration>,
     /// Nothing is emptied before: something failed, or was enough for a while.
     retry_at: Option<Duration>,
+    /// When a round was last made for what is leaving.
+    round_at: Option<Duration>,
     /// Since when a data file could be spared, by the monotonic clock.
     spared_since: Option<Duration>,
     /// A data file that is about to be given up, when the round has ended.
@@ -138,6 +144,7 @@ impl Expiry {
             compact_next: 0,
             looked_at: None,
             retry_at: None,
+            round_at: None,
             spared_since: None,
             surplus: None,
         };
@@ -232,6 +239,12 @@ impl Expiry {
         if left.is_zero() { RETRY } else { left.min(RETRY) }
     }
 
+    /// How long no round should be made for what is leaving, if there is room.
+    fn rest_from_rounds(&self, now: Duration) -> Duration {
+        self.round_at
+            .map_or(Duration::ZERO, |at| ROUND_EVERY.saturating_sub(now.saturating_sub(at)))
+    }
+
     fn claims_leaving(&self) -> usize {
         self.leaving.iter().filter(|leaving| leaving.segment.is_claims).count()
     }
@@ -287,6 +300,11 @@ impl Engine {
             }
             let shrinking = self.give_up_surplus(expiry, is_in_memory)?;
             if let Some(round) = round.max(shrinking) {
+                let rest = expiry.rest_from_rounds(now);
+                if pace == Pace::Gentle && !rest.is_zero() && self.wal.supply().is_ample {
+                    return Ok(Some(rest));
+                }
+                expiry.round_at = Some(now);
                 let ended = self.wal.rounds.wait(round, &self.wal.poison, &self.leader());
                 ended.map_err(|cause| StoreError::Poisoned { cause })?;
                 if !round.is_over(self.wal.rounds.completed()) {
@@ -391,13 +409,18 @@ impl Engine {
         }
     }
 
-    /// Empties a segment, from where it was left. `Ok(false)`: there is no room for a copy.
-    fn empty(&self, segment: &SealedSegment, walk: &mut Option<Walk>) -> Result<bool, StoreError> {
+    /// Empties a segment, from where it was left.
+    fn empty(
+        &self,
+        segment: &SealedSegment,
+        walk: &mut Option<Walk>,
+        until: Duration,
+    ) -> Result<Purged, StoreError> {
         let walk = match walk {
             Some(walk) => walk,
             None => walk.insert(self.walk(segment)?),
         };
-        self.purge(segment, walk)
+        self.purge(segment, walk, until)
     }
 
     /// Moves each leaving segment on as far as it can go. Whether any moved, and the round that the
@@ -410,7 +433,7 @@ impl Engine {
         until: Duration,
     ) -> Result<(bool, Option<Ticket>), StoreError> {
         let monotonic = self.timeline.monotonic();
-        let is_blocked = expiry.retry_at.is_some_and(|at| monotonic < at);
+        let mut is_blocked = expiry.retry_at.is_some_and(|at| monotonic < at);
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
         let (mut has_moved, mut wanted) = (false, None::<Ticket>);
@@ -421,8 +444,8 @@ impl Engine {
                 Stage::Walking(ref mut walk)
                     if !is_blocked && (!has_moved || self.timeline.monotonic() < until) =>
                 {
-                    match self.empty(&leaving.segment, walk) {
-                        Ok(true) => {
+                    match self.empty(&leaving.segment, walk, until) {
+                        Ok(Purged::Whole) => {
                             // R9: what ended them must be known to have come, whatever clock the
                             // next open has.
                             self.wal.want_mark();
@@ -430,7 +453,13 @@ impl Engine {
                             Some(Stage::Emptied { round, readers: Grace::begin() })
                         }
                         // Whatever it is, it must not keep the others: it is tried again.
-                        Ok(false) | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => {
+                        // No other is begun before: what each has read of its index is in memory.
+                        Ok(Purged::Partly) => {
+                            is_blocked = true;
+                            None
+                        }
+                        Ok(Purged::NoRoom)
+                        | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => {
                             expiry.retry_at = Some(monotonic + RETRY);
                             None
                         }

@@ -142,7 +142,7 @@ impl Engine {
         self.check_process()?;
         let pin = Pin::new();
         let mut seen = None;
-        self.find_unlocked(key, &mut seen, &pin)?;
+        self.find_unlocked(key, &self.way(key.hash), &mut seen, &pin)?;
         let now = self.timeline.read();
         Ok(seen.map(|seen| seen.record).and_then(|record| {
             let now = self.timeline.judge(now, [record.until, record.expires]);

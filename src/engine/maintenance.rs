@@ -19,8 +19,9 @@ use crate::types::{Location, Timestamp};
 
 /// How often the thread looks around while the store is in use.
 const TICK: Duration = Duration::from_millis(5);
-/// How many ticks a look may take before it begins nothing more: rounds and futures wait meanwhile.
-const LOOK_TICKS: u32 = 4;
+/// How long a look may take before it begins nothing more: rounds and futures wait meanwhile, and who
+/// works for less than its share of a core is seldom taken off it, with a lock in its hands.
+const LOOK_MAX: Duration = Duration::from_millis(2);
 /// Page faults are taken beforehand for so many times what was appended since the last look.
 const TICKS_AHEAD: u64 = 64;
 /// In `Sync` and `Interval` mode, the idle time after which a round only writes a mark (R10).
@@ -181,7 +182,7 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            next = self.look(tick(self.mode) * LOOK_TICKS, Pace::Gentle);
+            next = self.look(LOOK_MAX, Pace::Gentle);
         }
     }
 

@@ -49,7 +49,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::table::{Position, Sight, Slot};
+use crate::table::{Position, Route, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
 use crate::wal::class::Class;
@@ -126,6 +126,13 @@ impl<T, E: From<StoreError>> From<Result<T, E>> for Answered<T, E> {
     }
 }
 
+/// Where a key's slot is, or would be.
+#[derive(Clone, Copy, Debug)]
+struct Way<'a> {
+    shard: &'a Shard,
+    route: Route,
+}
+
 /// A key's current record, as it was when somebody looked.
 #[derive(Clone, Copy, Debug)]
 struct Seen<'a> {
@@ -177,15 +184,37 @@ impl Engine {
         self.wal.poison.check_before()
     }
 
+    #[inline]
     fn shard_of(&self, hash: KeyHash) -> usize {
         // The top bits; `shards` is a power of two, and `checked_shr` covers a single shard.
         let bits = self.shards.len().trailing_zeros();
         hash.0.checked_shr(64 - bits).unwrap_or(0) as usize
     }
 
+    /// The way of a hash.
+    #[inline]
+    fn way(&self, hash: KeyHash) -> Way<'_> {
+        let shard = &self.shards[self.shard_of(hash)];
+        Way { shard, route: shard.buckets().route(hash) }
+    }
+
+    /// The way of a hash whose bucket will be looked at, or changed: its memory is asked for.
+    #[inline]
+    fn way_to_change(&self, hash: KeyHash) -> Way<'_> {
+        let way = self.way(hash);
+        way.shard.buckets().prefetch_bucket(&way.route);
+        way
+    }
+
     /// Locks the shard of a key, unless the store is closed.
     fn lock_shard(&self, hash: KeyHash) -> Result<ShardGuard<'_>, StoreError> {
-        let guard = self.shards[self.shard_of(hash)].lock(&self.wal);
+        self.lock(&self.shards[self.shard_of(hash)])
+    }
+
+    /// Locks a shard, unless the store is closed.
+    #[inline]
+    fn lock<'a>(&'a self, shard: &'a Shard) -> Result<ShardGuard<'a>, StoreError> {
+        let guard = shard.lock(&self.wal);
         if guard.is_closed { Err(StoreError::Closed) } else { Ok(guard) }
     }
 
@@ -195,6 +224,7 @@ impl Engine {
     fn find_unlocked<'p>(
         &'p self,
         key: &Key<'_>,
+        way: &Way<'_>,
         seen: &mut Option<Seen<'p>>,
         pin: &'p Pin,
     ) -> Result<(), StoreError> {
@@ -203,12 +233,12 @@ impl Engine {
             return Err(StoreError::Closed);
         }
         let is_match = |slot: Slot| self.is_record_of(key, slot, seen, pin);
-        match self.shards[self.shard_of(key.hash)].buckets().find(key.hash, is_match)? {
+        match way.shard.buckets().find(&way.route, is_match)? {
             Sight::Slot(_) => {}
             Sight::Nothing => *seen = None,
             Sight::Unclear => {
-                let shard = self.lock_shard(key.hash)?;
-                self.find(&shard, key, seen, pin)?;
+                let shard = self.lock(way.shard)?;
+                self.find(&shard, key, way.route, seen, pin)?;
             }
         }
         Ok(())
@@ -221,6 +251,7 @@ impl Engine {
         &'p self,
         shard: &ShardState,
         key: &Key<'_>,
+        route: Route,
         seen: &'s mut Option<Seen<'p>>,
         pin: &'p Pin,
     ) -> Result<Option<Found<'s, 'p>>, StoreError> {
@@ -229,7 +260,7 @@ impl Engine {
             Some(seen) if seen.location == slot.location() => Ok(true),
             _ => self.is_record_of(key, slot, seen, pin),
         };
-        let slot = shard.table.find(key.hash, is_match)?;
+        let slot = shard.table.find(route, is_match)?;
         if slot.is_none() {
             *seen = None;
         }

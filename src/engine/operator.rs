@@ -70,10 +70,11 @@ impl Engine {
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
-            let mut shard = self.lock_shard(key.hash)?;
+            let way = self.way(key.hash);
+            let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let mut seen = None;
-            let Some(found) = self.find(&shard, key, &mut seen, &pin)? else {
+            let Some(found) = self.find(&shard, key, way.route, &mut seen, &pin)? else {
                 return Err(ResolveError::Forgotten);
             };
             let found = match self.resolvable(found, token)? {
@@ -181,10 +182,11 @@ impl Engine {
         loop {
             let growths = self.wal.growths();
             let pin = Pin::new();
-            let mut shard = self.lock_shard(key.hash)?;
+            let way = self.way(key.hash);
+            let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let mut seen = None;
-            let found = self.find(&shard, key, &mut seen, &pin)?;
+            let found = self.find(&shard, key, way.route, &mut seen, &pin)?;
             let state = found.and_then(|found| {
                 let old = &found.record;
                 let judged = self.timeline.judge(now, [old.until, old.expires]);
@@ -234,7 +236,7 @@ impl Engine {
                     Some(found) => {
                         self.end_entry(&mut shard, found.position, location, now.lower);
                     }
-                    None => shard.table.insert(key.hash, location, false),
+                    None => shard.table.insert(way.route, location, false),
                 }
                 return Ok(Forgot::Key(state));
             }

@@ -4,17 +4,20 @@
 //! The walk goes over the index of the segment, not over keys: each record is asked for by its
 //! location, so what was superseded costs one look at a bucket, and nothing is searched. Records are
 //! read of those entries only that may have to be copied. A shard's lock is held for at most
-//! [`HOLD_SLOTS_MAX`] slots at a time; what reads or writes records is prepared outside of it.
+//! [`HOLD_SLOTS_MAX`] slots at a time; what reads or writes records is prepared outside of it, and the
+//! memory of the buckets is asked for before. Whoever loses its core while it holds a lock keeps it from
+//! others for milliseconds: so the walk gives its core up between two holds, if anybody wants it.
 //!
 //! Whether a record is still the current one of its key is decided under the lock of its shard, and
 //! its copy takes its place in the same hold (R6). A copy made twice, because a walk was cut short,
 //! is the same record twice.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::shard::ShardGuard;
 use super::state::{Standing, held_bytes};
-use super::{Engine, Mode};
+use super::{Engine, Mode, Way};
 use crate::checksum::crc32;
 use crate::error::StoreError;
 use crate::format::ext::Ext;
@@ -30,7 +33,10 @@ use crate::wal::class::Class;
 use crate::wal::stream::SealedSegment;
 
 /// Slots that are looked at while a shard's lock is held.
-const HOLD_SLOTS_MAX: usize = 64;
+const HOLD_SLOTS_MAX: usize = 16;
+
+/// Entries between two looks at the clock.
+const LOOK_ENTRIES: usize = 1024;
 
 /// What purging has done since the store was opened.
 #[derive(Debug, Default)]
@@ -50,6 +56,16 @@ pub(super) struct Walk {
     entries: Vec<Entry>,
     /// How many are done.
     done: usize,
+}
+
+/// How far a segment was emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purged {
+    Whole,
+    /// It is time for something else.
+    Partly,
+    /// There is no room for a copy.
+    NoRoom,
 }
 
 /// What becomes of the current record of a key.
@@ -82,23 +98,41 @@ impl Engine {
         Ok(Walk { entries, done: 0 })
     }
 
-    /// Empties a sealed segment. `Ok(false)`: there was no room for a copy; go on when there is.
+    /// Empties a sealed segment, until the monotonic clock says so, but some of it in any case.
     pub(super) fn purge(
         &self,
         segment: &SealedSegment,
         walk: &mut Walk,
-    ) -> Result<bool, StoreError> {
+        until: Duration,
+    ) -> Result<Purged, StoreError> {
+        let mut looked_at = walk.done;
         while let Some(few) = self.next_few(walk) {
+            self.prefetch_entries(few);
+            std::thread::yield_now();
             let wanted = self.remove_over(segment, few);
             for entry in wanted {
                 if !self.settle_one(segment, &entry)? {
-                    return Ok(false);
+                    return Ok(Purged::NoRoom);
                 }
             }
             walk.done += few.len();
+            if walk.done - looked_at >= LOOK_ENTRIES && walk.done < walk.entries.len() {
+                looked_at = walk.done;
+                if self.timeline.monotonic() >= until {
+                    return Ok(Purged::Partly);
+                }
+            }
         }
         reach(Point::PurgeBehindWalk);
-        Ok(true)
+        Ok(Purged::Whole)
+    }
+
+    /// Asks for the memory that looking for these entries will look at.
+    fn prefetch_entries(&self, few: &[Entry]) {
+        for entry in few {
+            let Way { shard, route } = self.way_to_change(entry.key_hash);
+            shard.buckets().prefetch_filter(&route);
+        }
     }
 
     /// How many records of the segment would be copied if it were emptied, about, of how many.
@@ -106,6 +140,7 @@ impl Engine {
         let now = self.timeline.now();
         let mut current = 0;
         while let Some(few) = self.next_few(walk) {
+            self.prefetch_entries(few);
             let (shard, hold) = self.hold(few);
             let is_wanted = |entry: &&Entry| {
                 let stands = now < entry.expires && entry.expires < Timestamp::MAX;
@@ -275,7 +310,7 @@ impl Engine {
     ) -> Option<Position> {
         let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
         let is_it = |slot: Slot| Ok::<_, std::convert::Infallible>(slot.location() == location);
-        let Ok(found) = shard.table.find(entry.key_hash, is_it);
+        let Ok(found) = shard.table.find(shard.table.route(entry.key_hash), is_it);
         found.map(|(position, _)| position)
     }
 
@@ -316,7 +351,7 @@ fn outlives(old: &Record<'_>, segment: &SealedSegment, now: Timestamp) -> Option
 /// How long a shard's lock was held for, and for how many slots.
 struct Hold {
     slots: u64,
-    since: std::time::Duration,
+    since: Duration,
 }
 
 impl Hold {

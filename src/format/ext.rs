@@ -3,8 +3,6 @@
 //! Tag, length, value, in rising order of tags. Bit 7 of an unknown tag means that a reader may
 //! skip it.
 
-use smallvec::SmallVec;
-
 use super::record::Flaw;
 use super::{Fields, FieldsMut};
 use crate::types::{FencingToken, Fingerprint, Reference, Timestamp};
@@ -23,9 +21,6 @@ const _: () = assert!(
     FINGERPRINT_BYTES + REFERENCE_BYTES + TOKEN_BYTES + PREVIOUS_BYTES + DIGEST_BYTES
         <= EXT_BYTES_MAX
 );
-
-/// Header, extensions and key of a record to be.
-pub(super) type HeadBytes = SmallVec<[u8; 256]>;
 
 /// Who held the key before, and why no longer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

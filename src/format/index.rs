@@ -71,6 +71,14 @@ impl Entry {
     }
 }
 
+/// The same entry, of a record that lies at `offset`: `bytes` is one of a record at 0.
+#[inline]
+pub(super) fn moved_to(mut bytes: [u8; ENTRY_BYTES], offset: u32) -> [u8; ENTRY_BYTES] {
+    let (units, place) = (offset / Location::UNIT_BYTES as u32, 16..19);
+    bytes[place].copy_from_slice(&units.to_le_bytes()[..3]);
+    bytes
+}
+
 /// The checksum of all entries, as the trailer has it.
 pub(crate) fn checksum(bytes: &[u8], place: Place) -> u32 {
     // A segment has at most 64 MiB.
@@ -107,5 +115,7 @@ mod tests {
         bad[19] = 77;
         assert_eq!(Entry::decode(&bad), None);
         assert_eq!(Entry::decode(&entry.encode()[1..]), None);
+        let unplaced = Entry { offset: 0, ..entry };
+        assert_eq!(moved_to(unplaced.encode(), entry.offset), entry.encode());
     }
 }

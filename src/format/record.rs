@@ -19,8 +19,8 @@
 //!   rules it was made under are in its flags.
 
 use super::ext::{
-    DIGEST_BYTES, EXT_BYTES_MAX, Ext, FINGERPRINT_BYTES, HeadBytes, PREVIOUS_BYTES,
-    REFERENCE_BYTES, TOKEN_BYTES,
+    DIGEST_BYTES, EXT_BYTES_MAX, Ext, FINGERPRINT_BYTES, PREVIOUS_BYTES, REFERENCE_BYTES,
+    TOKEN_BYTES,
 };
 use super::flags::{BodyState, Flags, ParkedBy};
 use super::{Fields, FieldsMut, index};
@@ -272,11 +272,13 @@ pub(crate) fn is_skippable(flaw: Flaw) -> bool {
 /// A record ready to be written anywhere: everything but the place is worked out.
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
-    head: HeadBytes,
+    front: Front,
+    head_len: usize,
     crc: u32,
     body: &'a [u8],
     /// But for the place.
     entry: index::Entry,
+    encoded_entry: [u8; index::ENTRY_BYTES],
     due: Timestamp,
     witnessed: Timestamp,
 }
@@ -289,9 +291,34 @@ impl<'a> Draft<'a> {
         debug_assert!(ext_len <= EXT_BYTES_MAX);
         let head_len = HEADER_BYTES + ext_len + record.key.len();
         let len = head_len + record.body.len();
-        let mut header = [0; HEADER_BYTES];
+        let entry = index::Entry {
+            key_hash: record.key_hash,
+            token: record.token,
+            kind: record.kind,
+            namespace: record.namespace,
+            offset: 0,
+            len: padded(len) as u32,
+            expires: record.expires,
+        };
+        let (due, witnessed) = (record.due(), record.witnessed());
+        // Without a body the pad and the zeros behind it are part of the front.
+        let front_len =
+            if record.body.is_empty() { padded(len) + TERMINATOR_BYTES } else { head_len };
+        // Made where it stays: it is large.
+        let front = Front::zeroed(front_len);
+        let mut draft = Self {
+            front,
+            head_len,
+            crc: 0,
+            body: record.body,
+            entry,
+            encoded_entry: entry.encode(),
+            due,
+            witnessed,
+        };
+        let (header, rest) = draft.front.bytes_mut().split_at_mut(HEADER_BYTES);
         // The casts: callers keep keys within 4096 bytes and bodies within 16 MiB.
-        FieldsMut::new(&mut header)
+        FieldsMut::new(header)
             .u32(len as u32)
             .u32(0)
             .u8(record.kind as u8)
@@ -308,27 +335,13 @@ impl<'a> Draft<'a> {
             .u16(record.code)
             .u16(record.attempt)
             .u16(ext_len as u16);
-        let mut head = HeadBytes::from_elem(0, head_len);
-        FieldsMut::new(&mut head)
-            .put(&header)
-            .with(ext_len, |to| record.ext.encode(to))
-            .put(record.key);
-        let crc = crc32(&head[WORD_BYTES..]);
-        let entry = index::Entry {
-            key_hash: record.key_hash,
-            token: record.token,
-            kind: record.kind,
-            namespace: record.namespace,
-            offset: 0,
-            len: padded(len) as u32,
-            expires: record.expires,
-        };
-        let (due, witnessed) = (record.due(), record.witnessed());
-        Self { head, crc, body: record.body, entry, due, witnessed }
+        FieldsMut::new(rest).with(ext_len, |to| record.ext.encode(to)).put(record.key);
+        draft.crc = crc32(&draft.front.bytes()[WORD_BYTES..head_len]);
+        draft
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.head.len() + self.body.len()
+        self.head_len + self.body.len()
     }
 
     pub(crate) fn padded_len(&self) -> usize {
@@ -347,6 +360,12 @@ impl<'a> Draft<'a> {
     /// The record's entry in the index of its segment, when it lies at `offset`.
     pub(crate) fn entry(&self, offset: u32) -> index::Entry {
         index::Entry { offset, ..self.entry }
+    }
+
+    /// The same, as it lies there.
+    #[inline]
+    pub(crate) fn encoded_entry(&self, offset: u32) -> [u8; index::ENTRY_BYTES] {
+        index::moved_to(self.encoded_entry, offset)
     }
 
     /// See [`Record::due`].
@@ -369,12 +388,56 @@ impl<'a> Draft<'a> {
     }
 
     /// Everything of the head behind the word.
+    #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn head_after_word(&self) -> &[u8] {
-        &self.head[WORD_BYTES..]
+        &self.front.bytes()[WORD_BYTES..self.head_len]
     }
 
+    #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn body(&self) -> &'a [u8] {
         self.body
+    }
+
+    /// What is written behind the word, zeros behind the record included: the front, the body, and what
+    /// is behind a body.
+    pub(crate) fn parts(&self) -> [&[u8]; 3] {
+        static ZEROS: [u8; Location::UNIT_BYTES + TERMINATOR_BYTES] =
+            [0; Location::UNIT_BYTES + TERMINATOR_BYTES];
+        let front = &self.front.bytes()[WORD_BYTES..];
+        if self.body.is_empty() {
+            return [front, &[], &[]];
+        }
+        let pad = self.padded_len() - self.len();
+        [front, self.body, &ZEROS[..pad + TERMINATOR_BYTES]]
+    }
+}
+
+/// The front of a record to be: of usual length in place, else on the heap.
+#[derive(Debug)]
+struct Front {
+    short: [u8; FRONT_BYTES],
+    long: Vec<u8>,
+    len: usize,
+}
+
+/// Header, all extensions and a key of a hundred bytes, or few extensions and a longer one.
+const FRONT_BYTES: usize = 256;
+
+impl Front {
+    #[inline]
+    fn zeroed(len: usize) -> Self {
+        let long = if len > FRONT_BYTES { vec![0; len] } else { Vec::new() };
+        Self { short: [0; FRONT_BYTES], long, len }
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        if self.len > FRONT_BYTES { &self.long } else { &self.short[..self.len] }
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        if self.len > FRONT_BYTES { &mut self.long } else { &mut self.short[..self.len] }
     }
 }
 

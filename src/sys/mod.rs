@@ -7,8 +7,8 @@
 //! nothing.
 //!
 //! Unsafe code lives in this folder alone: `extent` (reading and filling mapped memory), `region`
-//! (owning it), `pin` (borrowing what may be taken away) and `fork` (a page the kernel wipes in a
-//! child).
+//! (owning it), `pin` (borrowing what may be taken away), `fork` (a page the kernel wipes in a
+//! child) and `prefetch` (an instruction).
 
 pub(crate) mod clock;
 pub(crate) mod extent;
@@ -16,6 +16,7 @@ pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod pin;
 pub(crate) mod point;
+pub(crate) mod prefetch;
 pub(crate) mod real;
 pub(crate) mod region;
 #[cfg(any(test, feature = "test-util"))]

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::bucket::{Bucket, Slot, Tag};
 use super::filter::Filter;
-use crate::chunked::Chunked;
+use crate::chunked::{Chunked, Spot};
+use crate::sys::prefetch::prefetch;
 use crate::types::KeyHash;
 
 /// The buckets of one shard's table: anybody may read them, at any time.
@@ -45,7 +46,7 @@ const OVERFLOW_MAX: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place {
-    Main(u32),
+    Main(Spot),
     Overflow(u32),
 }
 
@@ -55,33 +56,63 @@ pub(super) struct Shape {
     pub(super) split: u32,
 }
 
+/// Where a hash leads in a table: worked out once, good for as long as the table has the same shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    hash: KeyHash,
+    shape: Shape,
+    pub(super) tag: Tag,
+    /// Where the chain's main bucket lies, and its filter.
+    pub(super) chain: Spot,
+}
+
 impl Buckets {
+    /// The way of this hash.
+    #[inline]
+    pub(crate) fn route(&self, hash: KeyHash) -> Route {
+        self.route_under(hash, self.shape())
+    }
+
+    #[inline]
+    fn route_under(&self, hash: KeyHash, shape: Shape) -> Route {
+        let chain = self.chain(self.bucket_of(hash, shape));
+        Route { hash, shape, tag: self.tag_of(hash), chain }
+    }
+
+    /// The same way, as it is by now.
+    #[inline]
+    pub(super) fn renewed(&self, route: Route) -> Route {
+        if self.shape() == route.shape { route } else { self.route(route.hash) }
+    }
+
     /// The first slot whose tag is the hash's and that `is_match` accepts, without the lock (T4).
     #[inline]
     pub(crate) fn find<E>(
         &self,
-        hash: KeyHash,
+        first: &Route,
         mut is_match: impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Sight, E> {
+        let (mut route, mut renewed);
+        route = first;
         for _ in 0..LOOKS_MAX {
-            match self.look(hash, self.shape(), &mut is_match)? {
+            match self.look(route, &mut is_match)? {
                 Sight::Unclear => std::hint::spin_loop(),
                 sight => return Ok(sight),
             }
+            renewed = self.route(route.hash);
+            route = &renewed;
         }
         Ok(Sight::Unclear)
     }
 
-    /// Looks once, in a table that had this shape when the look began.
+    /// Looks once, in a table that had the route's shape before the look began.
     #[inline]
     fn look<E>(
         &self,
-        hash: KeyHash,
-        shape: Shape,
+        route: &Route,
         is_match: &mut impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Sight, E> {
-        let tag = self.tag_of(hash);
-        let chain = self.bucket_of(hash, shape);
+        let &Route { shape, tag, chain, .. } = route;
         if !self.filter(chain).load().may_hold(tag) {
             // A word that covers what has moved to another bucket no more is seen after the shape that
             // says so.
@@ -130,36 +161,30 @@ impl Buckets {
     /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
     /// or there may be one further on.
     #[inline]
-    pub(crate) fn first_match(&self, hash: KeyHash) -> Option<Slot> {
-        let (tag, chain) = (self.tag_of(hash), self.bucket_of(hash, self.shape()));
-        if !self.filter(chain).load().may_hold(tag) {
+    pub(crate) fn first_match(&self, route: &Route) -> Option<Slot> {
+        if !self.may_hold(route) {
             return None;
         }
-        let bucket = self.bucket(Place::Main(chain));
+        let (bucket, tag) = (self.bucket(Place::Main(route.chain)), route.tag);
         bucket.matches(tag).find_map(|at| bucket.slot(at)).filter(|slot| slot.tag() == tag)
     }
 
-    /// Loads the filter that looking for this hash will look at first. Nothing follows from what it
-    /// gives; but loads that do not wait for one another overlap.
+    /// Asks for the memory of the filter that looking for this hash will look at first.
     #[inline]
-    pub(crate) fn touch_filter(&self, hash: KeyHash) -> u64 {
-        u64::from(self.may_hold(hash))
+    pub(crate) fn prefetch_filter(&self, route: &Route) {
+        prefetch(self.filter(route.chain));
     }
 
-    /// The same for the bucket: where its filter says that looking for the hash goes on there, or if
-    /// the hash is to be inserted.
+    /// The same for the bucket.
     #[inline]
-    pub(crate) fn touch(&self, hash: KeyHash, inserts: bool) -> u64 {
-        if !inserts && !self.may_hold(hash) {
-            return 0;
-        }
-        let bucket = self.bucket(Place::Main(self.bucket_of(hash, self.shape())));
-        bucket.slot(0).map_or(0, |slot| slot.location().units())
+    pub(crate) fn prefetch_bucket(&self, route: &Route) {
+        prefetch(self.bucket(Place::Main(route.chain)));
     }
 
+    /// Whether there is more to look at than the filter.
     #[inline]
-    fn may_hold(&self, hash: KeyHash) -> bool {
-        self.filter(self.bucket_of(hash, self.shape())).load().may_hold(self.tag_of(hash))
+    pub(crate) fn may_hold(&self, route: &Route) -> bool {
+        self.filter(route.chain).load().may_hold(route.tag)
     }
 
     #[inline]
@@ -192,18 +217,24 @@ impl Buckets {
         if bucket < split { low(bits + 1) } else { bucket }
     }
 
+    /// Where the main bucket of this number lies.
     #[inline]
-    pub(super) fn filter(&self, chain: u32) -> &Filter {
-        match self.filters.get(chain) {
+    pub(super) fn chain(&self, main: u32) -> Spot {
+        self.main.spot(main)
+    }
+
+    #[inline]
+    pub(super) fn filter(&self, chain: Spot) -> &Filter {
+        match self.filters.at(chain) {
             Some(filter) => filter,
-            None => unreachable!("filter {chain} was never made"),
+            None => unreachable!("the filter at {chain:?} was never made"),
         }
     }
 
     #[inline]
     pub(super) fn bucket(&self, place: Place) -> &Bucket {
         let found = match place {
-            Place::Main(index) => self.main.get(index),
+            Place::Main(spot) => self.main.at(spot),
             Place::Overflow(index) => self.overflow.get(index),
         };
         match found {
@@ -231,7 +262,7 @@ mod tests {
 
     fn remove(table: &mut Table, hash: KeyHash, n: u64) {
         let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
-        let Ok(found) = table.find(hash, is_it);
+        let Ok(found) = table.find(table.route(hash), is_it);
         table.remove(found.unwrap().0);
     }
 
@@ -243,7 +274,9 @@ mod tests {
         let passing = |n: u64| KeyHash(spread(n % 600).0 & !0b11);
         let mut table = Table::for_entries(0);
         let lasting: Vec<u64> = (1..=batch).collect();
-        lasting.iter().for_each(|n| table.insert(spread(*n), Location::from_units(*n), true));
+        lasting
+            .iter()
+            .for_each(|n| table.insert(table.route(spread(*n)), Location::from_units(*n), true));
         let (buckets, is_over) = (table.buckets(), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for reader in 0..2u64 {
@@ -254,9 +287,10 @@ mod tests {
                         looks += 1;
                         let n = lasting[(mix(looks) % lasting.len() as u64) as usize];
                         let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
-                        let Ok(sight) = buckets.find(spread(n), is_it);
+                        let Ok(sight) = buckets.find(&buckets.route(spread(n)), is_it);
                         assert_ne!(sight, Sight::Nothing, "{n} was there all the time");
-                        let Ok(sight) = buckets.find(spread(n), |_| Ok::<_, Infallible>(false));
+                        let Ok(sight) =
+                            buckets.find(&buckets.route(spread(n)), |_| Ok::<_, Infallible>(false));
                         assert!(!matches!(sight, Sight::Slot(_)), "nothing was accepted");
                     }
                 });
@@ -265,7 +299,9 @@ mod tests {
                 let first = round * 1_000_000;
                 let numbers = first..first + batch;
                 let here = numbers.clone();
-                here.for_each(|n| table.insert(passing(n), Location::from_units(n), false));
+                here.for_each(|n| {
+                    table.insert(table.route(passing(n)), Location::from_units(n), false)
+                });
                 for n in numbers {
                     remove(&mut table, passing(n), n);
                 }
@@ -273,7 +309,7 @@ mod tests {
             is_over.store(true, Ordering::SeqCst);
         });
         assert_eq!(table.len(), lasting.len());
-        let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
+        let Ok(sight) = buckets.find(&buckets.route(KeyHash(7)), |_| Ok::<_, Infallible>(false));
         assert_eq!(sight, Sight::Nothing, "nobody changes anything");
     }
 
@@ -285,7 +321,7 @@ mod tests {
         let (small, count) = (400, if cfg!(miri) { 600 } else { 50_000 });
         for n in 1..=count {
             let before = buckets.main.len();
-            table.insert(spread(n), Location::from_units(n), false);
+            table.insert(table.route(spread(n)), Location::from_units(n), false);
             assert!(n < small || buckets.main.len() == before, "{n}");
             if n % 20 == 0 {
                 buckets.make_ready();
@@ -300,9 +336,9 @@ mod tests {
         // They go to another bucket when the table doubles, and these two stay, or the other way round.
         let bits = table.buckets().main.first_bits();
         let [stays, goes] = [KeyHash(0), KeyHash(1 << bits)];
-        table.insert(goes, Location::from_units(9), false);
-        table.insert(stays, Location::from_units(1), false);
-        table.insert(stays, Location::from_units(2), false);
+        table.insert(table.route(goes), Location::from_units(9), false);
+        table.insert(table.route(stays), Location::from_units(1), false);
+        table.insert(table.route(stays), Location::from_units(2), false);
         (Mutex::new(table), stays)
     }
 
@@ -310,8 +346,10 @@ mod tests {
     fn split_first(table: &Mutex<Table>) {
         let shape = table.lock().buckets().shape();
         for n in 100.. {
-            table.lock().insert(KeyHash(n << 1 | 1), Location::from_units(n), false);
-            if table.lock().buckets().shape() != shape {
+            let mut table = table.lock();
+            let route = table.route(KeyHash(n << 1 | 1));
+            table.insert(route, Location::from_units(n), false);
+            if table.buckets().shape() != shape {
                 return;
             }
         }
@@ -330,16 +368,16 @@ mod tests {
             }
             Ok::<_, Infallible>(slot.location().units() == 2)
         };
-        let Ok(sight) = buckets.look(hash, after, &mut meet);
+        let Ok(sight) = buckets.look(&buckets.route_under(hash, after), &mut meet);
         assert_eq!(sight, Sight::Unclear);
-        let Ok(sight) = buckets.find(hash, &mut meet);
+        let Ok(sight) = buckets.find(&buckets.route(hash), &mut meet);
         assert!(matches!(sight, Sight::Slot(_)) && has_split);
     }
 
     #[test]
     fn slots_that_leave_an_overflow_bucket_are_looked_for_again() {
         let mut table = Table::for_entries(0);
-        (1..=9).for_each(|n| table.insert(KeyHash(0), Location::from_units(n), false));
+        (1..=9).for_each(|n| table.insert(table.route(KeyHash(0)), Location::from_units(n), false));
         let (buckets, table) = (table.buckets(), Mutex::new(table));
         let mut has_moved = false;
         let mut meet = |slot: Slot| {
@@ -349,9 +387,9 @@ mod tests {
             }
             Ok::<_, Infallible>(slot.location().units() == 9)
         };
-        let Ok(sight) = buckets.look(KeyHash(0), buckets.shape(), &mut meet);
+        let Ok(sight) = buckets.look(&buckets.route_under(KeyHash(0), buckets.shape()), &mut meet);
         assert_eq!(sight, Sight::Unclear);
-        let Ok(sight) = buckets.find(KeyHash(0), &mut meet);
+        let Ok(sight) = buckets.find(&buckets.route(KeyHash(0)), &mut meet);
         assert!(matches!(sight, Sight::Slot(_)) && has_moved);
     }
 
@@ -363,9 +401,9 @@ mod tests {
         split_first(&table);
         let goes = KeyHash(1 << bits);
         let mut is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == 9);
-        let Ok(sight) = buckets.look(goes, before, &mut is_it);
+        let Ok(sight) = buckets.look(&buckets.route_under(goes, before), &mut is_it);
         assert_eq!(sight, Sight::Unclear);
-        let Ok(sight) = buckets.find(goes, &mut is_it);
+        let Ok(sight) = buckets.find(&buckets.route(goes), &mut is_it);
         assert!(matches!(sight, Sight::Slot(_)));
     }
 
@@ -376,39 +414,41 @@ mod tests {
         let bits = buckets.main.first_bits();
         // A byte of tag of its own.
         let goes = KeyHash(1 << bits | 0xab << (bits + 14));
-        table.lock().insert(goes, Location::from_units(5), false);
+        let route = buckets.route(goes);
+        table.lock().insert(route, Location::from_units(5), false);
         let before = buckets.shape();
         split_first(&table);
-        assert!(
-            !buckets.filter(buckets.bucket_of(goes, before)).load().may_hold(buckets.tag_of(goes))
-        );
+        assert!(!buckets.may_hold(&buckets.route_under(goes, before)));
         let mut is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == 5);
-        let Ok(sight) = buckets.look(goes, before, &mut is_it);
+        let Ok(sight) = buckets.look(&buckets.route_under(goes, before), &mut is_it);
         assert_eq!(sight, Sight::Unclear);
-        let Ok(sight) = buckets.find(goes, &mut is_it);
+        let Ok(sight) = buckets.find(&buckets.route(goes), &mut is_it);
         assert!(matches!(sight, Sight::Slot(_)));
-        assert!(buckets.may_hold(stays) && buckets.may_hold(goes));
+        assert!([stays, goes].iter().all(|hash| buckets.may_hold(&buckets.route(*hash))));
     }
 
     #[test]
     fn most_keys_that_are_not_there_are_told_by_the_filter() {
         let (mut table, count) = (Table::for_entries(0), if cfg!(miri) { 200 } else { 20_000 });
-        (1..=count).for_each(|n| table.insert(spread(n), Location::from_units(n), true));
+        (1..=count)
+            .for_each(|n| table.insert(table.route(spread(n)), Location::from_units(n), true));
         let buckets = table.buckets();
         let others = count + 1..=2 * count;
-        let in_doubt = others.filter(|n| buckets.may_hold(spread(*n))).count() as u64;
+        let in_doubt =
+            others.filter(|n| buckets.may_hold(&buckets.route(spread(*n)))).count() as u64;
         // By bytes of slots one in 43, by overflow buckets more.
         assert!(in_doubt * 6 < count, "{in_doubt} of {count}");
-        assert!((1..=count).all(|n| buckets.may_hold(spread(n))));
+        assert!((1..=count).all(|n| buckets.may_hold(&buckets.route(spread(n)))));
     }
 
     #[test]
     fn a_chain_that_is_very_long_is_left_to_the_lock() {
         let mut table = Table::for_entries(0);
         let count = (BUCKET_SLOTS * (OVERFLOW_MAX + 3)) as u64;
-        (1..=count).for_each(|n| table.insert(KeyHash(7), Location::from_units(n), false));
+        (1..=count)
+            .for_each(|n| table.insert(table.route(KeyHash(7)), Location::from_units(n), false));
         let buckets = table.buckets();
-        let Ok(sight) = buckets.find(KeyHash(7), |_| Ok::<_, Infallible>(false));
+        let Ok(sight) = buckets.find(&buckets.route(KeyHash(7)), |_| Ok::<_, Infallible>(false));
         assert_eq!(sight, Sight::Unclear);
     }
 }

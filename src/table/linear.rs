@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use smallvec::SmallVec;
 
 use super::bucket::{BUCKET_SLOTS, Bucket, Slot, TAG_BITS};
-use super::buckets::{Buckets, Place, Shape};
+use super::buckets::{Buckets, Place, Route, Shape};
 use super::filter::{Covered, Filter};
-use crate::chunked::Chunked;
+use crate::chunked::{Chunked, Spot};
 use crate::types::{KeyHash, Location};
 
 /// Mean entries of a bucket above which the table splits one, times two.
@@ -42,7 +42,7 @@ pub(crate) struct Table {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Position {
     /// The main bucket of its chain.
-    chain: u32,
+    chain: Spot,
     bucket: Place,
     slot: u8,
 }
@@ -88,16 +88,21 @@ impl Table {
             + self.buckets.filters.len() * size_of::<Filter>()
     }
 
+    /// The way of this hash.
+    #[inline]
+    pub(crate) fn route(&self, hash: KeyHash) -> Route {
+        self.buckets.route(hash)
+    }
+
     /// The first slot of the chain whose tag is the hash's and that `is_match` accepts.
     #[inline]
     pub(crate) fn find<E>(
         &self,
-        hash: KeyHash,
+        route: Route,
         mut is_match: impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Option<(Position, Slot)>, E> {
         let buckets = &*self.buckets;
-        let tag = buckets.tag_of(hash);
-        let chain = buckets.bucket_of(hash, buckets.shape());
+        let Route { tag, chain, .. } = buckets.renewed(route);
         if !buckets.filter(chain).load().may_hold(tag) {
             return Ok(None);
         }
@@ -119,17 +124,18 @@ impl Table {
         Ok(None)
     }
 
-    /// Loads what looking for this hash will look at first. Nothing follows from what it gives; but
-    /// loads that do not wait for one another overlap.
+    /// Asks for the memory that looking for this hash will look at first.
     #[inline]
-    pub(crate) fn touch(&self, hash: KeyHash) -> u64 {
-        self.buckets.touch_filter(hash) ^ self.buckets.touch(hash, true)
+    pub(crate) fn prefetch(&self, hash: KeyHash) {
+        let route = self.buckets.route(hash);
+        self.buckets.prefetch_filter(&route);
+        self.buckets.prefetch_bucket(&route);
     }
 
     /// Adds an entry. The caller knows that the key has none.
-    pub(crate) fn insert(&mut self, hash: KeyHash, location: Location, done: bool) {
-        let slot = Slot::new(location, self.buckets.tag_of(hash), done);
-        self.push(self.buckets.bucket_of(hash, self.buckets.shape()), slot);
+    pub(crate) fn insert(&mut self, route: Route, location: Location, done: bool) {
+        let Route { tag, chain, .. } = self.buckets.renewed(route);
+        self.push(chain, Slot::new(location, tag, done));
         self.len += 1;
         if self.len * 2 > self.buckets.main_buckets() * LOAD_TWICE {
             self.split_one();
@@ -169,7 +175,7 @@ impl Table {
 
     /// Gives back the last overflow bucket of a chain when the others have room for what is in it.
     /// Else each window of keys would leave its own behind, in other chains each time.
-    fn shorten_chain(&mut self, chain: u32) {
+    fn shorten_chain(&mut self, chain: Spot) {
         let start = Place::Main(chain);
         let (mut before, mut last, mut room) = (start, start, 0);
         while let Some(next) = self.buckets.bucket(last).overflow() {
@@ -199,12 +205,13 @@ impl Table {
     ) -> Result<(), E> {
         // Main buckets are numbered with 32 bits.
         for main in 0..self.buckets.main_buckets() as u32 {
-            let mut place = Some(Place::Main(main));
+            let chain = self.buckets.chain(main);
+            let mut place = Some(Place::Main(chain));
             while let Some(at) = place {
                 let bucket = self.buckets.bucket(at);
                 for index in 0..BUCKET_SLOTS {
                     if let Some(slot) = bucket.slot(index) {
-                        visit(Position { chain: main, bucket: at, slot: index as u8 }, slot)?;
+                        visit(Position { chain, bucket: at, slot: index as u8 }, slot)?;
                     }
                 }
                 place = bucket.overflow().map(Place::Overflow);
@@ -215,7 +222,7 @@ impl Table {
 
     /// Puts the slot into the first empty place of a chain, lengthening it if need be, and covers it
     /// before (T5).
-    fn push(&mut self, chain: u32, slot: Slot) {
+    fn push(&mut self, chain: Spot, slot: Slot) {
         let main = self.buckets.bucket(Place::Main(chain));
         let filter = self.buckets.filter(chain);
         if let Some(empty) = main.first_empty() {
@@ -244,12 +251,12 @@ impl Table {
     }
 
     /// Covers what is in a chain, and nothing else any more (T5).
-    fn cover(&self, chain: u32) {
+    fn cover(&self, chain: Spot) {
         self.buckets.filter(chain).store(self.covered(chain));
     }
 
     /// What a chain's filter has to cover.
-    fn covered(&self, chain: u32) -> Covered {
+    fn covered(&self, chain: Spot) -> Covered {
         let main = self.buckets.bucket(Place::Main(chain));
         let slots = (0..BUCKET_SLOTS).filter_map(|at| Some((at, main.slot(at)?)));
         let mut covered =
@@ -286,8 +293,9 @@ impl Table {
             return;
         }
         let size = 1u32 << (self.buckets.main.first_bits() + level);
-        let old = Place::Main(split);
         self.buckets.ensure(split + size);
+        let (chain, new) = (self.buckets.chain(split), self.buckets.chain(split + size));
+        let old = Place::Main(chain);
         let mut staying: SmallVec<[Slot; 32]> = SmallVec::new();
         let mut moving: SmallVec<[Slot; 32]> = SmallVec::new();
         let mut place = Some(old);
@@ -299,7 +307,7 @@ impl Table {
             place = bucket.overflow().map(Place::Overflow);
         }
         for slot in moving {
-            self.push(split + size, slot);
+            self.push(new, slot);
         }
         self.buckets.bucket(old).begin_move();
         let next = if split + 1 == size {
@@ -309,7 +317,7 @@ impl Table {
         };
         self.buckets.set_shape(next);
         self.rewrite_chain(old, &staying);
-        self.cover(split);
+        self.cover(chain);
         self.buckets.bucket(old).end_move();
     }
 
@@ -356,8 +364,9 @@ impl Table {
         let (mut seen, mut locations) = (HashSet::new(), HashSet::new());
         let mut len = 0;
         for main in 0..self.buckets.main_buckets() as u32 {
-            assert_eq!(self.buckets.filter(main).load(), self.covered(main), "T5");
-            let mut place = Some(Place::Main(main));
+            let chain = self.buckets.chain(main);
+            assert_eq!(self.buckets.filter(chain).load(), self.covered(chain), "T5");
+            let mut place = Some(Place::Main(chain));
             while let Some(at) = place {
                 let bucket = self.buckets.bucket(at);
                 assert!(!bucket.is_splitting(), "no split is under way");
@@ -402,9 +411,25 @@ mod tests {
     }
 
     fn locate(table: &Table, hash: KeyHash, location: u64) -> Option<Position> {
-        let found =
-            table.find(hash, |slot| Ok::<_, Infallible>(slot.location().units() == location));
+        let found = table.find(table.route(hash), |slot| {
+            Ok::<_, Infallible>(slot.location().units() == location)
+        });
         found.unwrap().map(|(position, _)| position)
+    }
+
+    #[test]
+    fn a_route_from_before_a_split_leads_to_where_the_key_belongs() {
+        let mut table = Table::for_entries(0);
+        let mut entries = HashMap::new();
+        let routes: Vec<_> = (1..=400).map(|n| (n, spread(n), table.route(spread(n)))).collect();
+        for (n, hash, route) in routes {
+            // The table has split many times by now.
+            table.insert(route, Location::from_units(n), false);
+            entries.insert(n, hash);
+            let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
+            assert!(table.find(route, is_it).unwrap().is_some(), "{n}");
+        }
+        check(&table, &entries);
     }
 
     fn check(table: &Table, entries: &HashMap<u64, KeyHash>) {
@@ -418,7 +443,7 @@ mod tests {
         let mut table = Table::for_entries(0);
         let mut entries = HashMap::new();
         for n in 1..=count {
-            table.insert(spread(n), Location::from_units(n), n % 3 == 0);
+            table.insert(table.route(spread(n)), Location::from_units(n), n % 3 == 0);
             entries.insert(n, spread(n));
             if n.is_power_of_two() {
                 check(&table, &entries);
@@ -470,7 +495,7 @@ mod tests {
                     next += 1;
                 }
                 _ => {
-                    table.insert(hash, Location::from_units(next), false);
+                    table.insert(table.route(hash), Location::from_units(next), false);
                     entries.insert(next, hash);
                     next += 1;
                 }
@@ -490,7 +515,8 @@ mod tests {
         let mut first = 0;
         for from in (1..).step_by(window).take(40) {
             let keys = from..from + window as u64;
-            keys.clone().for_each(|n| table.insert(spread(n), Location::from_units(n), true));
+            keys.clone()
+                .for_each(|n| table.insert(table.route(spread(n)), Location::from_units(n), true));
             let used = table.buckets.overflow_used.load(Ordering::Relaxed) as usize
                 - table.overflow_free_len;
             if first == 0 {
@@ -513,7 +539,7 @@ mod tests {
     fn equal_hashes_share_a_chain_that_never_splits_apart() {
         let mut table = Table::for_entries(0);
         for n in 1..=100 {
-            table.insert(KeyHash(7), Location::from_units(n), false);
+            table.insert(table.route(KeyHash(7)), Location::from_units(n), false);
         }
         assert!((1..=100).all(|n| locate(&table, KeyHash(7), n).is_some()));
         table.check_invariants(|_| Some(KeyHash(7)));
@@ -526,7 +552,7 @@ mod tests {
         let mut table = Table::for_entries(0);
         let mut worst: f64 = 0.0;
         for n in 1..=count {
-            table.insert(spread(n), Location::from_units(n), true);
+            table.insert(table.route(spread(n)), Location::from_units(n), true);
             if n > count / 10 {
                 worst = worst.max(table.memory_bytes() as f64 / n as f64);
             }

@@ -10,5 +10,5 @@ mod filter;
 mod linear;
 
 pub(crate) use bucket::Slot;
-pub(crate) use buckets::{Buckets, Sight};
+pub(crate) use buckets::{Buckets, Route, Sight};
 pub(crate) use linear::{Position, Table};

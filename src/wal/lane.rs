@@ -40,7 +40,7 @@ use super::stream::{Active, Ended, Index, SealedSegment, Stream, Supply};
 use crossbeam_utils::CachePadded;
 
 use crate::error::Failure;
-use crate::format::record::{Draft, TERMINATOR_BYTES, WORD_BYTES, padded};
+use crate::format::record::{Draft, WORD_BYTES};
 use crate::format::segment::data_limit;
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
@@ -91,8 +91,20 @@ pub(crate) struct Lane {
     pub(super) state: CachePadded<Mutex<State>>,
 }
 
+/// In this order: what every append changes lies together, with the lock before it.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct State {
+    /// Reserved for exits.
+    held: u64,
+    /// The most that was since the present round began, and since the one before it did. What gave room
+    /// back may not be durable, and after a kill or a power cut it has not.
+    held_since: u64,
+    held_peak: u64,
+    appended_bytes: u64,
+    used_bytes: u64,
+    /// Whether everything up to the present tails is durable and the last mark says so.
+    pub(super) proven: bool,
     /// The stream of claims is the first one.
     pub(super) streams: Vec<Stream>,
     pub(super) prepared: Pool,
@@ -116,16 +128,6 @@ pub(super) struct State {
     claims: u64,
     /// How many segments became active.
     activations: u64,
-    /// Reserved for exits.
-    held: u64,
-    /// The most that was since the present round began, and since the one before it did. What gave room
-    /// back may not be durable, and after a kill or a power cut it has not.
-    held_since: u64,
-    held_peak: u64,
-    /// Whether everything up to the present tails is durable and the last mark says so.
-    pub(super) proven: bool,
-    appended_bytes: u64,
-    used_bytes: u64,
 }
 
 /// What is made ready of prepared segments for each stream, at most.
@@ -149,6 +151,7 @@ enum Asker {
 }
 
 impl State {
+    #[inline]
     fn set_held(&mut self, held: u64) {
         self.held = held;
         self.held_since = self.held_since.max(held);
@@ -443,31 +446,26 @@ impl Lane {
         writer: &mut ExtentWriter,
         draft: &Draft<'_>,
     ) -> Result<(), Arc<Failure>> {
-        let zeros = [0; Location::UNIT_BYTES + TERMINATOR_BYTES];
-        let pad = padded(draft.len()) - draft.len();
-        let tail = &zeros[..pad + TERMINATOR_BYTES];
+        let [front, body, tail] = draft.parts();
         let offset = writer.filled();
         let word = draft.word(segment.place, offset);
         segment.file.set_dirty();
         match self.append {
             Append::Mapped => {
                 // Back to front, and the length last: a process killed here leaves no length.
-                // The casts: everything lies within a segment, hence below 2^26.
-                let mut at = offset + draft.len() as u32;
-                writer.put(at, tail);
-                at -= draft.body().len() as u32;
-                writer.put(at, draft.body());
-                writer.put(offset + WORD_BYTES as u32, draft.head_after_word());
+                let start = offset + WORD_BYTES as u32;
+                if !body.is_empty() {
+                    // The casts: everything lies within a segment, hence below 2^26.
+                    let at = start + front.len() as u32;
+                    writer.put(at + body.len() as u32, tail);
+                    writer.put(at, body);
+                }
+                writer.put(start, front);
                 reach(Point::BeforeLength);
                 writer.put_word_last(offset, word);
             }
             Append::Positioned => {
-                let parts = [
-                    IoSlice::new(&word),
-                    IoSlice::new(draft.head_after_word()),
-                    IoSlice::new(draft.body()),
-                    IoSlice::new(tail),
-                ];
+                let parts = [&word, front, body, tail].map(IoSlice::new);
                 segment.file.write_at(&parts, segment.file_offset(offset))?;
             }
         }

@@ -17,6 +17,7 @@ use crate::error::StoreError;
 use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record, is_skippable, padded};
 use crate::sys::extent::Extent;
 use crate::sys::pin::{Pin, Shelf};
+use crate::sys::prefetch::prefetch;
 use crate::types::{Generation, Location, SegmentId};
 
 const LINE_BYTES: usize = 64;
@@ -157,13 +158,13 @@ impl Segments {
         segment.record(offset).map_err(|flaw| segment.corrupt(offset, flaw))
     }
 
-    /// Loads the front of the record at `location`. Nothing follows from what it gives.
+    /// Asks for the memory of the front of the record at `location`.
     #[inline]
-    pub(crate) fn touch(&self, location: Location, pin: &Pin) -> u8 {
+    pub(crate) fn prefetch(&self, location: Location, pin: &Pin) {
         let (id, offset) = location.split(self.segment_bytes);
         let bytes = self.get(id, pin).and_then(|segment| segment.extent.bytes_from(offset));
-        let lines = bytes.unwrap_or_default().iter().step_by(LINE_BYTES).take(FRONT_LINES);
-        lines.fold(0, |sum, byte| sum ^ byte)
+        let lines = bytes.unwrap_or_default().iter().step_by(LINE_BYTES);
+        lines.take(FRONT_LINES).for_each(prefetch);
     }
 
     /// Checks the body of a record that came from `location`.

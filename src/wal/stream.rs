@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::class::Class;
 use super::data_file::DataFile;
 use super::segments::Segment;
-use crate::format::index::{self, ENTRY_BYTES, Entry};
+use crate::format::index::{self, ENTRY_BYTES};
 use crate::format::record::{Draft, HEADER_BYTES, padded};
 use crate::format::segment::{DATA_START, Trailer};
 use crate::sys::extent::ExtentWriter;
@@ -66,15 +66,17 @@ pub(super) struct Stream {
     pub(super) active: Option<Active>,
 }
 
+/// In this order, and on lines of its own: what every append reads and changes is one line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Active {
     pub(super) segment: Arc<Segment>,
     pub(super) writer: ExtentWriter,
+    /// The entries of its index so far.
+    pub(super) index: Index,
     pub(super) max_expires: Timestamp,
     pub(super) due: Timestamp,
     pub(super) latest: Timestamp,
-    /// The entries of its index so far.
-    pub(super) index: Index,
     /// Of claims: its number.
     pub(super) order: u64,
     /// How many segments had become active before it.
@@ -109,7 +111,7 @@ impl Active {
         self.max_expires = self.max_expires.max(draft.expires());
         self.due = self.due.max(draft.due());
         self.latest = self.latest.max(draft.witnessed());
-        self.index.push(&draft.entry(offset));
+        self.index.push(&draft.encoded_entry(offset));
     }
 
     /// Ends the segment as it is. Of completions `order` tells what it outlives.
@@ -190,8 +192,8 @@ impl Index {
         &self.bytes
     }
 
-    fn push(&mut self, entry: &Entry) {
-        self.bytes.extend_from_slice(&entry.encode());
+    fn push(&mut self, entry: &[u8; ENTRY_BYTES]) {
+        self.bytes.extend_from_slice(entry);
     }
 }
 

@@ -61,8 +61,7 @@ pub(super) fn offer_indexes(
             part.keep_contenders(&mut entries);
             for from in (0..entries.len()).step_by(ENTRIES_TOUCHED) {
                 let few = &entries[from..entries.len().min(from + ENTRIES_TOUCHED)];
-                let touched = few.iter().fold(0, |sum, it| sum ^ part.touch(it.key_hash));
-                std::hint::black_box(touched);
+                few.iter().for_each(|it| part.prefetch(it.key_hash));
                 for entry in few {
                     let location = Location::new(segment.id, entry.offset, segment_bytes);
                     part.offer_entry(entry, location, &mut records)?;

@@ -200,7 +200,7 @@ pub(super) fn park_orphans(
             let (record, change) = park_record(&claim, ParkedBy::Orphaned, at);
             if let Some(parked) = engine.append(&Draft::new(&record), Class::Claims, change)? {
                 let is_it = |slot: Slot| Ok::<_, OpenError>(slot.location() == *location);
-                if let Some((position, _)) = shard.table.find(*hash, is_it)? {
+                if let Some((position, _)) = shard.table.find(shard.table.route(*hash), is_it)? {
                     shard.table.replace(position, parked, false);
                 }
                 break;

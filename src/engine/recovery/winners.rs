@@ -170,10 +170,12 @@ impl Winners {
         })
     }
 
-    /// Loads what offering a record of this hash will look at.
+    /// Asks for the memory that offering a record of this hash will look at.
     #[inline]
-    pub(super) fn touch(&self, hash: KeyHash) -> u64 {
-        self.table_of(hash).map_or(0, |table| self.tables[table].touch(hash))
+    pub(super) fn prefetch(&self, hash: KeyHash) {
+        if let Some(table) = self.table_of(hash) {
+            self.tables[table].prefetch(hash);
+        }
     }
 
     /// `meet` gives the record of a slot and the one that is offered, if they are of one key.
@@ -187,7 +189,8 @@ impl Winners {
     ) -> Result<(), OpenError> {
         let Some(table) = self.table_of(hash) else { return Ok(()) };
         let (mut is_stronger, mut has_lost) = (true, None);
-        let found = self.tables[table].find(hash, |slot| {
+        let route = self.tables[table].route(hash);
+        let found = self.tables[table].find(route, |slot| {
             let Some((old, new)) = meet(slot)? else { return Ok(false) };
             is_stronger = new.strength > old.strength;
             let (weaker, at) = if is_stronger { (&old, slot.location()) } else { (&new, location) };
@@ -203,7 +206,7 @@ impl Winners {
         match found {
             Some(_) if !is_stronger => return Ok(()),
             Some((position, _)) => self.tables[table].replace(position, location, is_done),
-            None => self.tables[table].insert(hash, location, is_done),
+            None => self.tables[table].insert(route, location, is_done),
         }
         // An index rounds up to a second.
         if is_done && expires.ms() < self.now.ms() + 1000 {
@@ -254,7 +257,9 @@ impl Winners {
             }
             let shard = self.shard_of(hash);
             let is_it = |slot: Slot| Ok::<_, OpenError>(slot.location() == location);
-            if let Some((position, _)) = self.tables[shard].find(hash, is_it)? {
+            if let Some((position, _)) =
+                self.tables[shard].find(self.tables[shard].route(hash), is_it)?
+            {
                 self.tables[shard].remove(position);
                 survivors.expired += 1;
             }
