@@ -24,7 +24,7 @@ pub struct Refrain {
 }
 
 impl Store for Refrain {
-    type Hand<'a> = RefrainHand<'a>;
+    type Hand<'a> = RefrainHand;
     const BATCHES: bool = true;
 
     fn open(setup: &Setup) -> Result<Self> {
@@ -43,8 +43,9 @@ impl Store for Refrain {
         Ok(Self { store, namespace })
     }
 
-    fn hand(&self) -> Result<RefrainHand<'_>> {
-        Ok(RefrainHand { namespace: &self.namespace })
+    /// With a clone of the namespace, as its documentation tells threads that claim to do.
+    fn hand(&self) -> Result<RefrainHand> {
+        Ok(RefrainHand { namespace: self.namespace.clone() })
     }
 
     fn settle(&self) -> Result<()> {
@@ -67,11 +68,11 @@ impl Store for Refrain {
     }
 }
 
-pub struct RefrainHand<'a> {
-    namespace: &'a Namespace,
+pub struct RefrainHand {
+    namespace: Namespace,
 }
 
-impl Hand for RefrainHand<'_> {
+impl Hand for RefrainHand {
     fn claim(&mut self, key: &Key, fingerprint: [u8; 16], out: &mut Body) -> Result<Answer> {
         let claim = self.namespace.claim(key, Fingerprint::from_digest(fingerprint))?;
         answer(&claim, out)
