@@ -111,7 +111,7 @@ impl Store {
 
     /// Does what the maintenance thread does: leads rounds for futures, makes those that are due,
     /// purges, recycles and compacts, grows ahead. Begins nothing more once it has worked for
-    /// `budget`; a round, a piece of a new file and the emptying of a segment are not interrupted.
+    /// `budget`; a round, a piece of a new file and the emptying of a thousand entries of a segment are not interrupted.
     /// Gives the time until there may be more to do; `None`: not before something is changed.
     ///
     /// For stores opened with [`crate::Options::manual_maintenance`]; harmless on others.

@@ -306,7 +306,7 @@ fn soak(load: Load, records: u64) {
     assert!(table_max[1] <= table_max[0] + table_max[0] / 8 + (32 << 10), "table {table_max:?}");
     let files = 16 * (256 << 10);
     assert!(disk_max[1] <= disk_max[0] + disk_max[0] / 4 + files, "disk {disk_max:?}");
-    assert!(stats.purge_hold_keys_max <= 64);
+    assert!(stats.purge_hold_keys_max <= 16);
 }
 
 #[test]

@@ -417,6 +417,32 @@ fn maintenance_does_as_much_as_it_is_allowed_and_says_when_it_is_needed() {
 }
 
 #[test]
+fn segments_are_emptied_a_little_at_a_time_and_one_after_the_other() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    // Short ones: thousands to a segment.
+    for number in 0..9_000 {
+        assert!(matches!(orders.once(format!("key-{number}"), None), Ok(Once::First(_))));
+        if number % 1000 == 0 {
+            store.maintain(Duration::MAX);
+        }
+    }
+    store.maintain(Duration::MAX);
+    clock.advance(2 * HOUR);
+    let (mut most, mut looks) = (0, 0);
+    while store.stats().entries > 0 {
+        let before = store.stats().purged;
+        store.maintain(Duration::ZERO);
+        most = most.max(store.stats().purged - before);
+        clock.advance(SECOND);
+        looks += 1;
+        assert!(looks < 1000, "{:?}", store.stats());
+    }
+    assert!((1024..1024 + 16).contains(&most), "{most} in one look");
+}
+
+#[test]
 fn the_room_of_claims_that_the_clock_forgot_is_given_back() {
     let (fs, clock) = (HeapFs::new(), SimClock::new());
     let store = open(&fs, &clock);

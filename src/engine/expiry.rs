@@ -78,8 +78,8 @@ pub(crate) struct Expiry {
     compact_next: u64,
     /// When the first segment of claims was last found to be worth keeping, by the monotonic clock.
     looked_at: Option<Duration>,
-    /// Nothing is emptied before: something failed, or was enough for a while.
-    retry_at: Option<Duration>,
+    /// Nothing is emptied before: it was enough for a while. By the monotonic clock.
+    rests_until: Option<Duration>,
     /// When a round was last made for what is leaving.
     round_at: Option<Duration>,
     /// Since when a data file could be spared, by the monotonic clock.
@@ -111,6 +111,14 @@ impl Pace {
 struct Leaving {
     segment: SealedSegment,
     stage: Stage,
+    /// It is not emptied before: something failed. By the monotonic clock.
+    retry_at: Option<Duration>,
+}
+
+impl Leaving {
+    fn new(segment: SealedSegment) -> Self {
+        Self { segment, stage: Stage::Walking(None), retry_at: None }
+    }
 }
 
 #[derive(Debug)]
@@ -143,7 +151,7 @@ impl Expiry {
             compacted_at: None,
             compact_next: 0,
             looked_at: None,
-            retry_at: None,
+            rests_until: None,
             round_at: None,
             spared_since: None,
             surplus: None,
@@ -185,7 +193,7 @@ impl Expiry {
     fn release_due(&mut self) {
         let gone = self.claims_gone;
         for segment in self.due.extract_if(.., |segment| segment.order <= gone) {
-            self.leaving.push_back(Leaving { segment, stage: Stage::Walking(None) });
+            self.leaving.push_back(Leaving::new(segment));
         }
     }
 
@@ -228,14 +236,14 @@ impl Expiry {
     /// Lets these go before they are due.
     pub(super) fn release_early(&mut self, numbers: &[u64]) {
         for segment in numbers.iter().filter_map(|number| self.kept.remove(number)) {
-            self.leaving.push_back(Leaving { segment, stage: Stage::Walking(None) });
+            self.leaving.push_back(Leaving::new(segment));
         }
     }
 
     /// When what is leaving is looked at again: when emptying goes on, or else after a while. What is
     /// over already says nothing: something else is waited for.
     fn retry_in(&self, now: Duration) -> Duration {
-        let left = self.retry_at.map_or(Duration::ZERO, |at| at.saturating_sub(now));
+        let left = self.rests_until.map_or(Duration::ZERO, |at| at.saturating_sub(now));
         if left.is_zero() { RETRY } else { left.min(RETRY) }
     }
 
@@ -282,28 +290,27 @@ impl Engine {
                 self.release_claims(expiry, now);
                 self.release_wasteful(expiry, now);
             }
-            let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory, until)?;
+            let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory, until, pace)?;
             drop(passage);
             let now = self.timeline.monotonic();
             if now >= until {
                 // Waiting for rounds is no work.
                 let pause = pace.pause(until.saturating_sub(begun));
-                let has_rested = expiry.retry_at.is_none_or(|at| at <= begun);
+                let has_rested = expiry.rests_until.is_none_or(|at| at <= begun);
                 if has_rested && !pause.is_zero() && self.wal.supply().is_ample {
-                    expiry.retry_at = Some(now.saturating_add(pause));
+                    expiry.rests_until = Some(now.saturating_add(pause));
                 }
-                let rest = expiry.retry_at.map_or(Duration::ZERO, |at| at.saturating_sub(now));
+                let rest = expiry.rests_until.map_or(Duration::ZERO, |at| at.saturating_sub(now));
                 return Ok(Some(rest));
             }
             if has_moved {
                 continue;
             }
             let shrinking = self.give_up_surplus(expiry, is_in_memory)?;
-            if let Some(round) = round.max(shrinking) {
-                let rest = expiry.rest_from_rounds(now);
-                if pace == Pace::Gentle && !rest.is_zero() && self.wal.supply().is_ample {
-                    return Ok(Some(rest));
-                }
+            let round = round.max(shrinking);
+            let rests = round.is_some() && pace == Pace::Gentle && self.wal.supply().is_ample;
+            let rest = rests.then(|| expiry.rest_from_rounds(now)).filter(|rest| !rest.is_zero());
+            if let Some(round) = round.filter(|_| rest.is_none()) {
                 expiry.round_at = Some(now);
                 let ended = self.wal.rounds.wait(round, &self.wal.poison, &self.leader());
                 ended.map_err(|cause| StoreError::Poisoned { cause })?;
@@ -325,7 +332,7 @@ impl Engine {
             let spared = expiry
                 .spared_since
                 .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));
-            return Ok([seal_in, next_due, look, retry, spared].into_iter().flatten().min());
+            return Ok([seal_in, next_due, look, retry, spared, rest].into_iter().flatten().min());
         }
     }
 
@@ -405,7 +412,7 @@ impl Engine {
                 }
             }
             let Some(segment) = expiry.claims.pop_front() else { break };
-            expiry.leaving.push_back(Leaving { segment, stage: Stage::Walking(None) });
+            expiry.leaving.push_back(Leaving::new(segment));
         }
     }
 
@@ -415,12 +422,13 @@ impl Engine {
         segment: &SealedSegment,
         walk: &mut Option<Walk>,
         until: Duration,
+        pace: Pace,
     ) -> Result<Purged, StoreError> {
         let walk = match walk {
             Some(walk) => walk,
             None => walk.insert(self.walk(segment)?),
         };
-        self.purge(segment, walk, until)
+        self.purge(segment, walk, until, pace)
     }
 
     /// Moves each leaving segment on as far as it can go. Whether any moved, and the round that the
@@ -431,20 +439,22 @@ impl Engine {
         passage: &Passage<'_>,
         is_in_memory: bool,
         until: Duration,
+        pace: Pace,
     ) -> Result<(bool, Option<Ticket>), StoreError> {
         let monotonic = self.timeline.monotonic();
-        let mut is_blocked = expiry.retry_at.is_some_and(|at| monotonic < at);
+        let mut is_blocked = expiry.rests_until.is_some_and(|at| monotonic < at);
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
         let (mut has_moved, mut wanted) = (false, None::<Ticket>);
         for mut leaving in std::mem::take(&mut expiry.leaving) {
             let is_next = !leaving.segment.is_claims || leaving.segment.order == expiry.claims_gone;
             let next = match leaving.stage {
+                Stage::Walking(_) if leaving.retry_at.is_some_and(|at| monotonic < at) => None,
                 // One at least, and no more when it is time for something else.
                 Stage::Walking(ref mut walk)
                     if !is_blocked && (!has_moved || self.timeline.monotonic() < until) =>
                 {
-                    match self.empty(&leaving.segment, walk, until) {
+                    match self.empty(&leaving.segment, walk, until, pace) {
                         Ok(Purged::Whole) => {
                             // R9: what ended them must be known to have come, whatever clock the
                             // next open has.
@@ -460,7 +470,7 @@ impl Engine {
                         }
                         Ok(Purged::NoRoom)
                         | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => {
-                            expiry.retry_at = Some(monotonic + RETRY);
+                            leaving.retry_at = Some(monotonic + RETRY);
                             None
                         }
                         Err(error) => return Err(error),
@@ -515,9 +525,9 @@ mod tests {
         let mut expiry = Expiry::new(Timestamp::from_ms(0), Vec::new());
         let now = Duration::from_secs(10);
         assert_eq!(expiry.retry_in(now), RETRY);
-        expiry.retry_at = Some(now + RETRY / 4);
+        expiry.rests_until = Some(now + RETRY / 4);
         assert_eq!(expiry.retry_in(now), RETRY / 4);
-        expiry.retry_at = Some(now - RETRY / 4);
+        expiry.rests_until = Some(now - RETRY / 4);
         assert_eq!(expiry.retry_in(now), RETRY);
     }
 }

@@ -16,12 +16,15 @@ use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::{Condvar, Mutex};
 use crate::types::{Location, Timestamp};
+use crate::wal::Wal;
 
 /// How often the thread looks around while the store is in use.
 const TICK: Duration = Duration::from_millis(5);
-/// How long a look may take before it begins nothing more: rounds and futures wait meanwhile, and who
-/// works for less than its share of a core is seldom taken off it, with a lock in its hands.
-const LOOK_MAX: Duration = Duration::from_millis(2);
+/// How long segments may be emptied in one look: rounds and futures wait meanwhile.
+const EMPTY_MAX: Duration = Duration::from_millis(20);
+/// The same while there is room: who works for less than its share of a core is seldom taken off it, with
+/// a lock in its hands.
+const EMPTY_GENTLY_MAX: Duration = Duration::from_millis(2);
 /// Page faults are taken beforehand for so many times what was appended since the last look.
 const TICKS_AHEAD: u64 = 64;
 /// In `Sync` and `Interval` mode, the idle time after which a round only writes a mark (R10).
@@ -182,7 +185,7 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            next = self.look(LOOK_MAX, Pace::Gentle);
+            next = self.look(None);
         }
     }
 
@@ -190,18 +193,19 @@ impl Engine {
     ///
     /// Failures poison the store or are tried again later; there is nobody to tell.
     pub(crate) fn maintain(&self, budget: Duration) -> Next {
-        self.look(budget, Pace::Full)
+        self.look(Some(budget))
     }
 
-    fn look(&self, budget: Duration, pace: Pace) -> Next {
+    /// With a budget as somebody asks for it, or as the thread has it.
+    fn look(&self, budget: Option<Duration>) -> Next {
         if self.is_child() {
             return Next::Change;
         }
         let lease_end = self.lease_ends.wake(self.timeline.now());
-        self.look_around(budget, pace).or_in(lease_end)
+        self.look_around(budget).or_in(lease_end)
     }
 
-    fn look_around(&self, budget: Duration, pace: Pace) -> Next {
+    fn look_around(&self, budget: Option<Duration>) -> Next {
         // A store that is closed has nothing to look after. The gate is not held here: rounds need
         // none, and end with wakers, which may do anything.
         if self.wal.pass().is_err() {
@@ -232,7 +236,11 @@ impl Engine {
         let is_wanted = supply.is_low || supply.lacks_headroom && quiet_in.is_zero();
         let growth_due = is_wanted && self.grow_ahead(&mut last, now);
         // Its failures have poisoned the store, or the store is closing.
-        let until = now.saturating_add(budget);
+        let (until, pace) = match budget {
+            Some(budget) => (now.saturating_add(budget), Pace::Full),
+            // Whatever was waited for up to here was no work.
+            None => (self.timeline.monotonic().saturating_add(own_budget(&self.wal)), Pace::Gentle),
+        };
         let expiry_due = self.expire(&mut last.expiry, until, pace).unwrap_or_default();
         // Sealing asks for a round, too.
         let is_owed = self.mode != Mode::Memory && !self.wal.is_proven();
@@ -424,6 +432,11 @@ impl Engine {
         reach(Point::CloseBehindClean);
         closed.map_err(|cause| self.wal.fail(cause))
     }
+}
+
+/// How long the thread may empty segments in one look.
+fn own_budget(wal: &Wal) -> Duration {
+    if wal.supply().is_ample { EMPTY_GENTLY_MAX } else { EMPTY_MAX }
 }
 
 /// How long the thread sleeps between two looks.

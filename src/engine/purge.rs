@@ -6,7 +6,8 @@
 //! read of those entries only that may have to be copied. A shard's lock is held for at most
 //! [`HOLD_SLOTS_MAX`] slots at a time; what reads or writes records is prepared outside of it, and the
 //! memory of the buckets is asked for before. Whoever loses its core while it holds a lock keeps it from
-//! others for milliseconds: so the walk gives its core up between two holds, if anybody wants it.
+//! others for milliseconds: so where there is room the walk gives its core up between two holds, if anybody
+//! wants it.
 //!
 //! Whether a record is still the current one of its key is decided under the lock of its shard, and
 //! its copy takes its place in the same hold (R6). A copy made twice, because a walk was cut short,
@@ -15,6 +16,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::expiry::Pace;
 use super::shard::ShardGuard;
 use super::state::{Standing, held_bytes};
 use super::{Engine, Mode, Way};
@@ -35,8 +37,8 @@ use crate::wal::stream::SealedSegment;
 /// Slots that are looked at while a shard's lock is held.
 const HOLD_SLOTS_MAX: usize = 16;
 
-/// Entries between two looks at the clock.
-const LOOK_ENTRIES: usize = 1024;
+/// Entries that are done before the time is asked for, by whoever calls for maintenance.
+const ENTRIES_AT_LEAST: usize = 1024;
 
 /// What purging has done since the store was opened.
 #[derive(Debug, Default)]
@@ -98,17 +100,22 @@ impl Engine {
         Ok(Walk { entries, done: 0 })
     }
 
-    /// Empties a sealed segment, until the monotonic clock says so, but some of it in any case.
+    /// Empties a sealed segment, until it is this time by the monotonic clock, but some of it in any case.
     pub(super) fn purge(
         &self,
         segment: &SealedSegment,
         walk: &mut Walk,
         until: Duration,
+        pace: Pace,
     ) -> Result<Purged, StoreError> {
-        let mut looked_at = walk.done;
+        let yields = pace == Pace::Gentle && self.wal.supply().is_ample;
+        let least = if pace == Pace::Gentle { 1 } else { ENTRIES_AT_LEAST };
+        let begun = walk.done;
         while let Some(few) = self.next_few(walk) {
             self.prefetch_entries(few);
-            std::thread::yield_now();
+            if yields {
+                std::thread::yield_now();
+            }
             let wanted = self.remove_over(segment, few);
             for entry in wanted {
                 if !self.settle_one(segment, &entry)? {
@@ -116,11 +123,9 @@ impl Engine {
                 }
             }
             walk.done += few.len();
-            if walk.done - looked_at >= LOOK_ENTRIES && walk.done < walk.entries.len() {
-                looked_at = walk.done;
-                if self.timeline.monotonic() >= until {
-                    return Ok(Purged::Partly);
-                }
+            let may_stop = walk.done - begun >= least && walk.done < walk.entries.len();
+            if may_stop && self.timeline.monotonic() >= until {
+                return Ok(Purged::Partly);
             }
         }
         reach(Point::PurgeBehindWalk);

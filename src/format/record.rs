@@ -485,10 +485,10 @@ mod tests {
     fn written(record: &Record<'_>, place: Place, offset: u32) -> Vec<u8> {
         let draft = Draft::new(record);
         let mut bytes = draft.word(place, offset).to_vec();
-        bytes.extend_from_slice(draft.head_after_word());
-        bytes.extend_from_slice(draft.body());
-        assert_eq!(bytes.len(), draft.len());
-        bytes.resize(draft.padded_len(), 0);
+        draft.parts().iter().for_each(|part| bytes.extend_from_slice(part));
+        assert_eq!(bytes.len(), draft.padded_len() + TERMINATOR_BYTES);
+        assert!(bytes[draft.len()..].iter().all(|byte| *byte == 0));
+        bytes.truncate(draft.padded_len());
         bytes
     }
 
@@ -499,7 +499,12 @@ mod tests {
         bare.flags = Flags::default().without_renewal_room();
         bare.ext = Ext::default();
         (bare.body, bare.body_len, bare.body_crc) = (b"", 0, 0);
-        for record in [full_record(), bare] {
+        // As long as fits in place, and longer by one.
+        let keys = [FRONT_BYTES - TERMINATOR_BYTES, FRONT_BYTES].map(|front| front - HEADER_BYTES);
+        let [fits, spills] = keys.map(|len| vec![7; len + 1]);
+        let long = [&fits[1..], &fits, &spills[1..], &spills];
+        let long = long.map(|key| Record { key, ..bare });
+        for record in [full_record(), bare].into_iter().chain(long) {
             let bytes = written(&record, place(), 512);
             let read = Record::decode(&bytes, place(), 512).unwrap();
             assert_eq!(read, record);
