@@ -40,6 +40,9 @@ const CLAIMS_BEHIND_FEW: usize = 4;
 const CLAIMS_BEHIND_MANY: usize = 16;
 /// Claims that leave at the same time: the walks and the rounds before the header are shared.
 const CLAIMS_AT_ONCE: usize = 8;
+/// So many segments of completions are emptied before the rounds that the first of them waits for: with
+/// more, haste would empty all there are before it could see that there is room again.
+const AWAITED_MAX: usize = 32;
 /// When there is no room for a copy, or a record cannot be read, it is tried again so much later.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -253,6 +256,13 @@ impl Expiry {
             .map_or(Duration::ZERO, |at| ROUND_EVERY.saturating_sub(now.saturating_sub(at)))
     }
 
+    /// Segments of completions that were emptied and wait for rounds.
+    fn completions_awaited(&self) -> usize {
+        let is_awaited =
+            |it: &&Leaving| !it.segment.is_claims && !matches!(it.stage, Stage::Walking(_));
+        self.leaving.iter().filter(is_awaited).count()
+    }
+
     fn claims_leaving(&self) -> usize {
         self.leaving.iter().filter(|leaving| leaving.segment.is_claims).count()
     }
@@ -446,10 +456,12 @@ impl Engine {
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
         let (mut has_moved, mut wanted) = (false, None::<Ticket>);
+        let mut awaited = expiry.completions_awaited();
         for mut leaving in std::mem::take(&mut expiry.leaving) {
             let is_next = !leaving.segment.is_claims || leaving.segment.order == expiry.claims_gone;
             let next = match leaving.stage {
                 Stage::Walking(_) if leaving.retry_at.is_some_and(|at| monotonic < at) => None,
+                Stage::Walking(_) if !leaving.segment.is_claims && awaited >= AWAITED_MAX => None,
                 // One at least, and no more when it is time for something else.
                 Stage::Walking(ref mut walk)
                     if !is_blocked && (!has_moved || self.timeline.monotonic() < until) =>
@@ -459,6 +471,7 @@ impl Engine {
                             // R9: what ended them must be known to have come, whatever clock the
                             // next open has.
                             self.wal.want_mark();
+                            awaited += usize::from(!leaving.segment.is_claims);
                             let round = self.wal.rounds.ticket();
                             Some(Stage::Emptied { round, readers: Grace::begin() })
                         }
