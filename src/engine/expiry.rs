@@ -96,7 +96,7 @@ pub(crate) struct Expiry {
 pub(super) enum Pace {
     /// As much as there is.
     Full,
-    /// A quarter of it, while there is room: who claims shares caches and memory with it.
+    /// An eighth of it, while there is room: who claims shares caches and memory with it.
     Gentle,
 }
 
@@ -105,7 +105,7 @@ impl Pace {
     fn pause(self, worked: Duration) -> Duration {
         match self {
             Self::Full => Duration::ZERO,
-            Self::Gentle => worked * 3,
+            Self::Gentle => worked * 7,
         }
     }
 }
