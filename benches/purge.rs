@@ -3,8 +3,8 @@
 //! One thread claims and completes fresh keys at a fixed rate, `REFRAIN_LOAD` percent (15) of what
 //! it can do for a moment, and each claim is timed twice: the call alone, and from when it was to
 //! start, so that a stall counts for everybody who would have called meanwhile. Time in which the
-//! thread was ready to run and the machine had no core for it is told, and counts for nobody: the
-//! load stands still. The maintenance thread runs as it always does, in `Buffered` mode. In each of
+//! thread was ready to run and the machine had no core for it, or the host of a virtual machine none for the
+//! machine ("steal", in hundredths of a second), is told, and counts for nobody: the load stands still. The maintenance thread runs as it always does, in `Buffered` mode. In each of
 //! `REFRAIN_ROUNDS` rounds:
 //!
 //! - `no store`: the same rate of claims that are made of waiting alone: what the machine does;
@@ -105,11 +105,14 @@ impl Histogram {
     }
 }
 
-/// What this thread has lost to others that wanted its core.
+/// What this thread has lost to others that wanted its core, and the machine to other machines.
 struct Losses {
     /// On other systems than Linux nothing is known.
     schedstat: Option<File>,
+    stat: Option<File>,
     lost_ns: u64,
+    /// Of each core.
+    stolen_ns: Vec<u64>,
     looked_at: u64,
 }
 
@@ -117,11 +120,25 @@ impl Losses {
     fn new() -> Self {
         let mut losses = Self {
             schedstat: File::open("/proc/thread-self/schedstat").ok(),
+            stat: File::open("/proc/stat").ok(),
             lost_ns: 0,
+            stolen_ns: vec![],
             looked_at: 0,
         };
         losses.lost_ns = losses.read();
+        losses.stolen_ns = losses.read_stolen();
         losses
+    }
+
+    /// Nanoseconds that each core of the machine was ready and did not run, ever.
+    fn read_stolen(&self) -> Vec<u64> {
+        let mut text = [0; 4096];
+        let len = self.stat.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+        let text = String::from_utf8_lossy(&text[..len.unwrap_or(0)]).into_owned();
+        // One line for all cores together comes first.
+        let cores = text.lines().skip(1).take_while(|line| line.starts_with("cpu"));
+        let ticks = |line: &str| line.split(' ').nth(8).and_then(|number| number.parse().ok());
+        cores.map(|line| ticks(line).unwrap_or(0_u64) * 10_000_000).collect()
     }
 
     /// Nanoseconds that the thread has waited for a core, ever.
@@ -132,12 +149,14 @@ impl Losses {
         text.split(' ').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 
-    /// What was lost since this was last asked.
+    /// What was lost since this was last asked: of cores of the machine the one that lost most counts.
     fn take(&mut self, now: u64) -> u64 {
         self.looked_at = now;
-        let before = self.lost_ns;
+        let (before, stolen_before) = (self.lost_ns, std::mem::take(&mut self.stolen_ns));
         self.lost_ns = self.read();
-        self.lost_ns - before
+        self.stolen_ns = self.read_stolen();
+        let stolen = self.stolen_ns.iter().zip(&stolen_before).map(|(now, before)| now - before);
+        self.lost_ns - before + stolen.max().unwrap_or(0)
     }
 }
 
@@ -266,7 +285,7 @@ fn at_rate<T>(
         let ended = nanoseconds(start);
         let (mut wait, mut call) = (ended - intended, ended - begun);
         if wait > STALL_NS && ended - losses.looked_at > STALL_NS {
-            let lost = losses.take(ended);
+            let lost = losses.take(ended).min(wait);
             lost_ns += lost;
             intended += lost;
             // Before the call, or in it.
