@@ -85,7 +85,6 @@ pub fn exercise_record(bytes: &[u8]) {
     assert_eq!(record.check_body(), Ok(()));
     let draft = Draft::new(&record);
     let mut again = draft.word(place, offset).to_vec();
-    again.extend_from_slice(draft.head_after_word());
-    again.extend_from_slice(draft.body());
+    draft.parts().iter().for_each(|part| again.extend_from_slice(part));
     assert_eq!(Record::decode(&again, place, offset), Ok(record));
 }

@@ -6,7 +6,7 @@
 //! read of those entries only that may have to be copied. A shard's lock is held for at most
 //! [`HOLD_SLOTS_MAX`] slots at a time; what reads or writes records is prepared outside of it, and the
 //! memory of the buckets is asked for before. Whoever loses its core while it holds a lock keeps it from
-//! others for milliseconds: so where there is room the walk gives its core up between two holds, if anybody
+//! others for milliseconds: so where there is room emptying gives its core up between two holds, if anybody
 //! wants it.
 //!
 //! Whether a record is still the current one of its key is decided under the lock of its shard, and

@@ -387,17 +387,6 @@ impl<'a> Draft<'a> {
         word
     }
 
-    /// Everything of the head behind the word.
-    #[cfg(any(test, feature = "test-util"))]
-    pub(crate) fn head_after_word(&self) -> &[u8] {
-        &self.front.bytes()[WORD_BYTES..self.head_len]
-    }
-
-    #[cfg(any(test, feature = "test-util"))]
-    pub(crate) fn body(&self) -> &'a [u8] {
-        self.body
-    }
-
     /// What is written behind the word, zeros behind the record included: the front, the body, and what
     /// is behind a body.
     pub(crate) fn parts(&self) -> [&[u8]; 3] {

@@ -452,7 +452,7 @@ impl Lane {
         segment.file.set_dirty();
         match self.append {
             Append::Mapped => {
-                // Back to front, and the length last: a process killed here leaves no length.
+                // The length last, and a body before it: a process killed here leaves no length.
                 let start = offset + WORD_BYTES as u32;
                 if !body.is_empty() {
                     // The casts: everything lies within a segment, hence below 2^26.
