@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use refrain::testing::{Clock, FileSystem, HeapFs, SimClock};
-use refrain::{ClaimOptions, Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy};
+use refrain::{
+    ClaimOptions, Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy, StoreError,
+};
 use support::disk::{HookFs, poke, read};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -123,6 +125,36 @@ fn a_damaged_claim_does_not_keep_everything_else_on_the_disk() {
     }
     let stats = store.stats();
     assert!(stats.recycled > 10, "{stats:?}");
+}
+
+/// A completion that cannot be read when its body is to go is tried again each second, for as long as the
+/// store is open; whatever is due behind it goes.
+#[test]
+fn a_damaged_completion_keeps_no_other_waiting() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = options(fs.clone()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let policy = Policy::default().lease(SECOND).replay_ttl(60 * SECOND);
+    let orders = store.define("orders", &policy.dedupe_ttl(3600 * SECOND)).unwrap();
+    let complete = |key: &[u8]| {
+        orders.claim(key, None).unwrap().acquired().unwrap().complete([7; 3000]).unwrap();
+    };
+    complete(b"a key to be found");
+    let bytes = read(&fs, "data-00000");
+    let places = bytes.windows(17).enumerate().filter(|(_, it)| it == b"a key to be found");
+    let places: Vec<u64> = places.map(|(at, _)| at as u64).collect();
+    assert_eq!(places.len(), 2, "its claim and its completion");
+    places.iter().for_each(|at| poke(&fs, "data-00000", *at, b"?"));
+    (0..500_u64).for_each(|number| complete(&number.to_le_bytes()));
+    for _ in 0..20 {
+        clock.advance(10 * SECOND);
+        store.maintain(Duration::MAX);
+    }
+    // All but those that share a segment with it.
+    let stats = store.stats();
+    assert!(stats.copied > 350, "{stats:?}");
+    assert_eq!(stats.entries, 501);
+    let found = orders.lookup("a key to be found");
+    assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{found:?}");
 }
 
 /// What has expired is dropped by the wall clock as it was when the segments were read; the clock
