@@ -1,8 +1,8 @@
 //! The parent: starts a fresh child for each contestant and repeat, and collects what it prints.
 //!
-//! Within a repeat the contestants follow one another, shuffled anew each time, so that a slow spell of
-//! the machine meets them all, and none runs always right behind the same other. A child that fails
-//! is told of, in the results too, and the run goes on.
+//! Within a repeat the contestants follow one another, shuffled anew each time, so that a slow
+//! spell of the machine meets them all, and none runs always right behind the same other. A child
+//! that fails is told of, in the results too, and the run goes on.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! Which contestants are measured at what, and how often: the sections of a run.
 //!
-//! Every section has five repeats, but `footprint` and `latency` three: bytes an entry differ little
-//! from one repeat to the next, and both take long, as they wait for nothing less than ten million
-//! keys. What is left out is said where it is.
+//! Every section has five repeats, but `footprint` and `latency` three, for they take long: one of
+//! `latency` is eight fills of ten million keys at a given rate, some seven minutes, and bytes an
+//! entry differ little from one repeat of `footprint` to the next. What is left out is said where
+//! it would be.
 
 use crate::contestants::{CONTESTANTS, Contestant, present};
 use crate::driver::{Driver, Task};
@@ -108,8 +109,9 @@ const WARM_MIN: usize = 256 << 20;
 /// quick_cache is behind dashmap at everything at the small one. `--only` lets them in.
 const MAPS: &[&str] = &["dashmap", "papaya", "scc", "sharded map"];
 
-/// The peers that are opened again at the large size: those that read what they kept. LMDB, redb and
-/// SQLite only open a file, in milliseconds, and redb, SQLite and Redis would take too long to fill.
+/// The peers that are opened again at the large size: those that read what they kept. LMDB, redb
+/// and SQLite only open a file, in milliseconds, and redb, SQLite and Redis would take too long to
+/// fill.
 const REFILLED: &[&str] = &["rocksdb", "fjall", "sled"];
 
 /// Those in memory that latency is measured of: the plainest map, and the one that expires.
@@ -181,8 +183,8 @@ fn speed(
     driver.interleave(&tasks, repeats);
 }
 
-/// Not at the large size: only refrain, LMDB and RocksDB could claim ten million keys in the time that
-/// a run has; the others would be loaded, and their W1 and W2 be those of a smaller store.
+/// Not at the large size: only refrain, LMDB and RocksDB could claim ten million keys in the time
+/// that a run has; the others would be loaded, and their W1 and W2 be those of a smaller store.
 fn durable(driver: &mut Driver, scale: &Scale) {
     let mut tasks = vec![];
     for threads in [1, 2] {

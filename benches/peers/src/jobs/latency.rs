@@ -6,12 +6,13 @@
 //! to the next, the pair that made it late among it.
 //!
 //! What the kernel counts of the thread is read while nothing is due, so that no reading is older
-//! than [`READING_AGE`] when a backlog begins, and again when one ends that was long. Arrivals stand
-//! still meanwhile, some 15 us each time, or every reading would make a backlog of its own; for how
-//! long in all is told. What is not exact: what was counted in the last milliseconds before a
-//! backlog is taken for its own; and the store's own counts are read at the end of long backlogs
-//! only, as refrain takes all its locks to tell them: a wait for room that was no stall may be
-//! charged to a later backlog.
+//! than [`READING_AGE`] when a backlog begins, and again when one ends that was long. Arrivals
+//! stand still meanwhile, some 15 us each time, or every reading would make a backlog of its own;
+//! for how long in all is told. What is not exact: what was counted in the last milliseconds before
+//! a backlog is taken for its own, so its time off the processor can exceed its length; and the
+//! store's own counts are read at the end of long backlogs only, as refrain takes all its locks to
+//! tell them: a wait for room that was no stall may be charged to a later backlog. A pair's time,
+//! where backlogs are told, has in it what the thread does besides.
 //!
 //! For refrain every tenth key goes to a namespace that forgets after seconds, so that segments are
 //! purged and used again all along. And it does what the peers do not: of the other keys a part is
@@ -29,7 +30,7 @@ use super::{Order, tell};
 use crate::contestants::refrain::Refrain;
 use crate::contestants::{Job, READY};
 use crate::keys::{BODY, Bodies, Body, Key, fingerprint, key};
-use crate::machine::{self, ThreadCounts, ThreadFiles};
+use crate::machine::{self, ThreadCounts};
 use crate::store::{Answer, Hand, Result, Setup, StallCounts, Store};
 
 /// A pair that takes longer than this is a stall, and a backlog is long.
@@ -219,7 +220,7 @@ struct Thread<'a, S> {
     start: Instant,
     /// When the thread had done what it had to do.
     free: Instant,
-    files: ThreadFiles,
+    files: machine::ThreadFiles,
     counts: ThreadCounts,
     read: Instant,
     room_waits: u64,
@@ -230,7 +231,7 @@ struct Thread<'a, S> {
 
 impl<'a, S: Store> Thread<'a, S> {
     fn new(store: &'a S, rate: f64) -> Self {
-        let files = ThreadFiles::open();
+        let files = machine::ThreadFiles::open();
         let (counts, room_waits) = (files.read(), store.stall_counts().room_waits);
         let now = Instant::now();
         let (backlog, worst) = (Backlog::new(now), Backlog::new(now));

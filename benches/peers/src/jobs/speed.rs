@@ -1,11 +1,12 @@
-//! W1 to W5, one after the other, as nanoseconds of wall clock an operation; and W1 to W4 in batches.
+//! W1 to W5, one after the other, as nanoseconds of wall clock an operation; and W1 to W4 in
+//! batches.
 //!
 //! Each fill has a store and a directory of its own, and memory is warmed before each store is
 //! opened. What batches gain is not to come from where they stand in the process: in odd repeats
 //! their fill comes before the single one, and their reads before the single reads of the same
 //! store. Those have keys of their own to read, and before either every key was read once, untimed
-//! (for as long as reads may take, where that is limited), whoever it is: none finds pages mapped or
-//! caches filled that the other did not.
+//! (for as long as reads may take, where that is limited), whoever it is: none finds pages mapped
+//! or caches filled that the other did not.
 //!
 //! What cannot do all claims in the time that it has is loaded by the fastest way there is before
 //! its reads; its W1 and W2 are then those of a smaller store, which is in its favour. W5 is 2
@@ -133,7 +134,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Does both, the batches before or after as the repeat says; for who has none, the single only.
+    /// Does both, the batches before or after as the repeat says; for who has none, the single one.
     fn in_turn<S: Store>(
         &self,
         single: impl FnOnce() -> Result<f64>,
