@@ -5,7 +5,7 @@
 //! what a memtable holds stays there, where it is read fastest. Completes without a look at the
 //! token.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fjall::config::{CompressionPolicy, HashRatioPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -20,6 +20,8 @@ const HASH_RATIO: f32 = 1.33;
 /// Between looks at what is done in the background, and how many in a row must see nothing.
 const LOOK: Duration = Duration::from_millis(5);
 const LOOKS: usize = 10;
+/// Longer than it takes, unless a thread of it has died.
+const REST_MAX: Duration = Duration::from_secs(300);
 
 pub struct Fjall {
     database: Database,
@@ -67,8 +69,11 @@ impl Store for Fjall {
     fn settle(&self) -> Result<()> {
         self.database.persist(PersistMode::SyncAll)?;
         // A compaction begins a moment after the flush that asks for it.
-        let mut looks = 0;
+        let (mut looks, start) = (0, Instant::now());
         while looks < LOOKS {
+            if start.elapsed() > REST_MAX {
+                return Err("it does not come to rest".into());
+            }
             looks = if self.is_at_rest() { looks + 1 } else { 0 };
             std::thread::sleep(LOOK);
         }
