@@ -39,10 +39,17 @@ pub struct Setup {
     pub mode: Mode,
     /// An empty directory, or one that the same contestant left behind.
     pub directory: PathBuf,
-    /// The keys it will hold at most: capacity for those that want to know.
+    /// The keys it will hold at most.
     pub keys: usize,
     /// Whether to make room for them before.
     pub is_ready: bool,
+}
+
+impl Setup {
+    /// The keys to make room for: none, for a store that is to grow from empty.
+    pub fn room(&self) -> usize {
+        if self.is_ready { self.keys } else { 0 }
+    }
 }
 
 /// What a claim is answered.
@@ -54,6 +61,16 @@ pub enum Answer {
     /// The body has been copied out.
     Completed,
     Mismatch,
+}
+
+/// What a contestant knows of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    Absent,
+    /// Claimed, and not completed.
+    InProgress,
+    /// The body has been copied out.
+    Completed,
 }
 
 /// A contestant.
@@ -112,8 +129,8 @@ pub trait Hand {
     /// Completes a claim, which must still hold its token.
     fn complete(&mut self, key: &Key, token: u64, body: &Body) -> Result<()>;
 
-    /// Whether the key is known, copying the body out when it is completed.
-    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool>;
+    /// What is known of the key, copying the body out when it is completed.
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<State>;
 
     /// Claims, and completes what was acquired.
     fn pass(
@@ -130,15 +147,12 @@ pub trait Hand {
         Ok(answer)
     }
 
-    /// Stores completed keys by the fastest way there is; some may be there already.
-    fn load(&mut self, keys: &[Key], body: &Body) -> Result<()> {
+    /// Stores completed keys by the fastest way there is, with bodies from the nth on; some may be
+    /// there already.
+    fn load(&mut self, keys: &[Key], bodies: &Bodies, first: usize) -> Result<()> {
         let mut out = [0; crate::keys::BODY];
-        for key in keys {
-            let fingerprint = crate::keys::fingerprint(key);
-            match self.claim(key, fingerprint, &mut out)? {
-                Answer::Acquired(token) => self.complete(key, token, body)?,
-                _ => continue,
-            }
+        for (key, nth) in keys.iter().zip(first..) {
+            self.pass(key, crate::keys::fingerprint(key), bodies.nth(nth), &mut out)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use crate::keys::{BODY, Bodies, Body, Key, fingerprint, key};
-use crate::store::{Answer, Hand, Result, Store};
+use crate::store::{Answer, Hand, Result, State, Store};
 
 /// The workloads by the names of their metrics, in the order of the tables.
 pub const WORKLOADS: &[(&str, &str)] = &[
@@ -191,7 +191,7 @@ pub fn lookup_missing<S: Store>(
         |index, hand| {
             let (mut ops, mut out, start) = (0, [0; BODY], Instant::now());
             for key in part(stream, index, threads) {
-                if hand.lookup(key, &mut out)? {
+                if hand.lookup(key, &mut out)? != State::Absent {
                     return Err("a key that was never claimed is known".into());
                 }
                 ops += 1;

@@ -4,7 +4,7 @@
 //! the time. A store with timers and a WAL does more than that.
 
 use crate::keys::{BODY, Body, Key};
-use crate::store::{Answer, Hand, Result, Setup, Store};
+use crate::store::{Answer, Hand, Result, Setup, State, Store};
 
 /// The time, which stands still, and when every record expires.
 const NOW: u64 = 1 << 20;
@@ -28,35 +28,34 @@ impl Record {
         if self.fingerprint != fingerprint {
             return Some(Answer::Mismatch);
         }
-        Some(self.copy_body(out))
+        match self.state(out) {
+            State::Completed => Some(Answer::Completed),
+            _ => Some(Answer::InProgress),
+        }
     }
 
-    /// Whether a lookup finds it.
-    pub fn is_found(&self, out: &mut Body) -> bool {
-        self.copy_body(out);
-        self.expires >= NOW
+    /// What a lookup learns from it.
+    pub fn state(&self, out: &mut Body) -> State {
+        match &self.body {
+            _ if self.expires < NOW => State::Absent,
+            None => State::InProgress,
+            Some(body) => {
+                let len = body.len().min(BODY);
+                out[..len].copy_from_slice(&body[..len]);
+                State::Completed
+            }
+        }
     }
 
     /// The record with an outcome.
     pub fn completed(&self, body: &[u8]) -> Self {
         Self { body: Some(body.into()), ..*self }
     }
-
-    fn copy_body(&self, out: &mut Body) -> Answer {
-        match &self.body {
-            None => Answer::InProgress,
-            Some(body) => {
-                let len = body.len().min(BODY);
-                out[..len].copy_from_slice(&body[..len]);
-                Answer::Completed
-            }
-        }
-    }
 }
 
 /// A map that can be claimed from.
 pub trait Map: Sync + Sized {
-    fn new(keys: usize) -> Self;
+    fn new(setup: &Setup) -> Self;
 
     /// Puts the record there if the key has none that counts; otherwise answers from it.
     fn claim(&self, key: &Key, record: Record, out: &mut Body) -> Answer;
@@ -64,7 +63,7 @@ pub trait Map: Sync + Sized {
     /// Stores the body if the key is held under this token.
     fn complete(&self, key: &Key, token: u64, body: &Body) -> bool;
 
-    fn lookup(&self, key: &Key, out: &mut Body) -> bool;
+    fn lookup(&self, key: &Key, out: &mut Body) -> State;
 
     fn settle(&self) {}
 }
@@ -79,7 +78,7 @@ impl<M: Map> Store for MapStore<M> {
         M: 'a;
 
     fn open(setup: &Setup) -> Result<Self> {
-        Ok(Self(M::new(setup.keys)))
+        Ok(Self(M::new(setup)))
     }
 
     fn hand(&self) -> Result<MapHand<'_, M>> {
@@ -112,7 +111,7 @@ impl<M: Map> Hand for MapHand<'_, M> {
         }
     }
 
-    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool> {
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<State> {
         Ok(self.map.lookup(key, out))
     }
 }

@@ -52,13 +52,23 @@ impl Contestant {
         self.name.starts_with("refrain")
     }
 
+    /// Whether it is another one again, opened with room for the keys of the run.
     pub fn is_ready(&self) -> bool {
-        self.name == READY
+        is_ready(self.name)
     }
 }
 
-/// refrain's buffered store again, opened with room for the keys of the run. Beside the maps only.
+/// refrain's buffered store again, with its room ready. Beside the maps only.
 pub const READY: &str = "refrain ready";
+
+/// Ends the names of those that are opened with room for the keys of the run; without it, the name
+/// is that of the same contestant growing from empty.
+const READY_END: &str = " ready";
+
+/// Whether the contestant of this name is opened with room for the keys of the run.
+pub fn is_ready(name: &str) -> bool {
+    name.ends_with(READY_END)
+}
 
 const NOTHING: &str = "nothing";
 const KILL: &str = "kill";
@@ -114,9 +124,14 @@ pub const CONTESTANTS: &[Contestant] = &[
     Contestant::new("sled", Mode::Power, WEAK),
     Contestant::new("sqlite", Mode::Power, POWER).if_here(with_sqlite),
     Contestant::new("redis", Mode::Power, POWER).if_here(with_redis),
+    // The maps with room, after refrain with room.
+    Contestant::new("dashmap ready", Mode::Memory, NOTHING),
+    Contestant::new("papaya ready", Mode::Memory, NOTHING),
+    Contestant::new("scc ready", Mode::Memory, NOTHING),
+    Contestant::new("sharded map ready", Mode::Memory, NOTHING),
 ];
 
-/// Those of a mode that can take part, refrain once.
+/// Those of a mode that can take part, each once: growing from empty.
 pub fn present(mode: Mode) -> Vec<&'static Contestant> {
     let is_in = |it: &&Contestant| it.mode == mode && !it.is_ready() && (it.is_here)();
     CONTESTANTS.iter().filter(is_in).collect()
@@ -129,8 +144,8 @@ pub trait Job {
 
 /// Does a job with the contestant of this name.
 pub fn run(name: &str, job: &impl Job) -> Result<()> {
-    match name {
-        "refrain" | READY => job.run::<refrain::Refrain>(),
+    match name.strip_suffix(READY_END).unwrap_or(name) {
+        "refrain" => job.run::<refrain::Refrain>(),
         "dashmap" => job.run::<MapStore<dashmap::Dash>>(),
         "papaya" => job.run::<MapStore<papaya::Papaya>>(),
         "scc" => job.run::<MapStore<scc::Scc>>(),
@@ -149,5 +164,67 @@ pub fn run(name: &str, job: &impl Job) -> Result<()> {
         #[cfg(feature = "redis")]
         "redis" => job.run::<redis::Redis>(),
         other => Err(format!("no contestant is called {other}").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{BODY, Bodies, fingerprint, key, sequence};
+    use crate::store::{Answer, Hand, Setup, State};
+
+    /// A key goes through its states, and others are loaded.
+    struct States<'a>(&'a Contestant);
+
+    impl Job for States<'_> {
+        fn run<S: Store>(&self) -> Result<()> {
+            let directory = tempfile::tempdir()?;
+            let (mode, is_ready) = (self.0.mode, self.0.is_ready());
+            let directory_path = directory.path().to_owned();
+            let store = S::open(&Setup { mode, directory: directory_path, keys: 1000, is_ready })?;
+            let (mut hand, bodies) = (store.hand()?, Bodies::new());
+            let (key, mut out) = (key(0), [0; BODY]);
+            let (print, name) = (fingerprint(&key), self.0.name);
+
+            assert_eq!(hand.lookup(&key, &mut out)?, State::Absent, "{name}");
+            let Answer::Acquired(token) = hand.claim(&key, print, &mut out)? else {
+                panic!("{name} did not acquire");
+            };
+            assert_eq!(hand.lookup(&key, &mut out)?, State::InProgress, "{name}");
+            assert_eq!(hand.claim(&key, print, &mut out)?, Answer::InProgress, "{name}");
+            hand.complete(&key, token, bodies.nth(0))?;
+            assert_eq!(hand.claim(&key, [9; 16], &mut out)?, Answer::Mismatch, "{name}");
+            assert_eq!(hand.claim(&key, print, &mut out)?, Answer::Completed, "{name}");
+            assert_eq!(out, *bodies.nth(0), "{name}");
+
+            hand.load(&sequence(1, 999), &bodies, 1)?;
+            store.settle()?;
+            for nth in 0..1000 {
+                out = [0; BODY];
+                let state = hand.lookup(&crate::keys::key(nth as u64), &mut out)?;
+                assert_eq!(state, State::Completed, "{name}: {nth}");
+                assert_eq!(out, *bodies.nth(nth), "{name}: {nth}");
+            }
+            drop(hand);
+            store.close()
+        }
+    }
+
+    #[test]
+    fn everybody_tells_absent_claimed_and_completed_apart() {
+        for contestant in CONTESTANTS.iter().filter(|it| (it.is_here)()) {
+            run(contestant.name, &States(contestant)).unwrap();
+        }
+    }
+
+    #[test]
+    fn those_with_room_are_others_again_and_take_part_only_when_asked_for() {
+        let ready: Vec<_> = CONTESTANTS.iter().filter(|it| it.is_ready()).collect();
+        assert_eq!(ready.first().unwrap().name, READY);
+        for contestant in ready {
+            let grows = contestant.name.strip_suffix(READY_END).unwrap();
+            assert!(CONTESTANTS.iter().any(|it| it.name == grows && it.mode == contestant.mode));
+            assert!(present(contestant.mode).iter().all(|it| it.name != contestant.name));
+        }
     }
 }

@@ -7,14 +7,14 @@ use moka::sync::Cache;
 
 use super::map::{Map, Record};
 use crate::keys::{Body, Key};
-use crate::store::Answer;
+use crate::store::{Answer, Setup, State};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub struct Moka(Cache<Key, Arc<Record>, ahash::RandomState>);
 
 impl Map for Moka {
-    fn new(_: usize) -> Self {
+    fn new(_: &Setup) -> Self {
         Self(Cache::builder().time_to_live(DAY).build_with_hasher(ahash::RandomState::default()))
     }
 
@@ -37,8 +37,8 @@ impl Map for Moka {
         }
     }
 
-    fn lookup(&self, key: &Key, out: &mut Body) -> bool {
-        self.0.get(key).is_some_and(|record| record.is_found(out))
+    fn lookup(&self, key: &Key, out: &mut Body) -> State {
+        self.0.get(key).map_or(State::Absent, |record| record.state(out))
     }
 
     fn settle(&self) {

@@ -1,16 +1,19 @@
-//! `papaya::HashMap`, with ahash. Looks first, so that a duplicate allocates nothing.
+//! `papaya::HashMap`, with ahash. Looks first, so that a duplicate allocates nothing. Writers wait
+//! for the table to be moved to a larger one: its docs say of `ResizeMode` that this is better for
+//! throughput than moving a little of it with each write.
 
-use papaya::HashMap;
+use papaya::{HashMap, ResizeMode};
 
 use super::map::{Map, Record};
 use crate::keys::{Body, Key};
-use crate::store::Answer;
+use crate::store::{Answer, Setup, State};
 
 pub struct Papaya(HashMap<Key, Record, ahash::RandomState>);
 
 impl Map for Papaya {
-    fn new(_: usize) -> Self {
-        Self(HashMap::default())
+    fn new(setup: &Setup) -> Self {
+        let builder = HashMap::builder().hasher(ahash::RandomState::default());
+        Self(builder.capacity(setup.room()).resize_mode(ResizeMode::Blocking).build())
     }
 
     fn claim(&self, key: &Key, record: Record, out: &mut Body) -> Answer {
@@ -34,7 +37,7 @@ impl Map for Papaya {
         updated.is_some_and(|record| record.token == token)
     }
 
-    fn lookup(&self, key: &Key, out: &mut Body) -> bool {
-        self.0.pin().get(key).is_some_and(|record| record.is_found(out))
+    fn lookup(&self, key: &Key, out: &mut Body) -> State {
+        self.0.pin().get(key).map_or(State::Absent, |record| record.state(out))
     }
 }

@@ -7,13 +7,13 @@ use quick_cache::sync::Cache;
 
 use super::map::{Map, Record};
 use crate::keys::{Body, Key};
-use crate::store::Answer;
+use crate::store::{Answer, Setup, State};
 
 pub struct Quick(Cache<Key, Arc<Record>>);
 
 impl Map for Quick {
-    fn new(keys: usize) -> Self {
-        Self(Cache::new(keys * 2))
+    fn new(setup: &Setup) -> Self {
+        Self(Cache::new(setup.keys * 2))
     }
 
     fn claim(&self, key: &Key, record: Record, out: &mut Body) -> Answer {
@@ -40,7 +40,7 @@ impl Map for Quick {
         }
     }
 
-    fn lookup(&self, key: &Key, out: &mut Body) -> bool {
-        self.0.get(key).is_some_and(|record| record.is_found(out))
+    fn lookup(&self, key: &Key, out: &mut Body) -> State {
+        self.0.get(key).map_or(State::Absent, |record| record.state(out))
     }
 }

@@ -7,8 +7,8 @@ use redb::{
 };
 
 use super::value::{self, Value};
-use crate::keys::{Body, Key, fingerprint};
-use crate::store::{Answer, Hand, Mode, Result, Setup, Store};
+use crate::keys::{Bodies, Body, Key, fingerprint};
+use crate::store::{Answer, Hand, Mode, Result, Setup, State, Store};
 
 const KEYS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("keys");
 
@@ -97,15 +97,16 @@ impl Hand for RedbHand<'_> {
         })
     }
 
-    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool> {
-        Ok(self.store.read(key, |value| value::found(value, out))?.is_some())
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<State> {
+        let known = self.store.read(key, |value| value::found(value, out))?;
+        Ok(known.unwrap_or(State::Absent))
     }
 
-    fn load(&mut self, keys: &[Key], body: &Body) -> Result<()> {
+    fn load(&mut self, keys: &[Key], bodies: &Bodies, first: usize) -> Result<()> {
         let value = &mut self.value;
         self.store.write(|table| {
-            for key in keys {
-                table.insert(&key[..], value.done(fingerprint(key), 0, body))?;
+            for (key, nth) in keys.iter().zip(first..) {
+                table.insert(&key[..], value.done(fingerprint(key), 0, bodies.nth(nth)))?;
             }
             Ok(())
         })

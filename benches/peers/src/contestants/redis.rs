@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use redis::{Client, Cmd, Connection, Value as Reply, cmd, pipe};
 
 use super::value::{self, Value};
-use crate::keys::{Body, Key, fingerprint};
-use crate::store::{Answer, Hand, Mode, Result, Setup, Store};
+use crate::keys::{Bodies, Body, Key, fingerprint};
+use crate::store::{Answer, Hand, Mode, Result, Setup, State, Store};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const START_MAX: Duration = Duration::from_secs(120);
@@ -120,19 +120,21 @@ impl Hand for RedisHand {
         Ok(set(key, value).query(&mut self.connection)?)
     }
 
-    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool> {
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<State> {
         match cmd("GET").arg(&key[..]).query(&mut self.connection)? {
-            Reply::Nil => Ok(false),
-            Reply::BulkString(value) => value::found(&value, out).map(|_| true),
+            Reply::Nil => Ok(State::Absent),
+            Reply::BulkString(value) => value::found(&value, out),
             other => Err(format!("GET was answered {other:?}").into()),
         }
     }
 
-    fn load(&mut self, keys: &[Key], body: &Body) -> Result<()> {
-        for part in keys.chunks(1000) {
+    fn load(&mut self, keys: &[Key], bodies: &Bodies, first: usize) -> Result<()> {
+        for (part, first) in keys.chunks(1000).zip((first..).step_by(1000)) {
             let mut batch = pipe();
-            for key in part {
-                batch.add_command(set(key, self.value.done(fingerprint(key), 0, body))).ignore();
+            for (key, nth) in part.iter().zip(first..) {
+                batch
+                    .add_command(set(key, self.value.done(fingerprint(key), 0, bodies.nth(nth))))
+                    .ignore();
             }
             batch.query::<()>(&mut self.connection)?;
         }

@@ -9,8 +9,8 @@ use refrain::{
     Lookup, Namespace, Options, Policy,
 };
 
-use crate::keys::{Bodies, Body, Key, fingerprint};
-use crate::store::{Answer, Hand, Mode, Result, Setup, StallCounts, Store};
+use crate::keys::{BODY, Bodies, Body, Key, fingerprint};
+use crate::store::{Answer, Hand, Mode, Result, Setup, StallCounts, State, Store};
 use crate::workloads::BATCH;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -30,7 +30,7 @@ impl Store for Refrain {
     fn open(setup: &Setup) -> Result<Self> {
         let mut file = Options::new(&setup.directory);
         if setup.is_ready {
-            let room = setup.keys as u64 * ROOM_PER_KEY;
+            let room = setup.room() as u64 * ROOM_PER_KEY;
             file = file.headroom_bytes(room.next_multiple_of(ROOM_STEP));
         }
         let store = match setup.mode {
@@ -83,14 +83,14 @@ impl Hand for RefrainHand {
         Ok(())
     }
 
-    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool> {
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<State> {
         match self.namespace.lookup(key)? {
-            Lookup::Absent => Ok(false),
+            Lookup::Absent => Ok(State::Absent),
             Lookup::Completed(outcome) => {
                 copy(outcome.body(), out)?;
-                Ok(true)
+                Ok(State::Completed)
             }
-            _ => Ok(true),
+            _ => Ok(State::InProgress),
         }
     }
 
@@ -109,13 +109,13 @@ impl Hand for RefrainHand {
         Ok(answer)
     }
 
-    fn load(&mut self, keys: &[Key], body: &Body) -> Result<()> {
-        for key in keys {
+    fn load(&mut self, keys: &[Key], bodies: &Bodies, first: usize) -> Result<()> {
+        for (key, nth) in keys.iter().zip(first..) {
             let options = ClaimOptions::new()
                 .fingerprint(Fingerprint::from_digest(crate::keys::fingerprint(key)));
             match self.namespace.claim_with(key, &options.buffered())? {
                 Claim::Acquired(lease) => {
-                    lease.complete_with(&CompleteOptions::body(body).buffered())?;
+                    lease.complete_with(&CompleteOptions::body(bodies.nth(nth)).buffered())?;
                 }
                 Claim::Completed(_) => {}
                 other => return Err(format!("loading: {other:?}").into()),
@@ -180,7 +180,7 @@ fn answer(claim: &Claim, out: &mut Body) -> Result<Answer> {
 
 fn copy(body: Stored<'_>, out: &mut Body) -> Result<()> {
     match body {
-        Stored::Bytes(bytes) => out.copy_from_slice(bytes),
+        Stored::Bytes(bytes) if bytes.len() == BODY => out.copy_from_slice(bytes),
         other => return Err(format!("the body is {other:?}").into()),
     }
     Ok(())

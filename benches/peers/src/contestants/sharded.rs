@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::map::{Map, Record};
 use crate::keys::{Body, Key};
-use crate::store::Answer;
+use crate::store::{Answer, Setup, State};
 
 const SHARDS: usize = 64;
 
@@ -27,9 +27,11 @@ impl Sharded {
 }
 
 impl Map for Sharded {
-    fn new(_: usize) -> Self {
-        let shards = (0..SHARDS).map(|_| CachePadded::default()).collect();
-        Self { hasher: ahash::RandomState::default(), shards }
+    fn new(setup: &Setup) -> Self {
+        let (room, hasher) = (setup.room().div_ceil(SHARDS), ahash::RandomState::default);
+        let shard = || Mutex::new(HashMap::with_capacity_and_hasher(room, hasher()));
+        let shards = (0..SHARDS).map(|_| CachePadded::new(shard())).collect();
+        Self { hasher: hasher(), shards }
     }
 
     fn claim(&self, key: &Key, record: Record, out: &mut Body) -> Answer {
@@ -57,7 +59,7 @@ impl Map for Sharded {
         }
     }
 
-    fn lookup(&self, key: &Key, out: &mut Body) -> bool {
-        self.shard(key).lock().get(key).is_some_and(|record| record.is_found(out))
+    fn lookup(&self, key: &Key, out: &mut Body) -> State {
+        self.shard(key).lock().get(key).map_or(State::Absent, |record| record.state(out))
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use crate::keys::{BODY, Body};
-use crate::store::{Answer, Result};
+use crate::store::{Answer, Result, State};
 
 pub const HEADER: usize = 33;
 const HELD: u8 = 0;
@@ -52,16 +52,19 @@ pub fn answer(value: &[u8], fingerprint: [u8; 16], out: &mut Body) -> Result<Ans
     if value.get(1..17) != Some(&fingerprint) {
         return Ok(Answer::Mismatch);
     }
-    found(value, out)
+    match found(value, out)? {
+        State::Completed => Ok(Answer::Completed),
+        _ => Ok(Answer::InProgress),
+    }
 }
 
 /// What a lookup learns from it.
-pub fn found(value: &[u8], out: &mut Body) -> Result<Answer> {
+pub fn found(value: &[u8], out: &mut Body) -> Result<State> {
     match (value.first(), value.get(HEADER..)) {
-        (Some(&HELD), Some([])) => Ok(Answer::InProgress),
+        (Some(&HELD), Some([])) => Ok(State::InProgress),
         (Some(&DONE), Some(body)) if body.len() == BODY => {
             out.copy_from_slice(body);
-            Ok(Answer::Completed)
+            Ok(State::Completed)
         }
         _ => Err("a value is not as it was stored".into()),
     }

@@ -31,7 +31,7 @@ use crate::contestants::refrain::Refrain;
 use crate::contestants::{Job, READY};
 use crate::keys::{BODY, Bodies, Body, Key, fingerprint, key};
 use crate::machine::{self, ThreadCounts};
-use crate::store::{Answer, Hand, Result, Setup, StallCounts, Store};
+use crate::store::{Answer, Hand, Result, Setup, StallCounts, State, Store};
 
 /// A pair that takes longer than this is a stall, and a backlog is long.
 const STALL: Duration = Duration::from_micros(100);
@@ -423,7 +423,7 @@ impl Hand for ForgettingHand<'_> {
         Ok(())
     }
 
-    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<bool> {
+    fn lookup(&mut self, key: &Key, out: &mut Body) -> Result<State> {
         self.store.refrain.hand()?.lookup(key, out)
     }
 }

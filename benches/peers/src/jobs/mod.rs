@@ -50,7 +50,7 @@ impl Order {
     pub fn setup(&self, part: &str) -> Result<Setup> {
         let directory = self.directory.join(part);
         std::fs::create_dir_all(&directory)?;
-        let is_ready = self.store == contestants::READY;
+        let is_ready = contestants::is_ready(&self.store);
         Ok(Setup { mode: self.mode, directory, keys: self.count("n")?, is_ready })
     }
 }
