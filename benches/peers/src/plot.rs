@@ -212,9 +212,9 @@ fn reopen(table: &Table) -> Option<Picture> {
     let mut panels = vec![];
     for (section, title) in REOPEN {
         for place in Place::all(table, section) {
-            let keys = short(place.n as f64);
-            let mut panel =
-                Panel::of(&format!("{title}, at most {keys} keys"), place, "seconds", "s");
+            let title = title.replace("Opened again ", "");
+            let title = format!("{title}, at most {} keys", short(place.n as f64));
+            let mut panel = Panel::of(&title, place, "seconds", "s");
             for bar in &mut panel.bars {
                 let entries = place.median(bar.who, "acknowledged").map_or("?".to_owned(), short);
                 bar.text = format!("{} s of {entries}", short(bar.value));

@@ -23,7 +23,11 @@ impl Losses {
         let Some(ratio) = ratio else { return };
         self.compared += 1;
         if better.is_lost(ratio.median) {
-            let times = format!("{} x", short(ratio.median));
+            // What is hardly lost must not read as if it were not.
+            let times = match ratio.median {
+                it if (0.95..1.05).contains(&it) => format!("{it:.4} x"),
+                it => format!("{} x", short(it)),
+            };
             self.lost.push(format!("{} (n={})", text(&times), ratio.count));
         }
     }

@@ -47,6 +47,12 @@ pub fn fastest(
     best(|who| Some(seconds_per_entry(place, who)?.spread()?.median), Least, is_in)
 }
 
+/// Numbers of entries, to the last one.
+fn counts(it: Option<Spread>) -> String {
+    let Some(Spread { median, min, max, .. }) = it else { return "-".to_owned() };
+    if min == max { format!("{median}") } else { format!("{median} ({min}-{max})") }
+}
+
 impl Report<'_> {
     pub(super) fn footprint(&mut self) {
         for place in Place::all(self.table, "footprint") {
@@ -85,7 +91,9 @@ impl Report<'_> {
                 self.losses.compare(place.ratio((who, metric), (best, metric)), Least, |times| {
                     let (own, best) = (label(who), guarded(best));
                     let keys = short(place.n as f64);
-                    format!("{title} an entry, {keys} keys: {own} takes {times} that of {best}")
+                    format!(
+                        "bytes an entry, {title}, {keys} keys: {own} takes {times} those of {best}"
+                    )
                 });
             }
         }
@@ -126,9 +134,9 @@ impl Report<'_> {
             shown(each),
             of("acknowledged"),
             of("kept"),
-            of("claimed only"),
-            of("wrong body"),
-            shown(absent(place, who).and_then(|it| it.spread())),
+            counts(place.spread(who, "claimed only")),
+            counts(place.spread(who, "wrong body")),
+            counts(absent(place, who).and_then(|it| it.spread())),
         ]);
         if !who.is_refrain() {
             return;
