@@ -110,6 +110,9 @@ fn backlog(place: Place<'_>, who: &Contestant) -> String {
     if of("stalls") > 0.0 {
         put(&format!("{} single pairs over 100 us in the whole run", whole(of("stalls"))));
     }
+    if of("stood still") > 0.0 {
+        put(&format!("arrivals stood still for {} us, to read counts", short(of("stood still"))));
+    }
     if of("recycled") > 0.0 {
         put(&format!(
             "{} purged, {} segments used again, a lock held for {} us at most",
