@@ -1,7 +1,8 @@
 //! refrain beside every alternative, on one machine, in one run.
 //!
-//! `peers run` measures and writes CSV, a report and pictures; `peers report FILE.csv` makes the report
-//! anew. `scripts/bench-peers.sh` builds and runs it; docs/BENCHMARKS.md says how to read it.
+//! `peers run` measures and writes CSV, a report and pictures; `peers report FILE.csv` makes the
+//! report anew. `scripts/bench-peers.sh` builds and runs it; docs/BENCHMARKS.md says how to read
+//! it.
 //!
 //! ```text
 //! plan -> driver -> a child each: jobs -> workloads -> contestants      results -> report, plot
@@ -40,9 +41,10 @@ const USAGE: &str =
                  [--directory DIR] [--arrivals N] [--only PEER,..] RESULTS.csv
        peers report RESULTS.csv
 The sections are memory, large, durable, sync, hot, footprint, reopen and latency. Results that are
-there are kept: sections can be run one by one into the same file, and repeats, of which --first-repeat
-says how many are there. A repeat that is there is refused, unless a child failed in it. --arrivals is
-how many the latency run has; --only names the peers that take part in memory and large.";
+there are kept: sections can be run one by one into the same file, and repeats, of which
+--first-repeat says how many are there. A repeat that is there is refused, unless a child failed in
+it. --arrivals is how many the latency run has; --only names the peers that take part in memory and
+large.";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

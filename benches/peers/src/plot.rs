@@ -1,5 +1,6 @@
 //! Pictures of the results, as SVG: bars for speed, memory, syncs and reopening, lines for latency.
-//! One for each section, number of keys and of threads. What a contestant survives stands beside it.
+//! One for each section, number of keys and of threads. What a contestant survives stands beside
+//! it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -132,7 +133,8 @@ impl Svg {
             let name = self.name(bar.who);
             self.put(left - 8.0, y, "end", &name);
             self.add(&format!(
-                "<rect x=\"{left}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"13\" fill=\"{fill}\"/>",
+                "<rect x=\"{left}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"13\" \
+                 fill=\"{fill}\"/>",
                 y - 11.0
             ));
             self.put(left + length + 6.0, y, "start", &bar.text);
@@ -235,8 +237,8 @@ fn latency(place: Place<'_>) -> Picture {
     Picture { name, svg: svg.end() }
 }
 
-/// What a reader sees first: the memory that an entry takes, and how long a claim does at a rate that
-/// is the same for all.
+/// What a reader sees first: the memory that an entry takes, and how long a claim does at a rate
+/// that is the same for all.
 fn memory_and_latency(table: &Table) -> Option<Picture> {
     let entries = Place::all(table, "footprint").into_iter().next()?;
     let place = Place::all(table, "latency common").into_iter().next()?;

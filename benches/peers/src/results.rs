@@ -1,8 +1,8 @@
 //! Results as they are measured: one line of CSV each, and what is computed from their repeats.
 //!
-//! Lines that begin with `# ` say what holds for the run. A line of the metric [`FAILED`] stands for
-//! a child that measured nothing; its repeat may be measured again, and what comes later counts. A
-//! repeat in which nothing failed is never measured again: see [`Results::refuse`].
+//! Lines that begin with `# ` say what holds for the run. A line of the metric [`FAILED`] stands
+//! for a child that measured nothing; its repeat may be measured again, and what comes later
+//! counts. A repeat in which nothing failed is never measured again: see [`Results::refuse`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -81,9 +81,9 @@ impl Results {
         Ok(())
     }
 
-    /// Refuses repeats that are there, of the sections and sizes that are named: a second measurement
-    /// would take the place of the first. One in which a child failed may be measured again, all of
-    /// it, since a ratio is taken within a repeat.
+    /// Refuses repeats that are there, of the sections and sizes that are named: a second
+    /// measurement would take the place of the first. One in which a child failed may be measured
+    /// again, all of it, since a ratio is taken within a repeat.
     pub fn refuse(
         &self,
         section: &str,

@@ -16,8 +16,8 @@ pub const SECTIONS: [(&str, &str); 2] = [
 
 pub const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
 
-/// Who did less than this part of the arrivals that were due has a backlog that grows: its latency is
-/// the length of the run, and no figure to compare.
+/// Who did less than this part of the arrivals that were due has a backlog that grows: its latency
+/// is the length of the run, and no figure to compare.
 const KEPT_UP: f64 = 0.98;
 
 /// Whether this contestant did not keep up with the rate that was asked for.
@@ -82,7 +82,8 @@ impl Report<'_> {
             self.losses.compare(place.ratio((who, metric), (best, metric)), Least, |times| {
                 let behind = if is_behind(place, best) { ", which fell behind" } else { "" };
                 format!(
-                    "{section}, growing to {} keys: {percentile} of {} is {times} that of {}{behind}",
+                    "{section}, growing to {} keys: {percentile} of {} is {times} that of \
+                     {}{behind}",
                     short(place.n as f64),
                     label(who),
                     guarded(best)

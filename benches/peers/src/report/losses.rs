@@ -12,8 +12,8 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Sets a figure of refrain's over that of another; `text` says of which, of what and beside whom,
-    /// with the ratio in the middle.
+    /// Sets a figure of refrain's over that of another; `text` says of which, of what and beside
+    /// whom, with the ratio in the middle.
     pub fn compare(
         &mut self,
         ratio: Option<Spread>,

@@ -1,8 +1,8 @@
 //! The report: Markdown tables of medians, spreads and ratios, the aims, and where refrain loses.
 //!
-//! A ratio is taken within each repeat, where the contestants ran one after the other, and its median
-//! over the repeats is told: the machine drifts, the ratio does not. Each table says how many repeats
-//! it rests on, and each figure that has others says so itself.
+//! A ratio is taken within each repeat, where the contestants ran one after the other, and its
+//! median over the repeats is told: the machine drifts, the ratio does not. Each table says how
+//! many repeats it rests on, and each figure that has others says so itself.
 
 mod latency;
 mod losses;
@@ -94,10 +94,10 @@ impl<'a> Report<'a> {
         }
         self.line(
             "\nPrinted by `scripts/bench-peers.sh`; how to read it: docs/BENCHMARKS.md. Medians \
-             (least-most) over n repeats; n stands at the head of a table, and as [n=..] beside what \
-             has others. x is what is measured over the best peer's of the table, taken within each \
-             repeat: of a time, below 1 is faster. Contestants with room made beforehand are set \
-             beside one another, and so are the others.\n",
+             (least-most) over n repeats; n stands at the head of a table, and as [n=..] beside \
+             what has others. x is what is measured over the best peer's of the table, taken \
+             within each repeat: of a time, below 1 is faster. Contestants with room made \
+             beforehand are set beside one another, and so are the others.\n",
         );
         for picture in pictures {
             self.line(&format!("![{picture}]({picture})\n"));
@@ -185,10 +185,10 @@ mod tests {
         ]);
         let lost = text.split("## Where we lose").nth(1).unwrap();
         for part in [
-            "claim of a fresh key, 1000 keys, 1 thread: **refrain, buffered** takes 5.00 x the time \
-             of dashmap (survives nothing) (n=1)",
-            "in batches of 32, 1000 keys, 1 thread: **refrain, buffered** has 0.83 x the throughput \
-             of its own single calls",
+            "claim of a fresh key, 1000 keys, 1 thread: **refrain, buffered** takes 5.00 x the \
+             time of dashmap (survives nothing) (n=1)",
+            "in batches of 32, 1000 keys, 1 thread: **refrain, buffered** has 0.83 x the \
+             throughput of its own single calls",
             "takes 6.00 x the time of single calls of dashmap",
             "a sync a call, 16 threads: **refrain, sync** has 0.50 x the throughput of fjall",
             "resident memory",

@@ -1,5 +1,5 @@
-//! A place in the results: a section, a number of keys and of threads; who stands there, what they are
-//! called, and who of refrain's peers is the best.
+//! A place in the results: a section, a number of keys and of threads; who stands there, what they
+//! are called, and who of refrain's peers is the best.
 
 use std::collections::BTreeSet;
 

@@ -19,7 +19,8 @@ pub const REOPEN: [(&str, &str); 2] = [
     ("reopen closed", "Opened again after a clean close"),
 ];
 
-/// Seconds to the first answer, for each entry that was acknowledged: who was slow to write has fewer.
+/// Seconds to the first answer, for each entry that was acknowledged: who was slow to write has
+/// fewer.
 pub fn seconds_per_entry(place: Place<'_>, who: &Contestant) -> Option<Series> {
     Some(place.series(who, "seconds")?.over(place.series(who, "acknowledged")?))
 }

@@ -1,4 +1,5 @@
-//! Throughput in the report: the workloads one by one and in batches, with a sync a call, and of one key.
+//! Throughput in the report: the workloads one by one and in batches, with a sync a call, and of
+//! one key.
 
 use super::place::{Least, Most, Place, guarded, label};
 use super::{Report, counted, figure, short, times};
@@ -66,8 +67,9 @@ impl Report<'_> {
             if all.is_empty() {
                 continue;
             }
-            let what = "nanoseconds an operation, operations a second, how many times the throughput \
-                        of our own single calls, and the time beside the best peer's single calls";
+            let what = "nanoseconds an operation, operations a second, how many times the \
+                        throughput of our own single calls, and the time beside the best peer's \
+                        single calls";
             let title = format!("Batches of {BATCH}: {what}; {}", circumstances(place));
             self.title(&title, place.repeats());
             let names = BATCHED.iter().map(|(_, single)| title_of(single));
@@ -151,8 +153,8 @@ impl Report<'_> {
             (
                 "in flight",
                 2,
-                "refrain (survives power loss), 64 commits in flight from 2 threads, claim+complete \
-                 a second",
+                "refrain (survives power loss), 64 commits in flight from 2 threads, \
+                 claim+complete a second",
             ),
             ("fdatasync", 1, "one positioned write of 4 KiB and one fdatasync, a second"),
         ] {

@@ -109,9 +109,9 @@ impl Targets<'_> {
         writeln!(self.text, "{line}").unwrap_or_default();
     }
 
-    /// refrain's buffered store over the fastest map, by time: its claims from an empty directory and
-    /// with room that is ready, which is all the same to reads. Maps with room made beforehand stand
-    /// beside the latter, the others beside the former.
+    /// refrain's buffered store over the fastest map, by time: its claims from an empty directory
+    /// and with room that is ready, which is all the same to reads. Maps with room made beforehand
+    /// stand beside the latter, the others beside the former.
     fn maps(&mut self) {
         let Some((own, ready)) = refrain(Mode::Kill).zip(ready()) else { return };
         for place in Place::all(self.table, "memory") {
