@@ -9,7 +9,8 @@
 # takes half an hour on two cores. --quick ends in minutes and its figures are good for nothing but to
 # see that it runs; they go to a temporary directory. --arrivals is how many the latency run has, --only
 # names the peers that take part in the sections memory and large. --first-repeat goes on where an earlier
-# run of the same day and commit stopped: so many repeats are there.
+# run of the same day and commit stopped: so many repeats are there. A repeat that is there is refused,
+# unless a child failed in it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,7 +45,8 @@ target=$(cargo metadata --format-version 1 --no-deps --manifest-path $manifest |
     sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 
 commit=$(git rev-parse --short HEAD)
-git diff --quiet HEAD -- src Cargo.toml || commit=$commit-changed
+# What is not committed, new files too, of the library or of the harness.
+[ -z "$(git status --porcelain -- src Cargo.toml benches/peers)" ] || commit=$commit-changed
 name=$(date -u +%F)-$commit
 directory=docs/benchmarks
 [ -z "$quick" ] || directory=$(mktemp -d)

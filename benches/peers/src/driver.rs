@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::contestants::Contestant;
 use crate::keys::random;
-use crate::results::{Measured, Point, Results};
+use crate::results::{FAILED, Measured, Point, Results};
 use crate::store::{Mode, Result};
 
 pub struct Driver {
@@ -39,9 +39,6 @@ pub struct Task {
     /// Done in the first repeats only, so many.
     pub repeats_max: usize,
 }
-
-/// The metric of a child that failed; its value is 1.
-const FAILED: &str = "failed";
 
 impl Task {
     pub fn new(section: &'static str, job: &'static str, who: &Contestant) -> Self {

@@ -1,7 +1,8 @@
 //! refrain beside every alternative, on one machine, in one run.
 //!
-//! `peers run` measures and writes CSV, a report and pictures; `peers report FILE.csv` makes the report
-//! anew. `scripts/bench-peers.sh` builds and runs it; docs/BENCHMARKS.md says how to read it.
+//! `peers run` measures and writes CSV, a report and pictures; `peers report FILE.csv` makes the
+//! report anew. `scripts/bench-peers.sh` builds and runs it; docs/BENCHMARKS.md says how to read
+//! it.
 //!
 //! ```text
 //! plan -> driver -> a child each: jobs -> workloads -> contestants      results -> report, plot
@@ -17,7 +18,7 @@ mod plot;
 mod report;
 mod results;
 mod store;
-mod targets;
+mod versions;
 mod workloads;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use driver::Driver;
 use jobs::Order;
 use plan::{SECTIONS, Scale};
 use report::Report;
-use results::{Results, Table};
+use results::{Point, Results, Table};
 use store::Result;
 
 /// Of every contestant, refrain too.
@@ -40,9 +41,10 @@ const USAGE: &str =
                  [--directory DIR] [--arrivals N] [--only PEER,..] RESULTS.csv
        peers report RESULTS.csv
 The sections are memory, large, durable, sync, hot, footprint, reopen and latency. Results that are
-there are kept: sections can be run one by one into the same file, and repeats, of which --first-repeat
-says how many are there. --arrivals is how many the latency run
-has; --only names the peers that take part in memory and large.";
+there are kept: sections can be run one by one into the same file, and repeats, of which
+--first-repeat says how many are there. A repeat that is there is refused, unless a child failed in
+it. --arrivals is how many the latency run has; --only names the peers that take part in memory and
+large.";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -61,37 +63,94 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(words: &[String]) -> Result<()> {
-    let (mut scale, mut chosen) = (Scale::FULL, SECTIONS.join(","));
-    let (mut about, mut directory) = (String::new(), std::env::temp_dir());
-    let (mut file, mut first_repeat) = (None, 0);
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        match &**word {
-            "--quick" => scale = Scale::QUICK,
-            "--repeats" => scale.repeat(words.next().ok_or(USAGE)?.parse()?),
-            "--first-repeat" => first_repeat = words.next().ok_or(USAGE)?.parse()?,
-            "--arrivals" => scale.arrivals = words.next().ok_or(USAGE)?.parse()?,
-            "--only" => {
-                let names = words.next().ok_or(USAGE)?.split(',');
-                scale.only = names.map(str::to_owned).collect();
+/// What the words of `peers run` ask for.
+struct Asked {
+    scale: Scale,
+    sections: String,
+    about: String,
+    directory: PathBuf,
+    first_repeat: usize,
+    file: PathBuf,
+    /// The words that say how it is measured, for who reads the results.
+    how: Vec<String>,
+}
+
+impl Asked {
+    fn parse(words: &[String]) -> Result<Self> {
+        let (mut scale, mut sections) = (Scale::FULL, SECTIONS.join(","));
+        let (mut about, mut directory) = (String::new(), std::env::temp_dir());
+        let (mut file, mut first_repeat, mut how) = (None, 0, vec![]);
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || -> Result<&String> {
+                let value = words.next().ok_or(USAGE)?;
+                if !["--about", "--directory"].contains(&&**word) {
+                    how.push(format!("{word} {value}"));
+                }
+                Ok(value)
+            };
+            match &**word {
+                "--quick" => {
+                    scale = Scale::QUICK;
+                    how.push(word.clone());
+                }
+                "--repeats" => scale.repeat(value()?.parse()?),
+                "--first-repeat" => first_repeat = value()?.parse()?,
+                "--arrivals" => scale.arrivals = value()?.parse()?,
+                "--only" => scale.only = value()?.split(',').map(str::to_owned).collect(),
+                "--sections" => value()?.clone_into(&mut sections),
+                "--about" => value()?.clone_into(&mut about),
+                "--directory" => directory = PathBuf::from(value()?),
+                name if !name.starts_with('-') && file.is_none() => file = Some(name.into()),
+                _ => return Err(USAGE.into()),
             }
-            "--sections" => words.next().ok_or(USAGE)?.clone_into(&mut chosen),
-            "--about" => words.next().ok_or(USAGE)?.clone_into(&mut about),
-            "--directory" => directory = PathBuf::from(words.next().ok_or(USAGE)?),
-            name if !name.starts_with('-') && file.is_none() => file = Some(PathBuf::from(name)),
-            _ => return Err(USAGE.into()),
+        }
+        let file = file.ok_or(USAGE)?;
+        Ok(Self { scale, sections, about, directory, first_repeat, file, how })
+    }
+
+    /// What the results say of the run, line by line.
+    fn lines(&self) -> Vec<String> {
+        let how = if self.how.is_empty() { "none".to_owned() } else { self.how.join(" ") };
+        vec![
+            format!("{}; {}", self.about, machine::description()),
+            format!("arguments: {how}"),
+            format!("versions: {}", versions::line()),
+        ]
+    }
+
+    /// Whether a section of the run writes such a point.
+    fn writes(&self, section: &str, point: &Point) -> bool {
+        // A section has results under its own name, with more words behind or not.
+        let is_own = |name| point.section.split(' ').next() == Some(name);
+        match section {
+            "memory" => is_own("memory") && point.n == self.scale.n,
+            "large" => is_own("memory") && point.n == self.scale.large,
+            "latency" => is_own("latency") && point.n == self.scale.arrivals,
+            other => is_own(other),
         }
     }
-    let file = file.ok_or(USAGE)?;
-    let results = Results::append(&file, &format!("{about}; {}", machine::description()))?;
+}
+
+fn run(words: &[String]) -> Result<()> {
+    let asked = Asked::parse(words)?;
+    let results = Results::append(&asked.file)?;
+    let (directory, first_repeat) = (asked.directory.clone(), asked.first_repeat);
+    // Some sections have fewer repeats than that.
+    let Scale { repeats, repeats_slow, repeats_long, .. } = asked.scale;
+    let repeats = repeats.max(repeats_slow).max(repeats_long);
+    let repeats = first_repeat..first_repeat + repeats;
     let mut driver = Driver { results, directory, failures: vec![], first_repeat };
-    for section in chosen.split(',') {
+    for section in asked.sections.split(',') {
+        driver.results.refuse(section, repeats.clone(), |point| asked.writes(section, point))?;
+    }
+    driver.results.begin(&asked.lines())?;
+    for section in asked.sections.split(',') {
         let start = Instant::now();
-        plan::run(&mut driver, section, &scale)?;
+        plan::run(&mut driver, section, &asked.scale)?;
         eprintln!("== {section}: {:.0} s", start.elapsed().as_secs_f64());
     }
-    report(&file)?;
+    report(&asked.file)?;
     match driver.failures.is_empty() {
         true => Ok(()),
         false => Err(format!("failed:\n{}", driver.failures.join("\n")).into()),

@@ -56,7 +56,7 @@ fn main() {
         "memory" => Options::in_memory(),
         _ => panic!("the place is `directory` or `memory`"),
     };
-    // The number of shards follows the machine otherwise.
+    // Said here, so that the counts do not move with the default, which is 64.
     let store = options.shards(16).manual_maintenance(true).open().expect("a new store");
     let space = store.namespace("counts").expect("a namespace");
     let keys: Vec<Key> = (0..count).map(key).collect();

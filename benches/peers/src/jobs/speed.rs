@@ -97,7 +97,7 @@ impl<'a> Run<'a> {
         if completions.ops < n / threads * threads {
             let mut hand = store.hand()?;
             for part in fresh.chunks(10_000) {
-                hand.load(part, &bodies, 0)?;
+                hand.load(part, bodies, 0)?;
             }
         }
         drop(tokens);
