@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::sys::sync::atomic::Ordering;
 use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;

@@ -1,8 +1,8 @@
 //! Numbers about a store, as plain data.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::engine::Engine;
 
 /// Sizes and counts of a store.

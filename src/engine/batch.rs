@@ -9,12 +9,11 @@
 //!
 //! A batch is no transaction: each key is claimed, completed or refused by itself.
 
-use std::sync::atomic::Ordering;
-
 use smallvec::SmallVec;
 
 use super::namespaces::Key;
 use super::{Answered, Engine, Way};
+use crate::sys::sync::atomic::Ordering;
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
 

@@ -4,7 +4,6 @@
 //! that is free. A fingerprint is compared before anything else is told.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::namespaces::{Key, NamespaceState};
@@ -12,6 +11,7 @@ use super::shard::ShardGuard;
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, Seen, Way, check_key};
+use crate::sys::sync::atomic::Ordering;
 use crate::answer::{
     EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };

@@ -15,11 +15,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Engine;
 use super::purge::{Purged, Walk};
+use crate::sys::sync::atomic::Ordering;
 use crate::error::StoreError;
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};

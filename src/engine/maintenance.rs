@@ -6,11 +6,11 @@
 //! until there is nothing left to do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{CloseError, StoreError};
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};

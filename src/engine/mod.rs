@@ -31,6 +31,8 @@ pub(crate) mod namespaces;
 pub(crate) mod operator;
 pub(crate) mod purge;
 pub(crate) mod recovery;
+#[cfg(all(test, any(loom, shuttle)))]
+mod schedules;
 pub(crate) mod shard;
 pub(crate) mod state;
 pub(crate) mod time;
@@ -38,10 +40,10 @@ pub(crate) mod time;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{Failure, StoreError};
 use crate::format::record::{Draft, Record};
 use crate::sys::DirectoryLock;

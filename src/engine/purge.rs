@@ -13,13 +13,14 @@
 //! its copy takes its place in the same hold (R6). A copy made twice, because a walk was cut short,
 //! is the same record twice.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::expiry::Pace;
 use super::shard::ShardGuard;
 use super::state::{Standing, held_bytes};
 use super::{Engine, Mode, Way};
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
+use crate::sys::sync::yield_now;
 use crate::checksum::crc32;
 use crate::error::StoreError;
 use crate::format::ext::Ext;
@@ -114,7 +115,7 @@ impl Engine {
         while let Some(few) = self.next_few(walk) {
             self.prefetch_entries(few);
             if yields {
-                std::thread::yield_now();
+                yield_now();
             }
             let wanted = self.remove_over(segment, few);
             for entry in wanted {

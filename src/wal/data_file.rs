@@ -7,8 +7,8 @@
 use std::io::{IoSlice, Result as IoResult};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::error::{Failure, OpenError};
 use crate::format::file::{self, Header};
 use crate::format::mark::{self, Mark};

@@ -3,10 +3,10 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Wal;
 use super::data_file::{self, DataFile, Filling};
+use crate::sys::sync::atomic::Ordering;
 use crate::error::{Failure, StoreError};
 use crate::format::META_NAME;
 use crate::format::file::{self, FILES_MAX, SEGMENTS_FIRST, SEGMENTS_MAX, SEGMENTS_START};

@@ -26,14 +26,16 @@ pub(crate) mod poison;
 mod pool;
 pub(crate) mod recycle;
 pub(crate) mod rounds;
+#[cfg(all(test, any(loom, shuttle)))]
+mod schedules;
 mod seal;
 pub(crate) mod segments;
 pub(crate) mod shrink;
 pub(crate) mod stream;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::error::{Failure, StoreError};
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;

@@ -8,9 +8,9 @@
 //! - W2  `durable` is at or below the filled part's end, and everything below it was synced.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::data_file::DataFile;
+use crate::sys::sync::atomic::{AtomicU32, Ordering};
 use crate::checksum::Place;
 use crate::chunked::Chunked;
 use crate::error::StoreError;

@@ -23,7 +23,6 @@ pub(crate) use salvage::salvage;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::expiry::Expiry;
@@ -36,6 +35,7 @@ use super::shard::{Shard, Tokens};
 use super::state::{Standing, held_bytes, is_orphan};
 use super::time::Timeline;
 use super::{Engine, Mode};
+use crate::sys::sync::atomic::AtomicBool;
 use crate::answer::EndCause;
 use crate::error::{Failure, OpenError, StoreError};
 use crate::format::file::id_of_name;
