@@ -1,34 +1,30 @@
 //! What does a batch of 32 cost beside 32 calls?
 //!
-//! Duplicate claims and lookups of missing keys, in a store of `REFRAIN_ENTRIES` (100,000) completed
-//! keys of 36 bytes with bodies of 128, in a scattered order from one thread; and fresh claims, whose
-//! store grows all the while. A time is that of 32 keys, one by one or at once.
+//! Duplicate claims and lookups of missing keys, in a store of `REFRAIN_ENTRIES` (1 million, then 10
+//! million) completed keys of 36 bytes with bodies of 128, in a scattered order from one thread; and fresh
+//! claims, each way in a store of its own that grows beside as many keys. A time is that of 32 keys, one by
+//! one or at once; keys are made outside the measured part.
 #![allow(missing_docs, reason = "a program")]
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use refrain::{Claim, ClaimOptions, Lookup, Namespace};
 
-use common::{entries, fill, key, namespace, scattered, stores, timed};
+use common::{Key, fill, group, namespace, next_keys, scattered_keys, sizes, stores};
 
 const BATCH: u64 = 32;
 
-/// The keys of the nth batch of a scattered order, from `first` on.
-fn keys(nth: u64, first: u64, count: u64) -> [[u8; 36]; BATCH as usize] {
-    std::array::from_fn(|at| key(first + scattered(nth * BATCH + at as u64, count)))
-}
-
-fn claim_one_by_one(space: &Namespace, keys: &[[u8; 36]], is_expected: fn(&Claim) -> bool) {
+fn claim_one_by_one(space: &Namespace, keys: &[Key], is_expected: fn(&Claim) -> bool) {
     for key in keys {
         let claim = space.claim(key, None).expect("room");
         assert!(is_expected(&claim));
     }
 }
 
-fn claim_at_once(space: &Namespace, keys: &[[u8; 36]], is_expected: fn(&Claim) -> bool) {
+fn claim_at_once(space: &Namespace, keys: &[Key], is_expected: fn(&Claim) -> bool) {
     let claims: [_; BATCH as usize] = std::array::from_fn(|at| (&keys[at], ClaimOptions::new()));
     for claim in space.claim_batch(&claims) {
         assert!(is_expected(&claim.expect("room")));
@@ -43,66 +39,82 @@ fn is_acquired(claim: &Claim) -> bool {
     matches!(claim, Claim::Acquired(_))
 }
 
-fn look_up_one_by_one(space: &Namespace, keys: &[[u8; 36]]) {
+fn look_up_one_by_one(space: &Namespace, keys: &[Key]) {
     for key in keys {
         assert!(matches!(space.lookup(key), Ok(Lookup::Absent)));
     }
 }
 
-fn look_up_at_once(space: &Namespace, keys: &[[u8; 36]]) {
+fn look_up_at_once(space: &Namespace, keys: &[Key]) {
     for lookup in space.lookup_batch(keys) {
         assert!(matches!(lookup, Ok(Lookup::Absent)));
     }
 }
 
-fn batch(criterion: &mut Criterion) {
-    let count = entries();
-    let mut group = criterion.benchmark_group("batch");
-    group.throughput(Throughput::Elements(BATCH));
-    for (name, store, _directory) in stores() {
-        let space = namespace(&store);
-        fill(&space, 0..count);
-        for (how, claim) in
-            [("32 calls", claim_one_by_one as fn(&_, &_, _)), ("a batch", claim_at_once)]
-        {
-            group.bench_function(format!("{name}, duplicates, {how}"), |bencher| {
-                bencher.iter_custom(|batches| {
-                    timed(batches, |nth| claim(&space, &keys(nth, 0, count), is_completed))
-                });
-            });
-        }
-        for (how, look_up) in
-            [("32 calls", look_up_one_by_one as fn(&_, &_)), ("a batch", look_up_at_once)]
-        {
-            group.bench_function(format!("{name}, missing, {how}"), |bencher| {
-                bencher.iter_custom(|batches| {
-                    timed(batches, |nth| look_up(&space, &keys(nth, count, count)))
-                });
-            });
-        }
-    }
-    // Nobody has claimed these; no two calls of a measurement share a key.
-    let mut next = 0;
-    for (name, store, _directory) in stores() {
-        let space = namespace(&store);
-        for (how, claim) in
-            [("32 calls", claim_one_by_one as fn(&_, &_, _)), ("a batch", claim_at_once)]
-        {
-            group.bench_function(format!("{name}, fresh, {how}"), |bencher| {
-                bencher.iter_custom(|batches| -> Duration {
-                    let first = next;
-                    next += batches * BATCH;
-                    timed(batches, |nth| {
-                        let keys: [_; BATCH as usize] =
-                            std::array::from_fn(|at| key(first + nth * BATCH + at as u64));
-                        claim(&space, &keys, is_acquired);
-                    })
-                });
-            });
-        }
-    }
-    group.finish();
+type ClaimAll = fn(&Namespace, &[Key], fn(&Claim) -> bool);
+type LookUpAll = fn(&Namespace, &[Key]);
+
+const CLAIMS: [(&str, ClaimAll); 2] = [("32 calls", claim_one_by_one), ("a batch", claim_at_once)];
+const LOOKUPS: [(&str, LookUpAll); 2] =
+    [("32 calls", look_up_one_by_one), ("a batch", look_up_at_once)];
+
+/// How long it takes to do something with 32 keys at a time.
+fn timed(keys: &[Key], each: impl FnMut(&[Key])) -> Duration {
+    let start = Instant::now();
+    keys.chunks(BATCH as usize).for_each(each);
+    start.elapsed()
 }
 
-criterion_group!(benches, batch);
+fn known(criterion: &mut Criterion) {
+    for size in sizes() {
+        let mut group = group(criterion, "batch", BATCH);
+        for (name, store, _directory) in stores() {
+            let space = namespace(&store);
+            fill(&space, 0..size);
+            for (how, claim) in CLAIMS {
+                let name = format!("{name}, {size} keys, duplicates, {how}");
+                group.bench_function(name, |bencher| {
+                    bencher.iter_custom(|batches| {
+                        timed(&scattered_keys(batches * BATCH, 0, size), |keys| {
+                            claim(&space, keys, is_completed);
+                        })
+                    });
+                });
+            }
+            for (how, look_up) in LOOKUPS {
+                let name = format!("{name}, {size} keys, missing, {how}");
+                group.bench_function(name, |bencher| {
+                    bencher.iter_custom(|batches| {
+                        timed(&scattered_keys(batches * BATCH, size, size), |keys| {
+                            look_up(&space, keys);
+                        })
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+fn fresh(criterion: &mut Criterion) {
+    for size in sizes() {
+        let mut group = group(criterion, "batch", BATCH);
+        for (how, claim) in CLAIMS {
+            for (name, store, _directory) in stores() {
+                let (space, mut next) = (namespace(&store), size);
+                fill(&space, 0..size);
+                group.bench_function(format!("{name}, {size} keys, fresh, {how}"), |bencher| {
+                    bencher.iter_custom(|batches| {
+                        timed(&next_keys(&mut next, batches * BATCH), |keys| {
+                            claim(&space, keys, is_acquired);
+                        })
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, known, fresh);
 criterion_main!(benches);

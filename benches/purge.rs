@@ -4,8 +4,9 @@
 //! it can do for a moment, and each claim is timed twice: the call alone, and from when it was to
 //! start, so that a stall counts for everybody who would have called meanwhile. Time in which the
 //! thread was ready to run and the machine had no core for it, or the host of a virtual machine none for the
-//! machine ("steal", in hundredths of a second), is told, and counts for nobody: the load stands still. The maintenance thread runs as it always does, in `Buffered` mode. In each of
-//! `REFRAIN_ROUNDS` rounds:
+//! core ("steal", in hundredths of a second), since a moment before the stall, counts for nobody: the load stands
+//! still. Not so what the store's own thread ran meanwhile. The figures without this are told, too. The
+//! maintenance thread runs as it always does, in `Buffered` mode. In each of `REFRAIN_ROUNDS` rounds:
 //!
 //! - `no store`: the same rate of claims that are made of waiting alone: what the machine does;
 //! - `full`: a window of `REFRAIN_ENTRIES` completed keys, none of which is due;
@@ -21,6 +22,7 @@ mod common;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +38,10 @@ const SEGMENT_BYTES: u64 = 4 << 20;
 const KEYS_LEFT_MAX: u64 = SEGMENT_BYTES / 256;
 /// Who is so late asks why.
 const STALL_NS: u64 = 20_000;
+/// So often the thread looks at what it has lost, while nothing is due.
+const LOOK_AGAIN_NS: u64 = 1_000_000;
+/// With less between two claims there is no time to.
+const LOOK_NS: u64 = 2_000;
 /// Claims between two looks at whether a phase is over.
 const LOOK_EVERY: u64 = 4096;
 
@@ -105,67 +111,102 @@ impl Histogram {
     }
 }
 
-/// What this thread has lost to others that wanted its core, and the machine to other machines.
+/// What this thread has lost to others that wanted its core, and its core to other machines. What the
+/// store's own thread did meanwhile is the store's doing, and not lost.
 struct Losses {
     /// On other systems than Linux nothing is known.
     schedstat: Option<File>,
+    maintenance: Option<File>,
     stat: Option<File>,
-    lost_ns: u64,
-    /// Of each core.
-    stolen_ns: Vec<u64>,
+    before: Seen,
     looked_at: u64,
+}
+
+/// Nanoseconds since ever.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// That the thread has waited for a core.
+    waited: u64,
+    /// That the store's thread has run.
+    maintained: u64,
+    /// That the core on which the thread is was ready and did not run.
+    core: usize,
+    stolen: u64,
 }
 
 impl Losses {
     fn new() -> Self {
         let mut losses = Self {
             schedstat: File::open("/proc/thread-self/schedstat").ok(),
+            maintenance: maintenance_schedstat(),
             stat: File::open("/proc/stat").ok(),
-            lost_ns: 0,
-            stolen_ns: vec![],
+            before: Seen::default(),
             looked_at: 0,
         };
-        losses.lost_ns = losses.read();
-        losses.stolen_ns = losses.read_stolen();
+        losses.before = losses.see();
         losses
     }
 
-    /// Nanoseconds that each core of the machine was ready and did not run, ever.
-    fn read_stolen(&self) -> Vec<u64> {
-        let mut text = [0; 4096];
-        let len = self.stat.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
-        let text = String::from_utf8_lossy(&text[..len.unwrap_or(0)]).into_owned();
-        // One line for all cores together comes first.
-        let cores = text.lines().skip(1).take_while(|line| line.starts_with("cpu"));
-        let ticks = |line: &str| line.split(' ').nth(8).and_then(|number| number.parse().ok());
-        cores.map(|line| ticks(line).unwrap_or(0_u64) * 10_000_000).collect()
+    fn see(&self) -> Seen {
+        let core = rustix::thread::sched_getcpu();
+        let text = read(self.stat.as_ref());
+        // The first line is of all cores.
+        let line = text.lines().nth(1 + core).unwrap_or_default();
+        let ticks = line.split(' ').nth(8).and_then(|number| number.parse().ok()).unwrap_or(0_u64);
+        Seen {
+            waited: number_of(self.schedstat.as_ref(), 1),
+            maintained: number_of(self.maintenance.as_ref(), 0),
+            core,
+            stolen: ticks * 10_000_000,
+        }
     }
 
-    /// Nanoseconds that the thread has waited for a core, ever.
-    fn read(&self) -> u64 {
-        let mut text = [0; 64];
-        let len = self.schedstat.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
-        let text = std::str::from_utf8(&text[..len.unwrap_or(0)]).unwrap_or_default();
-        text.split(' ').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+    /// Begins anew: what was lost before was nobody's loss.
+    fn forget(&mut self, now: u64) {
+        (self.before, self.looked_at) = (self.see(), now);
     }
 
-    /// What was lost since this was last asked: of cores of the machine the one that lost most counts.
+    /// What was lost since this was last asked or forgotten.
     fn take(&mut self, now: u64) -> u64 {
-        self.looked_at = now;
-        let (before, stolen_before) = (self.lost_ns, std::mem::take(&mut self.stolen_ns));
-        self.lost_ns = self.read();
-        self.stolen_ns = self.read_stolen();
-        let stolen = self.stolen_ns.iter().zip(&stolen_before).map(|(now, before)| now - before);
-        self.lost_ns - before + stolen.max().unwrap_or(0)
+        let before = self.before;
+        self.forget(now);
+        let waited = self.before.waited - before.waited;
+        let maintained = self.before.maintained - before.maintained;
+        let is_same = self.before.core == before.core;
+        let stolen = if is_same { self.before.stolen - before.stolen } else { 0 };
+        waited.saturating_sub(maintained) + stolen
     }
 }
 
+fn read(file: Option<&File>) -> String {
+    let mut text = [0; 2048];
+    let len = file.and_then(|file| file.read_at(&mut text, 0).ok());
+    String::from_utf8_lossy(&text[..len.unwrap_or(0)]).into_owned()
+}
+
+fn number_of(file: Option<&File>, nth: usize) -> u64 {
+    read(file).split_whitespace().nth(nth).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// The store's thread has a name.
+fn maintenance_schedstat() -> Option<File> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    let is_it = |path: &PathBuf| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "refrain")
+    };
+    let path = tasks.filter_map(|task| Some(task.ok()?.path())).find(is_it)?;
+    File::open(path.join("schedstat")).ok()
+}
+
 /// What was measured of a load, in microseconds: from when each claim was to start, and the calls
-/// alone; and the share of the time in which there was no core for it.
+/// alone, each as the clock says and without what was lost; and the share of the time in which there
+/// was no core for it.
 #[derive(Clone, Copy)]
 struct Times {
     waits: [f64; 4],
     calls: [f64; 4],
+    raw_waits: [f64; 4],
+    raw_calls: [f64; 4],
     lost: f64,
 }
 
@@ -277,17 +318,31 @@ fn at_rate<T>(
     mut is_over: impl FnMut(Duration) -> bool,
 ) -> (Times, u64) {
     let (mut waits, mut calls) = (Histogram::new(), Histogram::new());
-    let (mut losses, mut lost_ns) = (Losses::new(), 0);
+    let (mut raw_waits, mut raw_calls) = (Histogram::new(), Histogram::new());
+    let (mut losses, mut lost_ns, mut behind_raw) = (Losses::new(), 0, 0);
     let (start, mut intended, mut count) = (Instant::now(), 0, 0);
     loop {
+        let now = nanoseconds(start);
+        if now < intended {
+            // What was late is made up for, whatever the reason was.
+            behind_raw = 0;
+            if now - losses.looked_at > LOOK_AGAIN_NS && gap_ns > LOOK_NS {
+                // The look is taken out of the time of the next claim, and not counted.
+                losses.forget(now);
+                intended = intended.max(nanoseconds(start));
+            }
+        }
         let begun = wait_until(start, intended);
         let claimed = claim(count);
         let ended = nanoseconds(start);
         let (mut wait, mut call) = (ended - intended, ended - begun);
+        raw_waits.add(wait + behind_raw);
+        raw_calls.add(call);
         if wait > STALL_NS && ended - losses.looked_at > STALL_NS {
             let lost = losses.take(ended).min(wait);
             lost_ns += lost;
             intended += lost;
+            behind_raw += lost;
             // Before the call, or in it.
             let lost_in_call = if call > STALL_NS { lost.min(call) } else { 0 };
             call -= lost_in_call;
@@ -300,7 +355,14 @@ fn at_rate<T>(
         count += 1;
         if count % LOOK_EVERY == 0 && is_over(start.elapsed()) {
             let lost = lost_ns as f64 / nanoseconds(start) as f64;
-            return (Times { waits: waits.summary(), calls: calls.summary(), lost }, count);
+            let times = Times {
+                waits: waits.summary(),
+                calls: calls.summary(),
+                raw_waits: raw_waits.summary(),
+                raw_calls: raw_calls.summary(),
+                lost,
+            };
+            return (times, count);
         }
     }
 }
@@ -404,23 +466,33 @@ fn print(results: &[Vec<Times>], stats: StoreStats, purge_rate: f64) {
     let middle = |phase: usize, of: &dyn Fn(&Times) -> f64| {
         median(&mut results[phase].iter().map(of).collect::<Vec<_>>())
     };
-    let of = |calls: bool| move |it: &Times| if calls { it.calls } else { it.waits };
-    for (calls, title) in [(false, "from the intended start"), (true, "the call alone")] {
+    let of = |kind: usize| move |it: &Times| [it.waits, it.calls, it.raw_waits, it.raw_calls][kind];
+    let titles = [
+        "from the intended start",
+        "the call alone",
+        "from the intended start, by the clock",
+        "the call alone, by the clock",
+    ];
+    for (kind, title) in titles.into_iter().enumerate() {
         println!("\nclaim, {title}: us, medians over {} rounds", results[0].len());
         println!("{:<12}{:>12}{:>12}{:>12}{:>12}", "", "p50", "p99", "p99.9", "longest");
         for (phase, name) in PHASES.iter().enumerate() {
-            let times = [0, 1, 2, 3].map(|at| middle(phase, &|it| of(calls)(it)[at]));
+            let times = [0, 1, 2, 3].map(|at| middle(phase, &|it| of(kind)(it)[at]));
             let lost = middle(phase, &|it| it.lost * 100.0);
             println!(
                 "{name:<12}{}  no core {lost:.1} %",
                 times.map(|it| format!("{it:>12.1}")).concat()
             );
         }
+        // Within a round the machine is the same for both.
         let ratio = |at: usize| {
-            let [full, expiring] = [FULL, EXPIRING].map(|it| middle(it, &|it| of(calls)(it)[at]));
-            expiring / full
+            let ratios = results[EXPIRING].iter().zip(&results[FULL]);
+            let ratios = ratios.map(|(expiring, full)| of(kind)(expiring)[at] / of(kind)(full)[at]);
+            let mut ratios: Vec<f64> = ratios.collect();
+            let middle = median(&mut ratios);
+            format!("{middle:.2} ({:.2} to {:.2})", ratios[0], ratios[ratios.len() - 1])
         };
-        println!("expiring / full: p99.9 {:.2}, longest {:.2}", ratio(2), ratio(3));
+        println!("expiring / full, round by round: p99.9 {}, longest {}", ratio(2), ratio(3));
     }
     println!(
         "\n{purge_rate:.2} million keys purged a second; a lock was held for at most {} keys and \

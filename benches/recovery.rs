@@ -2,7 +2,7 @@
 //!
 //! N completed keys of 36 bytes, with bodies of 128, in a store that was closed in order, first with
 //! the claims of these keys still on disk, then without them; its files are in the page cache. The same keys, with a value of 8 bytes, go into a `DashMap`: as a program
-//! would write it, and with every advantage there is, on all cores and with room made beforehand.
+//! would write it, and with a fast hash, on all cores and with room made beforehand.
 //! They alternate, because the machine drifts; the ratios are what counts. Opening works on all cores,
 //! so what it takes of them is told as well. N is `REFRAIN_ENTRIES`.
 #![allow(missing_docs, reason = "a program")]
@@ -17,12 +17,10 @@ use dashmap::DashMap;
 use refrain::{Body, Durability, Lookup, Options, Store};
 use rustix::time::{ClockId, clock_gettime};
 
-use common::{BODY, key, median, namespace, number};
+use common::{BODY, Key, key, median, namespace, number};
 
 const ROUNDS: usize = 5;
 const EMPTY_OPENS: usize = 20;
-
-type Key = [u8; 36];
 
 fn open(directory: &Path, is_left_alone: bool) -> Store {
     let options = Options::new(directory).durability(Durability::Buffered);
@@ -146,7 +144,7 @@ fn insert(keys: &[Key]) -> Cost {
 fn insert_on_all_cores(keys: &[Key]) -> Cost {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (cost, map) = cost(|| {
-        let map = DashMap::with_capacity(keys.len());
+        let map = DashMap::with_capacity_and_hasher(keys.len(), ahash::RandomState::new());
         std::thread::scope(|scope| {
             for part in keys.chunks(keys.len().div_ceil(threads)) {
                 let map = &map;

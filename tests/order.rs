@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use refrain::testing::{Crash, SimClock, SimDisk};
-use refrain::{Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy, Store};
+use refrain::{
+    ClaimOptions, Durability, FencingToken, Lookup, Namespace, OnLeaseEnd, Options, Policy, Store,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -53,12 +55,16 @@ fn settle(store: &Store, clock: &SimClock) {
     }
 }
 
-/// Claims and releases `x` so that the claim lies in a segment with a higher generation than its
-/// release does.
-fn prepare(bench: &mut Bench) {
+/// Claims `x`, and ends the claim by a record that lies in a segment with a lower generation than the
+/// claim's.
+fn prepare(
+    bench: &mut Bench,
+    policy: Policy,
+    claim: impl FnOnce(&Namespace) -> FencingToken,
+    end: impl FnOnce(&Namespace, &SimClock, FencingToken),
+) {
     let store = bench.open(&bench.disk);
-    let parks = Policy::default().on_lease_end(OnLeaseEnd::Park);
-    let orders = store.define("orders", &parks).unwrap();
+    let orders = store.define("orders", &policy).unwrap();
     let noise = store.namespace("noise").unwrap();
     // Most of the first file is used; a second one is made ahead; the first is recycled.
     let held: Vec<_> = (0..110_u8)
@@ -78,10 +84,10 @@ fn prepare(bench: &mut Bench) {
     noise.claim("y", None).unwrap().acquired().unwrap().complete(b"outcome").unwrap();
     // The rest of the first file, and into what was recycled.
     bench.noise(&noise, 80);
-    let token = orders.claim("x", None).unwrap().acquired().unwrap().token();
+    let token = claim(&orders);
     // To the end of the first file, and on into the second.
     bench.noise(&noise, 170);
-    orders.release("x", token).unwrap();
+    end(&orders, &bench.clock, token);
     assert!(matches!(orders.lookup("x").unwrap(), Lookup::Absent));
     store.flush().unwrap();
     store.abandon();
@@ -117,8 +123,35 @@ fn stays_released(bench: &Bench, from: &SimDisk) {
 #[test]
 fn a_released_key_stays_released_when_a_later_open_destroys_the_claims() {
     let mut bench = Bench::new();
-    prepare(&mut bench);
+    let parks = Policy::default().on_lease_end(OnLeaseEnd::Park);
+    let claim = |orders: &Namespace| orders.claim("x", None).unwrap().acquired().unwrap().token();
+    prepare(&mut bench, parks, claim, |orders, _, token| orders.release("x", token).unwrap());
     stays_released(&bench, &bench.disk);
+}
+
+/// A claim that ran out is taken over by a shorter one, which is over before the first is forgotten, in a
+/// segment that a later open destroys before the first one's: then the first would be what the key's
+/// last record is.
+#[test]
+fn a_claim_stays_superseded_when_its_successor_is_over_first() {
+    for is_released in [false, true] {
+        let mut bench = Bench::new();
+        let long = |orders: &Namespace| {
+            let long = ClaimOptions::new().lease(600 * SECOND);
+            orders.claim_with("x", &long).unwrap().acquired().unwrap().token()
+        };
+        prepare(&mut bench, Policy::default(), long, |orders, clock, _| {
+            clock.advance(601 * SECOND);
+            let short = ClaimOptions::new().lease(SECOND);
+            let lease = orders.claim_with("x", &short).unwrap().acquired().unwrap();
+            assert_eq!(lease.attempt(), 2);
+            if is_released {
+                lease.release().unwrap();
+            }
+            clock.advance(120 * SECOND);
+        });
+        stays_released(&bench, &bench.disk);
+    }
 }
 
 /// Salvage copies segments in the order of their numbers, and the new store destroys the copies in

@@ -3,12 +3,17 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use refrain::testing::{Clock, FileSystem, HeapFs, SimClock};
-use refrain::{ClaimOptions, Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy};
+use refrain::{
+    ClaimOptions, Durability, Lookup, Namespace, OnLeaseEnd, Options, Policy, StoreError,
+};
 use support::disk::{HookFs, poke, read};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -123,6 +128,118 @@ fn a_damaged_claim_does_not_keep_everything_else_on_the_disk() {
     }
     let stats = store.stats();
     assert!(stats.recycled > 10, "{stats:?}");
+}
+
+/// A completion that cannot be read when its body is to go is tried again each second, for as long as the
+/// store is open; whatever is due behind it goes.
+#[test]
+fn a_damaged_completion_keeps_no_other_waiting() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = options(fs.clone()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let policy = Policy::default().lease(SECOND).replay_ttl(60 * SECOND);
+    let orders = store.define("orders", &policy.dedupe_ttl(3600 * SECOND)).unwrap();
+    let complete = |key: &[u8]| {
+        orders.claim(key, None).unwrap().acquired().unwrap().complete([7; 3000]).unwrap();
+    };
+    complete(b"a key to be found");
+    let bytes = read(&fs, "data-00000");
+    let places = bytes.windows(17).enumerate().filter(|(_, it)| it == b"a key to be found");
+    let places: Vec<u64> = places.map(|(at, _)| at as u64).collect();
+    assert_eq!(places.len(), 2, "its claim and its completion");
+    places.iter().for_each(|at| poke(&fs, "data-00000", *at, b"?"));
+    (0..500_u64).for_each(|number| complete(&number.to_le_bytes()));
+    for _ in 0..20 {
+        clock.advance(10 * SECOND);
+        store.maintain(Duration::MAX);
+    }
+    // All but those that share a segment with it.
+    let stats = store.stats();
+    assert!(stats.copied > 350, "{stats:?}");
+    assert_eq!(stats.entries, 501);
+    let found = orders.lookup("a key to be found");
+    assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{found:?}");
+}
+
+/// A damaged completion stays where it is, for as long as its key is kept: others are compacted all the
+/// same.
+#[test]
+fn a_damaged_completion_does_not_end_compaction() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = options(fs.clone()).clock(clock.clone()).manual_maintenance(true).open().unwrap();
+    let [brief, kept] = [("brief", 1), ("kept", 2000)].map(|(name, hours)| {
+        let policy = Policy::default().replay_ttl(hours * 3600 * SECOND);
+        store.define(name, &policy.dedupe_ttl(4000 * 3600 * SECOND)).unwrap()
+    });
+    let complete = |space: &Namespace, key: &[u8]| {
+        space.claim(key, None).unwrap().acquired().unwrap().complete([7; 3000]).unwrap();
+    };
+    complete(&brief, b"a key to be found");
+    let bytes = read(&fs, "data-00000");
+    let places = bytes.windows(17).enumerate().filter(|(_, it)| it == b"a key to be found");
+    let places: Vec<u64> = places.map(|(at, _)| at as u64).collect();
+    places.iter().for_each(|at| poke(&fs, "data-00000", *at, b"?"));
+    // Its replay window is over, and it cannot be copied without its body.
+    for _ in 0..100 {
+        clock.advance(60 * SECOND);
+        store.maintain(Duration::MAX);
+    }
+    for number in 0..800_u64 {
+        complete(&kept, &number.to_le_bytes());
+        if number % 10 != 0 {
+            kept.forget(number.to_le_bytes(), "a test", "nobody").unwrap();
+        }
+    }
+    let before = store.stats();
+    for _ in 0..400 {
+        clock.advance(60 * SECOND);
+        store.maintain(Duration::MAX);
+    }
+    let stats = store.stats();
+    let is_smaller = stats.record_bytes < before.record_bytes / 2;
+    assert!(is_smaller && stats.copied >= before.copied + 40, "{stats:?}, before {before:?}");
+}
+
+/// Futures that come while a round syncs wait for the next one. Who led for them again and again would
+/// have no time for anything else while they keep coming.
+#[test]
+fn futures_that_keep_coming_do_not_keep_maintenance_from_its_work() {
+    let late = Arc::new(Mutex::new((None::<Namespace>, vec![])));
+    let come = Arc::clone(&late);
+    let fs = HookFs::new(HeapFs::new(), move |operation, _| {
+        if operation == "sync"
+            && let (Some(orders), commits) = &mut *come.lock().unwrap()
+            && commits.len() < 1000
+        {
+            let number = commits.len() as u64;
+            let claim = orders.claim_async(number.to_le_bytes(), &ClaimOptions::new());
+            commits.push(Box::pin(claim));
+            poll(commits.last_mut());
+        }
+        Ok(())
+    });
+    let store = options(fs).clock(SimClock::new()).manual_maintenance(true).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let mut first = Box::pin(orders.claim_async("first", &ClaimOptions::new()));
+    assert!(!poll(Some(&mut first)));
+    late.lock().unwrap().0 = Some(orders);
+    let next = store.maintain(Duration::MAX);
+    let came = late.lock().unwrap().1.len();
+    assert!((1..20).contains(&came), "{came} in one look");
+    // Somebody waits: there is more to do, and soon.
+    assert!(next.is_some_and(|next| next <= SECOND), "{next:?}");
+    assert!(poll(Some(&mut first)));
+    late.lock().unwrap().0 = None;
+    for _ in 0..came {
+        store.maintain(Duration::MAX);
+    }
+    assert!(late.lock().unwrap().1.iter_mut().all(|claim| poll(Some(claim))));
+    late.lock().unwrap().1.clear();
+}
+
+/// Whether the future is ready. Nobody is woken.
+fn poll<T: Future>(future: Option<&mut Pin<Box<T>>>) -> bool {
+    let mut context = Context::from_waker(Waker::noop());
+    future.is_some_and(|it| it.as_mut().poll(&mut context).is_ready())
 }
 
 /// What has expired is dropped by the wall clock as it was when the segments were read; the clock

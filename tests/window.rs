@@ -442,6 +442,34 @@ fn segments_are_emptied_a_little_at_a_time_and_one_after_the_other() {
     assert!((1024..1024 + 16).contains(&most), "{most} in one look");
 }
 
+/// Segments that are empty wait for rounds; whoever empties all that are due before the first of them is
+/// ready again does not notice that there is room.
+#[test]
+fn few_segments_wait_for_rounds_at_a_time() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let store = open(&fs, &clock);
+    let orders = keep(&store, HOUR);
+    let marked = 24_000_u64;
+    for number in 0..marked {
+        let key = [&number.to_le_bytes()[..], &[b'k'; 1000]].concat();
+        assert!(matches!(orders.once(key, None), Ok(Once::First(_))));
+        if number % 1000 == 0 {
+            store.maintain(Duration::MAX);
+        }
+    }
+    let segment = marked / (store.stats().wal_bytes / SEGMENT_BYTES);
+    pass(&store, &clock, MINUTE);
+    clock.advance(2 * HOUR);
+    // No time passes, so nobody makes a round.
+    for _ in 0..200 {
+        store.maintain(Duration::ZERO);
+    }
+    let emptied = store.stats().purged / segment;
+    assert!((28..=34).contains(&emptied), "{emptied} segments: {:?}", store.stats());
+    pass(&store, &clock, MINUTE);
+    assert_eq!(store.stats().entries, 0);
+}
+
 #[test]
 fn the_room_of_claims_that_the_clock_forgot_is_given_back() {
     let (fs, clock) = (HeapFs::new(), SimClock::new());

@@ -71,8 +71,9 @@ pub(crate) struct Expiry {
     /// what was filled since, up to what there is. A copy costs twice: it comes back.
     copy_credit: u64,
     leaving: VecDeque<Leaving>,
-    /// Completions whose forget was lost and could not be written again for want of room, with the
-    /// end of their time. Until it is, nothing goes: it may be what they lost against (R5).
+    /// Records whose forget was lost, or that outlive what they lost against, and for which none could be
+    /// written for want of room, with the end of their time. Until it is, nothing goes: it may be what
+    /// they lost against (R3, R5).
     owed: Vec<(Location, Timestamp)>,
     /// How many segments of claims were destroyed, durably.
     claims_gone: u64,
@@ -120,14 +121,14 @@ struct Leaving {
 
 impl Leaving {
     fn new(segment: SealedSegment) -> Self {
-        Self { segment, stage: Stage::Walking(None), retry_at: None }
+        Self { segment, stage: Stage::Walking(Walking::default()), retry_at: None }
     }
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// To be emptied; how far that is, if it was begun.
-    Walking(Option<Walk>),
+    /// To be emptied.
+    Walking(Walking),
     /// Superseded in memory; when the round has ended, on disk.
     Emptied { round: Ticket, readers: Grace },
     /// When the round has ended, a durable mark says so.
@@ -136,6 +137,15 @@ enum Stage {
     OutOfUse,
     /// When the round has ended, the header is durable.
     Headed { segment: Arc<Segment>, round: Ticket },
+}
+
+/// How far a segment is emptied.
+#[derive(Debug, Default)]
+struct Walking {
+    /// Its index, if that is under way.
+    walk: Option<Walk>,
+    /// How many of its entries were done when it was put aside.
+    done: usize,
 }
 
 impl Expiry {
@@ -203,7 +213,8 @@ impl Expiry {
     /// Whether it is time to look for segments to compact, and none is leaving early already.
     pub(super) fn may_compact(&mut self, now: Duration, every: Duration) -> bool {
         let is_time = self.compacted_at.is_none_or(|at| now.saturating_sub(at) >= every);
-        let is_quiet = self.leaving.iter().all(|leaving| leaving.segment.is_claims);
+        // What cannot be emptied may be there for long.
+        let is_quiet = self.leaving.iter().all(|it| it.segment.is_claims || it.retry_at.is_some());
         if is_time && is_quiet {
             self.compacted_at = Some(now);
         }
@@ -297,7 +308,7 @@ impl Engine {
                 let Expiry { wheel, kept, due, .. } = expiry;
                 wheel.advance(now.ms() / 1000, |number| due.extend(kept.remove(&number)));
                 expiry.release_due();
-                self.release_claims(expiry, now);
+                self.release_claims(expiry, now, until);
                 self.release_wasteful(expiry, now);
             }
             let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory, until, pace)?;
@@ -310,8 +321,7 @@ impl Engine {
                 if has_rested && !pause.is_zero() && self.wal.supply().is_ample {
                     expiry.rests_until = Some(now.saturating_add(pause));
                 }
-                let rest = expiry.rests_until.map_or(Duration::ZERO, |at| at.saturating_sub(now));
-                return Ok(Some(rest));
+                return Ok(Some(self.rest_from_emptying(expiry, now)));
             }
             if has_moved {
                 continue;
@@ -344,6 +354,12 @@ impl Engine {
                 .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));
             return Ok([seal_in, next_due, look, retry, spared, rest].into_iter().flatten().min());
         }
+    }
+
+    /// How long nothing is to be emptied yet, if there still is room.
+    fn rest_from_emptying(&self, expiry: &Expiry, now: Duration) -> Duration {
+        let left = expiry.rests_until.map_or(Duration::ZERO, |at| at.saturating_sub(now));
+        if left.is_zero() || !self.wal.supply().is_ample { Duration::ZERO } else { left }
     }
 
     /// Writes the forgets that are owed, as far as there is room; those of completions that have had
@@ -387,9 +403,10 @@ impl Engine {
 
     /// Lets segments of claims go, the oldest first, of which nearly everything is over or which
     /// completions wait for.
-    fn release_claims(&self, expiry: &mut Expiry, now: Timestamp) {
+    fn release_claims(&self, expiry: &mut Expiry, now: Timestamp, until: Duration) {
         let wanted = expiry.claims_wanted();
         let segment_bytes = self.wal.segments.segment_bytes();
+        let mut has_counted = false;
         while let Some(first) = expiry.claims.front() {
             if expiry.claims_leaving() >= CLAIMS_AT_ONCE {
                 break;
@@ -398,9 +415,10 @@ impl Engine {
                 let monotonic = self.timeline.monotonic();
                 let is_early =
                     expiry.looked_at.is_some_and(|at| monotonic.saturating_sub(at) < LOOK_AGAIN);
-                if is_early {
+                if is_early || has_counted && monotonic >= until {
                     break;
                 }
+                has_counted = true;
                 // What cannot be read is looked at again, too.
                 let counted = self.walk(first).map(|mut walk| self.count_current(first, &mut walk));
                 let waiting = expiry.claims.len();
@@ -430,15 +448,18 @@ impl Engine {
     fn empty(
         &self,
         segment: &SealedSegment,
-        walk: &mut Option<Walk>,
+        walking: &mut Walking,
         until: Duration,
         pace: Pace,
     ) -> Result<Purged, StoreError> {
+        let Walking { walk, done } = walking;
         let walk = match walk {
             Some(walk) => walk,
-            None => walk.insert(self.walk(segment)?),
+            None => walk.insert(self.walk(segment)?.from(*done)),
         };
-        self.purge(segment, walk, until, pace)
+        let purged = self.purge(segment, walk, until, pace);
+        *done = walk.done();
+        purged
     }
 
     /// Moves each leaving segment on as far as it can go. Whether any moved, and the round that the
@@ -452,10 +473,10 @@ impl Engine {
         pace: Pace,
     ) -> Result<(bool, Option<Ticket>), StoreError> {
         let monotonic = self.timeline.monotonic();
-        let mut is_blocked = expiry.rests_until.is_some_and(|at| monotonic < at);
+        let mut is_blocked = !self.rest_from_emptying(expiry, monotonic).is_zero();
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
-        let (mut has_moved, mut wanted) = (false, None::<Ticket>);
+        let (mut has_moved, mut has_walked, mut wanted) = (false, false, None::<Ticket>);
         let mut awaited = expiry.completions_awaited();
         for mut leaving in std::mem::take(&mut expiry.leaving) {
             let is_next = !leaving.segment.is_claims || leaving.segment.order == expiry.claims_gone;
@@ -463,10 +484,11 @@ impl Engine {
                 Stage::Walking(_) if leaving.retry_at.is_some_and(|at| monotonic < at) => None,
                 Stage::Walking(_) if !leaving.segment.is_claims && awaited >= AWAITED_MAX => None,
                 // One at least, and no more when it is time for something else.
-                Stage::Walking(ref mut walk)
-                    if !is_blocked && (!has_moved || self.timeline.monotonic() < until) =>
+                Stage::Walking(ref mut walking)
+                    if !is_blocked && (!has_walked || self.timeline.monotonic() < until) =>
                 {
-                    match self.empty(&leaving.segment, walk, until, pace) {
+                    has_walked = true;
+                    match self.empty(&leaving.segment, walking, until, pace) {
                         Ok(Purged::Whole) => {
                             // R9: what ended them must be known to have come, whatever clock the
                             // next open has.
@@ -475,14 +497,15 @@ impl Engine {
                             let round = self.wal.rounds.ticket();
                             Some(Stage::Emptied { round, readers: Grace::begin() })
                         }
-                        // Whatever it is, it must not keep the others: it is tried again.
                         // No other is begun before: what each has read of its index is in memory.
                         Ok(Purged::Partly) => {
                             is_blocked = true;
                             None
                         }
+                        // Whatever it is, it must not keep the others: it is tried again.
                         Ok(Purged::NoRoom)
                         | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => {
+                            walking.walk = None;
                             leaving.retry_at = Some(monotonic + RETRY);
                             None
                         }

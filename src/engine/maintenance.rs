@@ -244,18 +244,20 @@ impl Engine {
         let expiry_due = self.expire(&mut last.expiry, until, pace).unwrap_or_default();
         // Sealing asks for a round, too.
         let is_owed = self.mode != Mode::Memory && !self.wal.is_proven();
-        if rounds_due || clock_due || growth_due || is_owed {
+        let is_awaited = self.wal.rounds.futures_ticket().is_some();
+        if rounds_due || clock_due || growth_due || is_owed || is_awaited {
             return Next::Soon;
         }
         let headroom_due = supply.lacks_headroom.then_some(quiet_in);
         expiry_due.map_or(Next::Change, Next::In).or_in(headroom_due)
     }
 
+    /// Leads a round for those who cannot: one in each look, or whoever comes meanwhile, again and again,
+    /// would keep everything else waiting. Its end says so when others wait.
     fn lead_for_futures(&self) {
-        while let Some(ticket) = self.wal.rounds.futures_ticket() {
-            if self.wal.rounds.wait(ticket, &self.wal.poison, &self.leader()).is_err() {
-                return;
-            }
+        if let Some(ticket) = self.wal.rounds.futures_ticket() {
+            // Its failure has poisoned the store.
+            drop(self.wal.rounds.wait(ticket, &self.wal.poison, &self.leader()));
         }
     }
 

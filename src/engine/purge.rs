@@ -61,6 +61,17 @@ pub(super) struct Walk {
     done: usize,
 }
 
+impl Walk {
+    /// The same, so many entries further on.
+    pub(super) fn from(self, done: usize) -> Self {
+        Self { done: done.min(self.entries.len()), ..self }
+    }
+
+    pub(super) fn done(&self) -> usize {
+        self.done
+    }
+}
+
 /// How far a segment was emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Purged {
@@ -113,17 +124,20 @@ impl Engine {
         let least = if pace == Pace::Gentle { 1 } else { ENTRIES_AT_LEAST };
         let begun = walk.done;
         while let Some(few) = self.next_few(walk) {
+            let begun_few = walk.done;
             self.prefetch_entries(few);
             if yields {
                 yield_now();
             }
-            let wanted = self.remove_over(segment, few);
-            for entry in wanted {
+            let (wanted, count) = (self.remove_over(segment, few), few.len());
+            for (at, entry) in wanted {
+                // What is done is not done again: some of it was copied.
+                walk.done = begun_few + at;
                 if !self.settle_one(segment, &entry)? {
                     return Ok(Purged::NoRoom);
                 }
             }
-            walk.done += few.len();
+            walk.done = begun_few + count;
             let may_stop = walk.done - begun >= least && walk.done < walk.entries.len();
             if may_stop && self.timeline.monotonic() >= until {
                 return Ok(Purged::Partly);
@@ -171,28 +185,29 @@ impl Engine {
         Some(&rest[..count])
     }
 
-    /// Removes completions that are over; gives the entries of which the records have to be read.
-    fn remove_over(&self, segment: &SealedSegment, few: &[Entry]) -> Vec<Entry> {
+    /// Removes completions that are over; gives the entries of which the records have to be read, and
+    /// which of these few each is.
+    fn remove_over(&self, segment: &SealedSegment, few: &[Entry]) -> Vec<(usize, Entry)> {
         let now = self.timeline.now();
         let (mut wanted, mut purged) = (Vec::new(), 0);
         let (mut shard, hold) = self.hold(few);
-        for entry in few {
+        for (at, entry) in few.iter().enumerate() {
             let current = self.current(segment, entry, &shard);
             match (entry.kind, current) {
                 // A completion among claims, which exits without room of their own leave there: its
                 // claim may be in a segment that goes later.
                 (Kind::Complete, _) if segment.is_claims && segment.is_found => {
-                    wanted.push(*entry);
+                    wanted.push((at, *entry));
                 }
                 // An index rounds up.
                 (Kind::Complete, Some(position)) if entry.expires <= now => {
                     shard.table.remove(position);
                     purged += 1;
                 }
-                (_, Some(_)) => wanted.push(*entry),
-                (Kind::Forget, None) if entry.expires > now => wanted.push(*entry),
+                (_, Some(_)) => wanted.push((at, *entry)),
+                (Kind::Forget, None) if entry.expires > now => wanted.push((at, *entry)),
                 (Kind::Release, None) if segment.is_found && entry.expires > now => {
-                    wanted.push(*entry);
+                    wanted.push((at, *entry));
                 }
                 (_, None) => {}
             }
@@ -254,8 +269,8 @@ impl Engine {
         Ok(is_copied)
     }
 
-    /// Writes a forget for a completion that was forgotten, under its own token: what said so is
-    /// lost. It lasts as long as the completion would (R5). `Ok(false)`: there is no room.
+    /// Writes a forget for a record that was superseded, under its own token: what said so is lost, or
+    /// goes before it does. It lasts as long as the record would (R5). `Ok(false)`: there is no room.
     pub(super) fn forget_again(&self, location: Location) -> Result<bool, StoreError> {
         let pin = Pin::new();
         let old = self.wal.segments.record(location, &pin)?;
@@ -270,7 +285,11 @@ impl Engine {
             body,
             ..old
         };
-        let class = Class::geometric(old.expires.since(self.timeline.now()));
+        // Among claims it goes after all that were found (R3), and is not kept for ever.
+        let class = match old.expires {
+            Timestamp::MAX => Class::Claims,
+            expires => Class::geometric(expires.since(self.timeline.now())),
+        };
         Ok(self.wal.append_copy(&Draft::new(&record), class)?.is_some())
     }
 

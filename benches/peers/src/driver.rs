@@ -1,7 +1,8 @@
 //! The parent: starts a fresh child for each contestant and repeat, and collects what it prints.
 //!
-//! Within a repeat the contestants follow one another, from another one each time, so that a slow
-//! spell of the machine meets them all. A child that fails is told of, and the run goes on.
+//! Within a repeat the contestants follow one another, shuffled anew each time, so that a slow
+//! spell of the machine meets them all, and none runs always right behind the same other. A child
+//! that fails is told of, in the results too, and the run goes on.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::contestants::Contestant;
+use crate::keys::random;
 use crate::results::{Measured, Point, Results};
 use crate::store::{Mode, Result};
 
@@ -34,7 +36,12 @@ pub struct Task {
     pub numbers: Vec<(&'static str, f64)>,
     /// How long the heap keeps memory that is free: -1 is for ever.
     pub purge_delay: i32,
+    /// Done in the first repeats only, so many.
+    pub repeats_max: usize,
 }
+
+/// The metric of a child that failed; its value is 1.
+const FAILED: &str = "failed";
 
 impl Task {
     pub fn new(section: &'static str, job: &'static str, who: &Contestant) -> Self {
@@ -47,6 +54,7 @@ impl Task {
             threads: 1,
             numbers: vec![],
             purge_delay: -1,
+            repeats_max: usize::MAX,
         }
     }
 
@@ -64,6 +72,27 @@ impl Task {
     pub fn purging(mut self) -> Self {
         self.purge_delay = 0;
         self
+    }
+
+    /// For what takes long: done in so many repeats, however many there are.
+    pub fn at_most(mut self, repeats: usize) -> Self {
+        self.repeats_max = repeats;
+        self
+    }
+
+    fn number(&self, name: &str) -> f64 {
+        self.numbers.iter().find(|(it, _)| *it == name).map_or(0.0, |it| it.1)
+    }
+
+    fn point(&self, metric: &str) -> Point {
+        Point {
+            section: self.section.to_owned(),
+            store: self.store.clone(),
+            mode: self.mode.name(),
+            n: self.n,
+            threads: self.threads,
+            metric: metric.to_owned(),
+        }
     }
 
     fn name(&self) -> String {
@@ -116,58 +145,69 @@ impl Running {
 }
 
 impl Driver {
-    /// Does the tasks so many times, each time beginning with another.
+    /// Does the tasks so many times, in another order each time.
     pub fn interleave(&mut self, tasks: &[Task], repeats: usize) {
         for repeat in self.first_repeat..self.first_repeat + repeats {
-            for nth in 0..tasks.len() {
-                let task = &tasks[(nth + repeat * 3) % tasks.len()];
-                let done = self.measure(task, repeat);
-                self.note(&task.name(), done);
+            for nth in shuffled(tasks.len(), repeat as u64) {
+                if repeat < tasks[nth].repeats_max {
+                    let done = self.measure(&tasks[nth], repeat);
+                    self.note(&tasks[nth], repeat, done);
+                }
             }
         }
     }
 
-    fn note(&mut self, name: &str, done: Result<()>) {
-        match done {
-            Ok(()) => eprintln!("{name}"),
-            Err(error) => {
-                eprintln!("{name}: FAILED, {error}");
-                self.failures.push(format!("{name}: {error}"));
-            }
+    /// Says how a child ended, and keeps that it failed.
+    fn note(&mut self, task: &Task, repeat: usize, done: Result<()>) {
+        let name = task.name();
+        let Err(mut error) = done else { return eprintln!("{name}") };
+        let failed = Measured { point: task.point(FAILED), repeat, value: 1.0 };
+        if let Err(unwritten) = self.results.push(&failed) {
+            error = format!("{error}, and that was not written: {unwritten}").into();
         }
+        eprintln!("{name}: FAILED, {error}");
+        self.failures.push(format!("{name}: {error}"));
     }
 
     fn measure(&mut self, task: &Task, repeat: usize) -> Result<()> {
         let directory = tempfile::tempdir_in(&self.directory)?;
-        self.run(task, repeat, directory.path()).map(drop)
+        match task.job {
+            "reopen" => self.fill_and_reopen(task, repeat, directory.path()),
+            _ => self.run(task, repeat, directory.path()),
+        }
     }
 
-    /// Runs a child to its end and keeps what it measured; gives the last of each metric too.
-    fn run(&mut self, task: &Task, repeat: usize, directory: &Path) -> Result<Vec<(String, f64)>> {
+    /// Runs a child to its end and keeps what it measured.
+    fn run(&mut self, task: &Task, repeat: usize, directory: &Path) -> Result<()> {
         let mut running = Running::start(task.command(directory, repeat)?)?;
         let mut metrics = vec![];
         while let Some((metric, value)) = running.next()? {
             metrics.push((metric, value));
         }
         running.end()?;
-        for (metric, value) in &metrics {
-            let point = Point {
-                section: task.section.to_owned(),
-                store: task.store.clone(),
-                mode: task.mode.name(),
-                n: task.n,
-                threads: task.threads,
-                metric: metric.clone(),
-            };
-            self.results.push(&Measured { point, repeat, value: *value })?;
+        for (metric, value) in metrics {
+            self.results.push(&Measured { point: task.point(&metric), repeat, value })?;
         }
-        Ok(metrics)
+        Ok(())
     }
 
-    /// The one number that a child measures, not kept.
-    pub fn ask(&mut self, task: &Task) -> Result<f64> {
+    /// The one number that a child measures, not kept; `None` if it failed, which is.
+    pub fn ask(&mut self, task: &Task, repeat: usize) -> Option<f64> {
+        match self.first_number(task, repeat) {
+            Ok(number) => {
+                eprintln!("{}: {number:.0}", task.name());
+                Some(number)
+            }
+            Err(error) => {
+                self.note(task, repeat, Err(error));
+                None
+            }
+        }
+    }
+
+    fn first_number(&self, task: &Task, repeat: usize) -> Result<f64> {
         let directory = tempfile::tempdir_in(&self.directory)?;
-        let mut running = Running::start(task.command(directory.path(), 0)?)?;
+        let mut running = Running::start(task.command(directory.path(), repeat)?)?;
         let metric = running.next()?;
         running.end()?;
         Ok(metric.ok_or("a child measured nothing")?.1)
@@ -175,17 +215,10 @@ impl Driver {
 
     /// Fills in one child, which is killed when `n` keys are acknowledged or its time is over, or
     /// else closes; and opens in the next.
-    pub fn reopen(&mut self, task: &Task, repeat: usize) {
-        let done = self.fill_and_reopen(task, repeat);
-        self.note(&task.name(), done);
-    }
-
-    fn fill_and_reopen(&mut self, task: &Task, repeat: usize) -> Result<()> {
-        let number = |name| task.numbers.iter().find(|(it, _)| *it == name).map_or(0.0, |it| it.1);
-        let (cap, is_killed) = (number("cap"), number("killed") > 0.0);
-        let directory = tempfile::tempdir_in(&self.directory)?;
+    fn fill_and_reopen(&mut self, task: &Task, repeat: usize, directory: &Path) -> Result<()> {
+        let (cap, is_killed) = (task.number("cap"), task.number("killed") > 0.0);
         let fill = Task { job: "fill", ..task.clone() };
-        let mut running = Running::start(fill.command(directory.path(), repeat)?)?;
+        let mut running = Running::start(fill.command(directory, repeat)?)?;
         let (mut acknowledged, mut server, mut start) = (0.0, 0, None);
         while let Some((metric, value)) = running.next()? {
             match &*metric {
@@ -213,6 +246,33 @@ impl Driver {
             running.end()?;
         }
         let reopen = Task { job: "reopen", ..task.clone() }.with("acknowledged", acknowledged);
-        self.run(&reopen, repeat, directory.path()).map(drop)
+        self.run(&reopen, repeat, directory)
+    }
+}
+
+/// The numbers below `count`, in an order that follows from the seed.
+fn shuffled(count: usize, seed: u64) -> Vec<usize> {
+    let (mut order, mut state): (Vec<usize>, u64) = ((0..count).collect(), seed);
+    for last in (1..count).rev() {
+        let chosen = (u128::from(random(&mut state)) * (last as u128 + 1)) >> 64;
+        order.swap(last, chosen as usize);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_repeat_has_all_in_another_order() {
+        let orders: Vec<_> = (0..5).map(|repeat| shuffled(20, repeat)).collect();
+        for (repeat, order) in orders.iter().enumerate() {
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..20).collect::<Vec<_>>());
+            assert_eq!(*order, shuffled(20, repeat as u64));
+            assert!(orders[..repeat].iter().all(|earlier| earlier != order));
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! What is asked of the machine: warm memory, and what the kernel counts about this process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use memmap2::{Advice, MmapMut};
@@ -79,25 +79,6 @@ pub struct ThreadCounts {
 }
 
 impl ThreadCounts {
-    pub fn now() -> Self {
-        let read = |name| fs::read_to_string(format!("/proc/thread-self/{name}"));
-        let word = |text: &str, at| {
-            let word = text.split_whitespace().nth(at);
-            word.and_then(|word| word.parse().ok()).unwrap_or(0)
-        };
-        let schedule = read("schedstat").unwrap_or_default();
-        let stat = read("stat").unwrap_or_default();
-        // The name of the thread, in parentheses, may have spaces; the state comes after it.
-        let stat = stat.rsplit(')').next().unwrap_or_default();
-        let status = read("status").unwrap_or_default();
-        Self {
-            waiting_ns: word(&schedule, 1),
-            faults: word(stat, 7),
-            major_faults: word(stat, 9),
-            blocked: field(&status, "voluntary_ctxt_switches:"),
-        }
-    }
-
     pub fn since(self, earlier: Self) -> Self {
         Self {
             waiting_ns: self.waiting_ns - earlier.waiting_ns,
@@ -106,6 +87,47 @@ impl ThreadCounts {
             blocked: self.blocked - earlier.blocked,
         }
     }
+}
+
+/// The files in which the kernel tells what has happened to the thread that opened them. Kept open:
+/// a reading takes some 15 us, half of what it takes with opening them.
+pub struct ThreadFiles {
+    schedule: Option<File>,
+    stat: Option<File>,
+    status: Option<File>,
+}
+
+impl ThreadFiles {
+    /// Of a file that is not there, nothing is counted.
+    pub fn open() -> Self {
+        let open = |name| File::open(format!("/proc/thread-self/{name}")).ok();
+        Self { schedule: open("schedstat"), stat: open("stat"), status: open("status") }
+    }
+
+    pub fn read(&self) -> ThreadCounts {
+        let (mut schedule, mut stat, mut status) = ([0; 128], [0; 1024], [0; PAGE]);
+        let schedule = read_text(self.schedule.as_ref(), &mut schedule);
+        let stat = read_text(self.stat.as_ref(), &mut stat);
+        let status = read_text(self.status.as_ref(), &mut status);
+        // The name of the thread, in parentheses, may have spaces; the state comes after it.
+        let stat = stat.rsplit(')').next().unwrap_or_default();
+        let word = |text: &str, at| {
+            let word = text.split_whitespace().nth(at);
+            word.and_then(|word| word.parse().ok()).unwrap_or(0)
+        };
+        ThreadCounts {
+            waiting_ns: word(schedule, 1),
+            faults: word(stat, 7),
+            major_faults: word(stat, 9),
+            blocked: field(status, "voluntary_ctxt_switches:"),
+        }
+    }
+}
+
+/// The text of a file from its beginning, as far as there is room.
+fn read_text<'a>(file: Option<&File>, room: &'a mut [u8]) -> &'a str {
+    let len = file.and_then(|file| file.read_at(room, 0).ok()).unwrap_or(0);
+    std::str::from_utf8(&room[..len]).unwrap_or_default()
 }
 
 /// Bytes that a directory takes on disk, as blocks allocated.
@@ -148,11 +170,12 @@ mod tests {
 
     #[test]
     fn the_thread_is_counted() {
-        let before = ThreadCounts::now();
+        let files = ThreadFiles::open();
+        let before = files.read();
         let mut map = MmapMut::map_anon(1 << 20).unwrap();
         touch(&mut map);
         std::thread::sleep(std::time::Duration::from_millis(1));
-        let counts = ThreadCounts::now().since(before);
+        let counts = files.read().since(before);
         assert!(counts.faults > 0 && counts.blocked > 0, "{counts:?}");
     }
 }

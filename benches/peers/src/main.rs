@@ -69,10 +69,7 @@ fn run(words: &[String]) -> Result<()> {
     while let Some(word) = words.next() {
         match &**word {
             "--quick" => scale = Scale::QUICK,
-            "--repeats" => {
-                let repeats = words.next().ok_or(USAGE)?.parse()?;
-                (scale.repeats, scale.repeats_slow) = (repeats, repeats);
-            }
+            "--repeats" => scale.repeat(words.next().ok_or(USAGE)?.parse()?),
             "--first-repeat" => first_repeat = words.next().ok_or(USAGE)?.parse()?,
             "--arrivals" => scale.arrivals = words.next().ok_or(USAGE)?.parse()?,
             "--only" => {

@@ -25,7 +25,8 @@ pub(super) struct Winners {
     /// Completions that were over when they were read, or about to be, and when that is; most still
     /// are the winner at the end.
     over: Vec<(KeyHash, Location, Timestamp)>,
-    /// Completions that lost against a later token, and when they expire.
+    /// Completions that lost against a later token, and claims that lost against one which is over
+    /// before they are; and when they expire.
     lost: Vec<(KeyHash, Location, Timestamp)>,
     forgets: HashMap<KeyHash, Vec<Location>>,
     /// Of what was offered by an index.
@@ -45,7 +46,7 @@ struct Contender {
     namespace: NamespaceId,
     key: Vec<u8>,
     strength: Strength,
-    is_completion: bool,
+    kind: Kind,
     expires: Timestamp,
 }
 
@@ -66,9 +67,19 @@ impl Contender {
             namespace: record.namespace,
             key: record.key.to_vec(),
             strength: strength(record),
-            is_completion: record.kind == Kind::Complete,
+            kind: record.kind,
             expires: record.expires,
         }
+    }
+
+    /// Whether this one may say something again, against which `self` has won, when `self` is gone. Other
+    /// than completions, claims and what ends them go when they are over, in an order that recovery
+    /// does not know.
+    fn may_leave_behind(&self, weaker: &Self) -> bool {
+        let is_claim = weaker.kind.rank() <= Kind::Park.rank();
+        let goes_first = self.kind != Kind::Complete && self.expires < weaker.expires;
+        let is_other = self.strength.0 != weaker.strength.0;
+        is_other && (weaker.kind == Kind::Complete || is_claim && goes_first)
     }
 }
 
@@ -193,9 +204,9 @@ impl Winners {
         let found = self.tables[table].find(route, |slot| {
             let Some((old, new)) = meet(slot)? else { return Ok(false) };
             is_stronger = new.strength > old.strength;
-            let (weaker, at) = if is_stronger { (&old, slot.location()) } else { (&new, location) };
-            let is_lost = weaker.is_completion && new.strength.0 != old.strength.0;
-            has_lost = is_lost.then_some((at, weaker.expires));
+            let (stronger, weaker, at) =
+                if is_stronger { (&new, &old, slot.location()) } else { (&old, &new, location) };
+            has_lost = stronger.may_leave_behind(weaker).then_some((at, weaker.expires));
             Ok::<_, OpenError>(true)
         })?;
         self.lost.extend(has_lost.map(|(at, expires)| (hash, at, expires)));
@@ -216,8 +227,8 @@ impl Winners {
     }
 
     /// Completions that lost against a later token, and that no forget accounts for: it was lost
-    /// when the power was. What they lost against may go before they do (R5). With the end of their
-    /// time.
+    /// when the power was. What they lost against may go before they do (R5). And claims that
+    /// outlive what they lost against, in segments that may go later (R3). With the end of their time.
     pub(super) fn unaccounted(
         &self,
         records: &mut Records<'_>,
