@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sys::sync::atomic::Ordering;
 use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
@@ -17,6 +16,7 @@ use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
 use crate::policy::Policy;
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{FencingToken, Fingerprint};
 
 /// A set of keys with its own policy. The namespace is part of every key's identity: the same key

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::engine::Engine;
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 
 /// Sizes and counts of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -16,7 +16,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner, thread};
 
 const HOUR: Duration = Duration::from_secs(3600);
-const SEGMENT_BYTES: u64 = 64 << 10;
+const SEGMENT_BYTES: u64 = 256 << 10;
 
 /// `REFRAIN_SCHEDULES` schedules, else 300: half of them random, half with few changes of the thread.
 /// `REFRAIN_SEED` is the first half's seed; the schedule that fails is told.
@@ -213,7 +213,7 @@ fn what_expires_goes_and_nothing_else_does() {
         };
         complete(&short, "key", b"first");
         complete(&long, "kept", b"kept");
-        (0..8).for_each(|n| complete(&short, &format!("other {n}"), &[7; 9000]));
+        (0..8).for_each(|n| complete(&short, &format!("other {n}"), &[7; 60_000]));
         clock.advance(HOUR / 2);
         store.maintain(Duration::MAX);
         clock.advance(2 * HOUR);

@@ -11,7 +11,6 @@ use super::shard::ShardGuard;
 use super::state::{self, Standing, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, Seen, Way, check_key};
-use crate::sys::sync::atomic::Ordering;
 use crate::answer::{
     EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
 };
@@ -21,6 +20,7 @@ use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{Epoch, FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;

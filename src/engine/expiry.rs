@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use super::Engine;
 use super::purge::{Purged, Walk};
-use crate::sys::sync::atomic::Ordering;
 use crate::error::StoreError;
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{Location, Timestamp};
 use crate::wal::Passage;
 use crate::wal::data_file::DataFile;

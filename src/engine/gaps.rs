@@ -6,11 +6,11 @@
 //! entries, releases and forgets too, until the gap is over.
 
 use super::Engine;
-use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::answer::{Acceptance, Gap};
 use crate::error::{GapError, StoreError};
 use crate::format::names::{Entry, NamespaceEntry};
 use crate::sys::sync::RwLock;
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::types::{AUDIT_BYTES_MAX, Epoch, Timestamp};
 
 /// See the file's header.

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
-use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{CloseError, StoreError};
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::sync::{Condvar, Mutex};
 use crate::types::{Location, Timestamp};
 use crate::wal::Wal;

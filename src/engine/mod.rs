@@ -43,7 +43,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{Failure, StoreError};
 use crate::format::record::{Draft, Record};
 use crate::sys::DirectoryLock;
@@ -51,6 +50,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Position, Route, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;

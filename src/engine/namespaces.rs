@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::error::NamespaceError;
 use crate::format::meta::Meta;
 use crate::format::names::{Entry, NamespaceEntry};
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
 use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId};
 use crate::wal::Wal;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
-use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::error::Failure;
+use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::table::{Buckets, Table};
 use crate::types::{Epoch, FencingToken};

@@ -10,10 +10,10 @@
 
 use super::bucket::{Bucket, Slot, Tag};
 use super::filter::Filter;
-use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::sys::sync::spin_loop;
 use crate::chunked::{Chunked, Spot};
 use crate::sys::prefetch::prefetch;
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::sync::spin_loop;
 use crate::types::KeyHash;
 
 /// The buckets of one shard's table: anybody may read them, at any time.

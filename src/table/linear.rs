@@ -18,8 +18,8 @@ use smallvec::SmallVec;
 use super::bucket::{BUCKET_SLOTS, Bucket, Slot, TAG_BITS};
 use super::buckets::{Buckets, Place, Route, Shape};
 use super::filter::{Covered, Filter};
-use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::chunked::{Chunked, Spot};
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::types::{KeyHash, Location};
 
 /// Mean entries of a bucket above which the table splits one, times two.

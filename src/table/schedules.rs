@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use super::bucket::BUCKET_SLOTS;
 use super::{Buckets, Sight, Slot, Table};
 use crate::sys::explored::{explore, thread};
 use crate::sys::sync::Mutex;
@@ -97,11 +98,12 @@ fn a_chain_that_gets_shorter_hides_nothing() {
     explore(|| {
         let (mut table, records) = (Table::for_entries(0), Arc::new(Records::default()));
         // One hash: they share a chain however often it is split, and the last one overflows.
-        (1..9).for_each(|n| insert(&mut table, &records, KeyHash(0), n));
+        let last = BUCKET_SLOTS as u64 + 1;
+        (1..=last).for_each(|n| insert(&mut table, &records, KeyHash(0), n));
         let (buckets, seen) = (table.buckets(), Arc::clone(&records));
         let reader = thread::spawn(move || {
-            let sight = find(&buckets, &seen, KeyHash(0), |found| found == 8);
-            assert_ne!(sight, Sight::Nothing, "8 was there all the time");
+            let sight = find(&buckets, &seen, KeyHash(0), |found| found == last);
+            assert_ne!(sight, Sight::Nothing, "{last} was there all the time");
         });
         remove(&mut table, KeyHash(0), 1);
         reader.join().unwrap_or_else(|_| panic!("the reader missed something"));

@@ -35,13 +35,13 @@ pub(crate) mod stream;
 
 use std::sync::Arc;
 
-use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::error::{Failure, StoreError};
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::Entry;
 use crate::format::record::Draft;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::sys::{FileSystem, Pages};
 use crate::types::{Epoch, Generation, Location, Timestamp};

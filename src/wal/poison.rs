@@ -5,8 +5,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{Failure, StoreError};
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
 /// Sticky; never unset.
 #[derive(Debug, Default)]

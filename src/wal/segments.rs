@@ -10,7 +10,6 @@
 use std::sync::Arc;
 
 use super::data_file::DataFile;
-use crate::sys::sync::atomic::{AtomicU32, Ordering};
 use crate::checksum::Place;
 use crate::chunked::Chunked;
 use crate::error::StoreError;
@@ -18,6 +17,7 @@ use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record, is_skippable, p
 use crate::sys::extent::Extent;
 use crate::sys::pin::{Pin, Shelf};
 use crate::sys::prefetch::prefetch;
+use crate::sys::sync::atomic::{AtomicU32, Ordering};
 use crate::types::{Generation, Location, SegmentId};
 
 const LINE_BYTES: usize = 64;
