@@ -46,9 +46,11 @@ fn find(
     sight
 }
 
-/// The hash of a key that stays in the first bucket when it is split, and of one that leaves it.
+/// The hash of a key that stays in the first bucket when it is split, and of one that leaves it. A filter
+/// tells them apart.
 fn stays_and_goes(buckets: &Buckets) -> [KeyHash; 2] {
-    [KeyHash(0), KeyHash(1 << buckets.main.first_bits())]
+    let bits = buckets.main.first_bits();
+    [KeyHash(0), KeyHash(1 << bits | 0xab << (bits + 14))]
 }
 
 #[test]
