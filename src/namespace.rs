@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, Renewed};
@@ -17,6 +16,7 @@ use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
 use crate::policy::Policy;
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{FencingToken, Fingerprint};
 
 /// A set of keys with its own policy. The namespace is part of every key's identity: the same key

@@ -1,9 +1,9 @@
 //! Numbers about a store, as plain data.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::engine::Engine;
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 
 /// Sizes and counts of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

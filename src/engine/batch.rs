@@ -9,14 +9,13 @@
 //!
 //! A batch is no transaction: each key is claimed, completed or refused by itself.
 
-use std::sync::atomic::Ordering;
-
 use smallvec::SmallVec;
 
 use super::namespaces::Key;
 use super::{Answered, Engine, Way};
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
+use crate::sys::sync::atomic::Ordering;
 
 /// Keys whose loads are under way together: more than a core can have outstanding gain nothing.
 const GROUP_KEYS: usize = 32;

@@ -4,7 +4,6 @@
 //! that is free. A fingerprint is compared before anything else is told.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::namespaces::{Key, NamespaceState};
@@ -21,6 +20,7 @@ use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{Epoch, FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;

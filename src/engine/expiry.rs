@@ -15,7 +15,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Engine;
@@ -23,6 +22,7 @@ use super::purge::{Purged, Walk};
 use crate::error::StoreError;
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{Location, Timestamp};
 use crate::wal::Passage;
 use crate::wal::data_file::DataFile;

@@ -5,13 +5,12 @@
 //! key whose newest record has a later epoch than the gap is in no doubt; such records keep their
 //! entries, releases and forgets too, until the gap is over.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::Engine;
 use crate::answer::{Acceptance, Gap};
 use crate::error::{GapError, StoreError};
 use crate::format::names::{Entry, NamespaceEntry};
 use crate::sys::sync::RwLock;
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::types::{AUDIT_BYTES_MAX, Epoch, Timestamp};
 
 /// See the file's header.

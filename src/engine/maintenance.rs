@@ -6,7 +6,6 @@
 //! until there is nothing left to do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::expiry::{Expiry, Pace};
@@ -14,6 +13,7 @@ use super::{Engine, Mode};
 use crate::error::{CloseError, StoreError};
 use crate::sys::pin::Grace;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::sync::{Condvar, Mutex};
 use crate::types::{Location, Timestamp};
 use crate::wal::Wal;

@@ -31,6 +31,8 @@ pub(crate) mod namespaces;
 pub(crate) mod operator;
 pub(crate) mod purge;
 pub(crate) mod recovery;
+#[cfg(all(test, any(loom, shuttle)))]
+mod schedules;
 pub(crate) mod shard;
 pub(crate) mod state;
 pub(crate) mod time;
@@ -38,7 +40,6 @@ pub(crate) mod time;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Position, Route, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;

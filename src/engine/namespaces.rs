@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -15,7 +14,8 @@ use crate::format::meta::Meta;
 use crate::format::names::{Entry, NamespaceEntry};
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
-use crate::sys::sync::{Mutex, MutexGuard, RwLock};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
 use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId};
 use crate::wal::Wal;
 
@@ -284,7 +284,7 @@ impl SharedPolicy {
             if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
                 return policy;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 }

@@ -13,7 +13,6 @@
 //! its copy takes its place in the same hold (R6). A copy made twice, because a walk was cut short,
 //! is the same record twice.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::expiry::Pace;
@@ -29,6 +28,8 @@ use crate::format::record::{Draft, Kind, Record};
 use crate::hash::{digest_128, mix};
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
+use crate::sys::sync::yield_now;
 use crate::table::{Position, Slot};
 use crate::types::{Location, Timestamp};
 use crate::wal::class::Class;
@@ -126,7 +127,7 @@ impl Engine {
             let begun_few = walk.done;
             self.prefetch_entries(few);
             if yields {
-                std::thread::yield_now();
+                yield_now();
             }
             let (wanted, count) = (self.remove_over(segment, few), few.len());
             for (at, entry) in wanted {

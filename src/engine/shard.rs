@@ -3,11 +3,11 @@
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
 use crate::error::Failure;
+use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::table::{Buckets, Table};
 use crate::types::{Epoch, FencingToken};

@@ -11,6 +11,8 @@
 //! child) and `prefetch` (an instruction).
 
 pub(crate) mod clock;
+#[cfg(any(loom, shuttle))]
+pub(crate) mod explored;
 pub(crate) mod extent;
 pub(crate) mod fork;
 pub(crate) mod heap;

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 
+use super::sync::{sleep, yield_now};
+
 static COLLECTOR: LazyLock<Collector> = LazyLock::new(Collector::new);
 
 thread_local! {
@@ -80,8 +82,8 @@ impl Grace {
             }
             match tried {
                 0..8 => {}
-                8..64 => std::thread::yield_now(),
-                _ => std::thread::sleep(Duration::from_micros(100)),
+                8..64 => yield_now(),
+                _ => sleep(Duration::from_micros(100)),
             }
         }
         false

@@ -8,12 +8,12 @@
 //!   loaded. It may walk into a chain that an overflow bucket was given to meanwhile; the slots there
 //!   are of other keys, which whoever compares keys whole cannot take for its own.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use super::bucket::{Bucket, Slot, Tag};
 use super::filter::Filter;
 use crate::chunked::{Chunked, Spot};
 use crate::sys::prefetch::prefetch;
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::sync::spin_loop;
 use crate::types::KeyHash;
 
 /// The buckets of one shard's table: anybody may read them, at any time.
@@ -96,7 +96,7 @@ impl Buckets {
         route = first;
         for _ in 0..LOOKS_MAX {
             match self.look(route, &mut is_match)? {
-                Sight::Unclear => std::hint::spin_loop(),
+                Sight::Unclear => spin_loop(),
                 sight => return Ok(sight),
             }
             renewed = self.route(route.hash);

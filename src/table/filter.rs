@@ -13,7 +13,7 @@
 //! - T5  At every moment the word covers every slot of the chain: a slot is covered before it is set,
 //!   and no longer once it is cleared. What a word does not cover is not in the chain.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sys::sync::atomic::{AtomicU64, Ordering};
 
 use super::bucket::{BUCKET_SLOTS, Tag};
 

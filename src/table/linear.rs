@@ -12,7 +12,6 @@
 //!   chain's main bucket before and after, too. Its filter covers all of them meanwhile (T5).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use smallvec::SmallVec;
 
@@ -20,11 +19,13 @@ use super::bucket::{BUCKET_SLOTS, Bucket, Slot, TAG_BITS};
 use super::buckets::{Buckets, Place, Route, Shape};
 use super::filter::{Covered, Filter};
 use crate::chunked::{Chunked, Spot};
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::types::{KeyHash, Location};
 
 /// Mean entries of a bucket above which the table splits one, times two.
-const LOAD_TWICE: usize = 12;
-const BITS_MIN: u32 = 3;
+const LOAD_TWICE: usize = if cfg!(loom) { 4 } else { 12 };
+/// For loom a table is as small as can be: it splits at its third entry.
+const BITS_MIN: u32 = if cfg!(loom) { 0 } else { 3 };
 const BITS_MAX: u32 = 28;
 
 /// One shard's table, as who may change it has it.

@@ -8,6 +8,8 @@ mod bucket;
 mod buckets;
 mod filter;
 mod linear;
+#[cfg(all(test, any(loom, shuttle)))]
+mod schedules;
 
 pub(crate) use bucket::Slot;
 pub(crate) use buckets::{Buckets, Route, Sight};

@@ -7,7 +7,6 @@
 use std::io::{IoSlice, Result as IoResult};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::{Failure, OpenError};
 use crate::format::file::{self, Header};
@@ -15,6 +14,7 @@ use crate::format::mark::{self, Mark};
 use crate::format::{PAGE_BYTES, segment};
 use crate::sys::extent::{Extent, Stretches};
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sys::{File, FileSystem, Pages, Region};
 use crate::types::{FileId, Generation, SegmentId, Timestamp};
 

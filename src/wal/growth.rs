@@ -3,7 +3,6 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Wal;
 use super::data_file::{self, DataFile, Filling};
@@ -12,6 +11,7 @@ use crate::format::META_NAME;
 use crate::format::file::{self, FILES_MAX, SEGMENTS_FIRST, SEGMENTS_MAX, SEGMENTS_START};
 use crate::format::segment::DATA_START;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{FileId, Generation, Location, SegmentId, Timestamp};
 
 /// Generations are reserved in the meta file this many at a time, beyond those needed at once.

@@ -44,7 +44,7 @@ use crate::format::record::{Draft, WORD_BYTES};
 use crate::format::segment::data_limit;
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
-use crate::sys::sync::{Mutex, MutexGuard};
+use crate::sys::sync::{Mutex, MutexGuard, spin_loop};
 use crate::types::{Generation, Location, SegmentId};
 
 /// How bytes get into a segment (docs/decisions/0005-append.md).
@@ -435,7 +435,7 @@ impl Lane {
             if let Some(state) = self.state.try_lock() {
                 return state;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         self.state.lock()
     }

@@ -26,13 +26,14 @@ pub(crate) mod poison;
 mod pool;
 pub(crate) mod recycle;
 pub(crate) mod rounds;
+#[cfg(all(test, any(loom, shuttle)))]
+mod schedules;
 mod seal;
 pub(crate) mod segments;
 pub(crate) mod shrink;
 pub(crate) mod stream;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::error::{Failure, StoreError};
 use crate::format::mark::Mark;
@@ -40,6 +41,7 @@ use crate::format::meta::Meta;
 use crate::format::names::Entry;
 use crate::format::record::Draft;
 use crate::sys::point::{Point, reach};
+use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::sys::{FileSystem, Pages};
 use crate::types::{Epoch, Generation, Location, Timestamp};

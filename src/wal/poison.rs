@@ -3,10 +3,10 @@
 //! After a failed sync the kernel marks the pages clean; a second sync then reports success though
 //! nothing reached the disk. So nothing is ever retried (Rebello et al., USENIX ATC 2020).
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Failure, StoreError};
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
 /// Sticky; never unset.
 #[derive(Debug, Default)]

@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::poison::Poison;
 use crate::error::Failure;
-use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard, yield_now};
 
 /// The number of a round that has not begun when the ticket is taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,7 +67,7 @@ impl State {
 }
 
 /// A leader lets others run so many times without another one coming.
-const GATHER_YIELDS: u32 = 8;
+const GATHER_YIELDS: u32 = if cfg!(loom) { 1 } else { 8 };
 
 #[derive(Debug)]
 struct Sleeper {
@@ -164,7 +164,7 @@ impl Rounds {
         let mut idle = 0;
         while joined < state.expected && idle < GATHER_YIELDS {
             drop(state);
-            std::thread::yield_now();
+            yield_now();
             state = self.state.lock();
             let before = std::mem::replace(&mut joined, state.joined(parity));
             idle = if joined > before { 0 } else { idle + 1 };

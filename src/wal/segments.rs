@@ -8,7 +8,6 @@
 //! - W2  `durable` is at or below the filled part's end, and everything below it was synced.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::data_file::DataFile;
 use crate::checksum::Place;
@@ -18,6 +17,7 @@ use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record, is_skippable, p
 use crate::sys::extent::Extent;
 use crate::sys::pin::{Pin, Shelf};
 use crate::sys::prefetch::prefetch;
+use crate::sys::sync::atomic::{AtomicU32, Ordering};
 use crate::types::{Generation, Location, SegmentId};
 
 const LINE_BYTES: usize = 64;

@@ -23,7 +23,6 @@ pub(crate) use salvage::salvage;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::expiry::Expiry;
@@ -48,6 +47,7 @@ use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
+use crate::sys::sync::atomic::AtomicBool;
 use crate::sys::{Clock, DirectoryLock, FileSystem, Pages};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::growth::Growth;
