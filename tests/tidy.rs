@@ -108,7 +108,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
             "src/format",
             &["flags", "ext", "index", "record", "segment", "mark", "file", "names", "meta"],
         ),
-        ("src/table", &["bucket", "filter", "buckets", "linear"]),
+        ("src/table", &["bucket", "filter", "buckets", "linear", "schedules"]),
         (
             "src/wal",
             &[
@@ -127,11 +127,13 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "growth",
                 "recycle",
                 "shrink",
+                "schedules",
             ],
         ),
         (
             "src/sys",
             &[
+                "explored",
                 "sync",
                 "point",
                 "pin",
