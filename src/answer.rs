@@ -40,6 +40,19 @@ pub enum Body<'a> {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub(crate) body: StoredBody,
+    pub(crate) about: AboutOutcome,
+}
+
+/// An [`Outcome`] where it lies in the store, for [`crate::Namespace::lookup_with`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct OutcomeRef<'a> {
+    pub(crate) body: Body<'a>,
+    pub(crate) about: AboutOutcome,
+}
+
+/// What there is to say of an outcome besides its body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AboutOutcome {
     pub(crate) code: u16,
     pub(crate) reference: Option<Reference>,
     pub(crate) token: FencingToken,
@@ -68,34 +81,63 @@ impl Outcome {
             StoredBody::TooLarge { len } => Body::TooLarge { len: *len },
             StoredBody::Expired => Body::Expired,
         };
-        /// The caller's own number; 0 unless given.
-        code: u16 = self => self.code;
-        /// The caller's own sixteen bytes, given with the claim or with the completion.
-        reference: Option<Reference> = self => self.reference;
-        /// The token under which the key was completed.
-        token: FencingToken = self => self.token;
-        /// The token of the first attempt.
-        first_token: FencingToken = self => self.first_token;
-        /// Which attempt it was, counted from 1.
-        attempt: u16 = self => self.attempt;
-        /// When the key was completed.
-        completed_at: Option<SystemTime> = self => self.at.to_system();
-        /// How long ago that was, when the answer was made.
-        age: Duration = self => self.age;
-        /// Until when the key is remembered.
-        guaranteed_until: Option<SystemTime> = self => self.expires.to_system();
     }
 }
 
-impl fmt::Debug for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outcome")
-            .field("code", &self.code)
-            .field("token", &self.token)
-            .field("attempt", &self.attempt)
-            .finish_non_exhaustive()
+impl<'a> OutcomeRef<'a> {
+    accessors! {
+        /// What is left of the body.
+        body: Body<'a> = self => self.body;
+        /// The same, to keep.
+        to_outcome: Outcome = self => Outcome {
+            body: match self.body {
+                Body::Bytes(bytes) => StoredBody::Bytes(bytes.into()),
+                Body::None => StoredBody::None,
+                Body::TooLarge { len } => StoredBody::TooLarge { len },
+                Body::Expired => StoredBody::Expired,
+            },
+            about: self.about,
+        };
     }
 }
+
+/// What both forms of an outcome tell.
+macro_rules! about_outcome {
+    ($($type:ty),*) => {
+        $(impl $type {
+            accessors! {
+                /// The caller's own number; 0 unless given.
+                code: u16 = self => self.about.code;
+                /// The caller's own sixteen bytes, given with the claim or with the completion.
+                reference: Option<Reference> = self => self.about.reference;
+                /// The token under which the key was completed.
+                token: FencingToken = self => self.about.token;
+                /// The token of the first attempt.
+                first_token: FencingToken = self => self.about.first_token;
+                /// Which attempt it was, counted from 1.
+                attempt: u16 = self => self.about.attempt;
+                /// When the key was completed.
+                completed_at: Option<SystemTime> = self => self.about.at.to_system();
+                /// How long ago that was, when the answer was made.
+                age: Duration = self => self.about.age;
+                /// Until when the key is remembered.
+                guaranteed_until: Option<SystemTime> = self => self.about.expires.to_system();
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct("Outcome")
+                    .field("code", &self.about.code)
+                    .field("token", &self.about.token)
+                    .field("attempt", &self.about.attempt)
+                    .finish_non_exhaustive()
+            }
+        })*
+    };
+}
+
+about_outcome!(Outcome, OutcomeRef<'_>);
 
 /// Somebody else holds the key.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -259,11 +301,11 @@ impl Mismatch {
     }
 }
 
-/// What `lookup` finds.
+/// What `lookup` finds. `lookup_with` shows the outcome as an [`OutcomeRef`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use = "a lookup changes nothing; its answer is all there is"]
 #[non_exhaustive]
-pub enum Lookup {
+pub enum Lookup<O = Outcome> {
     /// Never seen, released, or forgotten.
     Absent,
     /// Somebody holds it.
@@ -271,7 +313,7 @@ pub enum Lookup {
     /// Claimed and not finished, and nobody holds it.
     Lapsed(Lapsed),
     /// Finished.
-    Completed(Outcome),
+    Completed(O),
     /// Claimed once, outcome unknown.
     Parked(Parked),
     /// Nothing is known that would settle it, and the store was salvaged: what was lost may have been

@@ -100,7 +100,7 @@ mod wheel;
 
 pub use answer::{
     Acceptance, Body, BodyKept, Completion, EndCause, First, Gap, InProgress, KeyState, Lapsed,
-    Lookup, Mismatch, Once, Orphan, Outcome, Parked, Previous, Renewed,
+    Lookup, Mismatch, Once, Orphan, Outcome, OutcomeRef, Parked, Previous, Renewed,
 };
 pub use claim::Claim;
 pub use commit::Commit;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, Renewed};
+use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::Answered;
@@ -230,6 +230,22 @@ impl Namespace {
     /// What any call can fail with.
     pub fn lookup(&self, key: impl AsRef<[u8]>) -> Result<Lookup, StoreError> {
         self.space.handle.answer(self.space.handle.lookup(&self.key(key.as_ref())))
+    }
+
+    /// [`Namespace::lookup`] without a copy: `show` gets the state of `key`, with the outcome where it lies, and
+    /// its answer is returned. In `Sync` mode it waits, before, for an outcome that is not durable yet.
+    ///
+    /// Segments are not written again while `show` runs: it should take microseconds, and wait for nobody.
+    ///
+    /// # Errors
+    ///
+    /// What any call can fail with; `show` was not called then.
+    pub fn lookup_with<R>(
+        &self,
+        key: impl AsRef<[u8]>,
+        show: impl FnOnce(Lookup<OutcomeRef<'_>>) -> R,
+    ) -> Result<R, StoreError> {
+        self.space.handle.lookup_with(&self.key(key.as_ref()), show)
     }
 
     /// Extends the lease of the claim with this token to the policy's lease, from now on; never

@@ -349,3 +349,31 @@ fn a_claim_that_has_to_wait_for_room_counts_its_fingerprint_once() {
     }
     assert!(store.stats().wal_bytes > before, "the store grew on the way");
 }
+
+#[test]
+fn an_outcome_can_be_read_where_it_lies() {
+    let store = Store::in_memory().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let body: Vec<u8> = (0..100_000_u32).map(|it| it as u8).collect();
+    let lease = orders.claim("a", None).unwrap().acquired().unwrap();
+    let token = lease.token();
+    lease.complete_with(&CompleteOptions::body(&body).code(201)).unwrap();
+    let outcome = orders.lookup_with("a", |lookup| {
+        let Lookup::Completed(outcome) = lookup else { panic!("{lookup:?}") };
+        assert_eq!(outcome.body(), Body::Bytes(&body));
+        assert_eq!((outcome.code(), outcome.token(), outcome.attempt()), (201, token, 1));
+        // The store may be called meanwhile.
+        assert!(orders.claim("b", None).unwrap().acquired().is_some());
+        outcome.to_outcome()
+    });
+    let outcome = outcome.unwrap();
+    let Lookup::Completed(copied) = orders.lookup("a").unwrap() else { panic!() };
+    assert_eq!(
+        (outcome.body(), outcome.guaranteed_until()),
+        (copied.body(), copied.guaranteed_until())
+    );
+    assert!(orders.lookup_with("never", |it| matches!(it, Lookup::Absent)).unwrap());
+    store.abandon();
+    let refused = orders.lookup_with("a", |_| panic!("shown after the end"));
+    assert!(matches!(refused, Err(StoreError::Closed)));
+}

@@ -134,8 +134,13 @@ fn an_outcome_is_shown_to_nobody_before_it_is_durable() {
         // The completion is under way. Whoever would be shown it waits for its round.
         let (sender, answers) = mpsc::channel();
         type Ask = fn(&refrain::Namespace, refrain::FencingToken);
-        let asks: [Ask; 5] = [
+        let asks: [Ask; 6] = [
             |orders, _| drop(orders.lookup("a").unwrap()),
+            |orders, _| {
+                let is_done =
+                    orders.lookup_with("a", |it| matches!(it, Lookup::Completed(_))).unwrap();
+                assert!(is_done);
+            },
             |orders, _| drop(orders.claim("a", None).unwrap().completed().unwrap()),
             |orders, _| drop(orders.once("a", None).unwrap()),
             |orders, token| assert!(orders.complete("a", token, "outcome").is_ok()),

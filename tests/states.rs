@@ -181,15 +181,12 @@ impl Scene {
                 Once::InDoubt(_) => "InDoubt".to_owned(),
                 other => panic!("{other:?}"),
             },
-            "lookup" => match space.lookup(KEY).unwrap() {
-                Lookup::Absent => "Absent".to_owned(),
-                Lookup::InProgress(_) => "InProgress".to_owned(),
-                Lookup::Lapsed(_) => "Lapsed".to_owned(),
-                Lookup::Parked(_) => "Parked".to_owned(),
-                Lookup::InDoubt(_) => "InDoubt".to_owned(),
-                Lookup::Completed(_) => "Completed".to_owned(),
-                other => panic!("{other:?}"),
-            },
+            "lookup" => {
+                let told = name_of(&space.lookup(KEY).unwrap());
+                let shown = space.lookup_with(KEY, |lookup| name_of(&lookup)).unwrap();
+                assert_eq!(told, shown, "without a copy");
+                told.to_owned()
+            }
             "renew" => match space.renew(KEY, token) {
                 Ok(it) if it.late_by().is_some() => "Ok, late".to_owned(),
                 other => lease_answer(other.map(drop)),
@@ -227,6 +224,19 @@ impl Scene {
             }
             other => panic!("{other}"),
         }
+    }
+}
+
+/// What a lookup found, whatever shows the outcome.
+fn name_of<O>(lookup: &Lookup<O>) -> &'static str {
+    match lookup {
+        Lookup::Absent => "Absent",
+        Lookup::InProgress(_) => "InProgress",
+        Lookup::Lapsed(_) => "Lapsed",
+        Lookup::Parked(_) => "Parked",
+        Lookup::InDoubt(_) => "InDoubt",
+        Lookup::Completed(_) => "Completed",
+        _ => panic!("a state that has no name here"),
     }
 }
 

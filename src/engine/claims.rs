@@ -12,7 +12,7 @@ use super::state::{self, Standing, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, Seen, Way, check_key};
 use crate::answer::{
-    EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, Parked, Previous,
+    EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, OutcomeRef, Parked, Previous,
 };
 use crate::error::{ClaimError, Failure, StoreError};
 use crate::format::ext::{Ext, PreviousClaim};
@@ -243,28 +243,64 @@ impl Engine {
     }
 
     fn try_lookup(&self, key: &Key<'_>) -> Result<Answered<Lookup, StoreError>, StoreError> {
+        let pin = Pin::new();
+        Ok(match self.sight(key, &pin)? {
+            Lookup::Completed((seen, now)) => {
+                let outcome = state::outcome(&seen.record, now);
+                self.shown(Ok(Lookup::Completed(outcome)), &seen)
+            }
+            other => Ok(without_outcome(other)).into(),
+        })
+    }
+
+    /// Reads a key's state, and shows the outcome where it lies: `show` is called once. Waits until what it
+    /// is shown may be.
+    pub(crate) fn lookup_with<R>(
+        &self,
+        key: &Key<'_>,
+        show: impl FnOnce(Lookup<OutcomeRef<'_>>) -> R,
+    ) -> Result<R, StoreError> {
+        loop {
+            let pin = Pin::new();
+            let settle = match self.sight(key, &pin)? {
+                Lookup::Completed((seen, now)) => {
+                    let outcome = state::outcome_ref(&seen.record, now);
+                    match self.shown::<_, StoreError>(Ok(()), &seen).settle {
+                        None => return Ok(show(Lookup::Completed(outcome))),
+                        Some(settle) => settle,
+                    }
+                }
+                other => return Ok(show(without_outcome(other))),
+            };
+            // Not under the pin; and meanwhile the key may have been forgotten.
+            drop(pin);
+            self.settle(settle)?;
+        }
+    }
+
+    /// What is known of a key, with its completion where it lies and the time by which it is judged.
+    fn sight<'p>(
+        &'p self,
+        key: &Key<'_>,
+        pin: &'p Pin,
+    ) -> Result<Lookup<(Seen<'p>, Timestamp)>, StoreError> {
         self.check_process()?;
         check_key(key)?;
         let way = self.way(key.hash);
-        let pin = Pin::new();
         loop {
             let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            self.find_unlocked(key, &way, &mut seen, pin)?;
             let Some(seen) = seen else {
-                return Ok(Ok(self.absent(None)).into());
+                return Ok(self.absent(None));
             };
             let record = &seen.record;
             let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
             let newest = Some(record.token.epoch());
             let lookup = match Standing::of(record, now, self.open_epoch) {
-                Standing::Held => {
-                    let lookup = Lookup::InProgress(state::in_progress(record, now));
-                    return Ok(Ok(lookup).into());
-                }
+                Standing::Held => return Ok(Lookup::InProgress(state::in_progress(record, now))),
                 Standing::Done => {
                     self.wal.segments.check_body(record, seen.location, seen.pin)?;
-                    let lookup = Lookup::Completed(state::outcome(record, now));
-                    return Ok(self.shown(Ok(lookup), &seen));
+                    return Ok(Lookup::Completed((seen, now)));
                 }
                 Standing::Absent => self.absent(newest),
                 Standing::Lapsed(cause) => match self.absent(newest) {
@@ -277,16 +313,16 @@ impl Engine {
             // What has ended by the clock may have been ended by its owner first: it holds if it
             // still was the current record after the clock was read.
             let mut again = None;
-            self.find_unlocked(key, &way, &mut again, &pin)?;
+            self.find_unlocked(key, &way, &mut again, pin)?;
             if again.is_some_and(|again| again.location == seen.location) {
-                return Ok(Ok(lookup).into());
+                return Ok(lookup);
             }
         }
     }
 
     /// The answer about a key that nobody holds, as far as is known: it is free, or in doubt.
     #[inline]
-    fn absent(&self, newest: Option<Epoch>) -> Lookup {
+    fn absent<O>(&self, newest: Option<Epoch>) -> Lookup<O> {
         if !self.gaps.exist() {
             return Lookup::Absent;
         }
@@ -404,6 +440,18 @@ impl Engine {
             shard.add_lease();
         }
         Ok(true)
+    }
+}
+
+/// What is told of a key that is not completed.
+fn without_outcome<A, B>(lookup: Lookup<A>) -> Lookup<B> {
+    match lookup {
+        Lookup::Absent => Lookup::Absent,
+        Lookup::InProgress(it) => Lookup::InProgress(it),
+        Lookup::Lapsed(it) => Lookup::Lapsed(it),
+        Lookup::Parked(it) => Lookup::Parked(it),
+        Lookup::InDoubt(it) => Lookup::InDoubt(it),
+        Lookup::Completed(_) => unreachable!("a completion is shown with its outcome"),
     }
 }
 

@@ -4,7 +4,8 @@
 //! walks every cell of that table.
 
 use crate::answer::{
-    EndCause, InProgress, KeyState, Lapsed, Mismatch, Outcome, Parked, Previous, StoredBody,
+    AboutOutcome, Body, EndCause, InProgress, KeyState, Lapsed, Mismatch, Outcome, OutcomeRef,
+    Parked, Previous,
 };
 use crate::format::flags::{BodyState, ParkedBy};
 use crate::format::record::{Kind, Record, exit_bytes_max};
@@ -120,16 +121,15 @@ pub(crate) fn mismatch(record: &Record<'_>, standing: Standing) -> Mismatch {
     Mismatch { state, token, at, expires, reference: record.ext.reference }
 }
 
-/// The outcome in a completion. The caller has checked the body.
-pub(crate) fn outcome(record: &Record<'_>, now: Timestamp) -> Outcome {
+/// The outcome in a completion, where it lies. The caller has checked the body.
+pub(crate) fn outcome_ref<'a>(record: &Record<'a>, now: Timestamp) -> OutcomeRef<'a> {
     let body = match record.flags.body() {
-        BodyState::Kept if now < record.until => StoredBody::Bytes(record.body.into()),
-        BodyState::Kept | BodyState::ReplayOver => StoredBody::Expired,
-        BodyState::None => StoredBody::None,
-        BodyState::TooLarge => StoredBody::TooLarge { len: record.body_len },
+        BodyState::Kept if now < record.until => Body::Bytes(record.body),
+        BodyState::Kept | BodyState::ReplayOver => Body::Expired,
+        BodyState::None => Body::None,
+        BodyState::TooLarge => Body::TooLarge { len: record.body_len },
     };
-    Outcome {
-        body,
+    let about = AboutOutcome {
         code: record.code,
         reference: record.ext.reference,
         token: record.token,
@@ -138,7 +138,14 @@ pub(crate) fn outcome(record: &Record<'_>, now: Timestamp) -> Outcome {
         at: record.at,
         age: now.since(record.at),
         expires: record.expires,
-    }
+    };
+    OutcomeRef { body, about }
+}
+
+/// The same, to keep.
+#[inline]
+pub(crate) fn outcome(record: &Record<'_>, now: Timestamp) -> Outcome {
+    outcome_ref(record, now).to_outcome()
 }
 
 /// The claim that a new one takes over from.
