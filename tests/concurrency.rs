@@ -27,7 +27,9 @@ fn sixty_four_threads_claim_the_same_keys_and_each_has_one_owner() {
     // The tables start with 8 buckets and split all the way up while everybody claims.
     let keys: u32 = if cfg!(debug_assertions) { 100_000 } else { 200_000 };
     for store in stores() {
-        let space = store.namespace("space").unwrap();
+        // However slow the machine is.
+        let long = Policy::default().lease(Duration::from_secs(12 * 3600));
+        let space = store.define("space", &long).unwrap();
         let owners: Vec<AtomicU32> = (0..keys).map(|_| AtomicU32::new(0)).collect();
         thread::scope(|scope| {
             for thread in 0..64_u32 {
@@ -37,7 +39,8 @@ fn sixty_four_threads_claim_the_same_keys_and_each_has_one_owner() {
                         // Each thread in an order of its own, most of them close together.
                         let n = (n + thread % 8 * (keys / 8)) % keys;
                         match space.claim(n.to_le_bytes(), None).unwrap() {
-                            Claim::Acquired(_) => {
+                            Claim::Acquired(lease) => {
+                                assert_eq!(lease.attempt(), 1);
                                 owners[n as usize].fetch_add(1, Ordering::Relaxed);
                             }
                             Claim::InProgress(_) => {}
