@@ -244,13 +244,11 @@ impl Engine {
 
     fn try_lookup(&self, key: &Key<'_>) -> Result<Answered<Lookup, StoreError>, StoreError> {
         let pin = Pin::new();
-        Ok(match self.sight(key, &pin)? {
-            Lookup::Completed((seen, now)) => {
-                let outcome = state::outcome(&seen.record, now);
-                self.shown(Ok(Lookup::Completed(outcome)), &seen)
-            }
-            other => Ok(without_outcome(other)).into(),
-        })
+        let done = |seen: &Seen<'_>, now| {
+            let outcome = state::outcome(&seen.record, now);
+            self.shown(Ok(Lookup::Completed(outcome)), seen)
+        };
+        self.sight(key, &pin, done, |other| Ok(other).into())
     }
 
     /// Reads a key's state, and shows the outcome where it lies: `show` is called once. Waits until what it
@@ -262,28 +260,33 @@ impl Engine {
     ) -> Result<R, StoreError> {
         loop {
             let pin = Pin::new();
-            let settle = match self.sight(key, &pin)? {
-                Lookup::Completed((seen, now)) => {
+            let (lookup, settle) = self.sight(
+                key,
+                &pin,
+                |seen, now| {
                     let outcome = state::outcome_ref(&seen.record, now);
-                    match self.shown::<_, StoreError>(Ok(()), &seen).settle {
-                        None => return Ok(show(Lookup::Completed(outcome))),
-                        Some(settle) => settle,
-                    }
-                }
-                other => return Ok(show(without_outcome(other))),
-            };
+                    let settle = self.shown::<_, StoreError>(Ok(()), seen).settle;
+                    (Lookup::Completed(outcome), settle)
+                },
+                |other| (other, None),
+            )?;
+            let Some(settle) = settle else { return Ok(show(lookup)) };
             // Not under the pin; and meanwhile the key may have been forgotten.
             drop(pin);
             self.settle(settle)?;
         }
     }
 
-    /// What is known of a key, with its completion where it lies and the time by which it is judged.
-    fn sight<'p>(
+    /// Gives what is known of a key to one of these: a completion, where it lies and the time by which it is
+    /// judged, or whatever else.
+    #[inline(always)]
+    fn sight<'p, O, T>(
         &'p self,
         key: &Key<'_>,
         pin: &'p Pin,
-    ) -> Result<Lookup<(Seen<'p>, Timestamp)>, StoreError> {
+        done: impl FnOnce(&Seen<'p>, Timestamp) -> T,
+        other: impl FnOnce(Lookup<O>) -> T,
+    ) -> Result<T, StoreError> {
         self.check_process()?;
         check_key(key)?;
         let way = self.way(key.hash);
@@ -291,16 +294,18 @@ impl Engine {
             let mut seen = None;
             self.find_unlocked(key, &way, &mut seen, pin)?;
             let Some(seen) = seen else {
-                return Ok(self.absent(None));
+                return Ok(other(self.absent(None)));
             };
             let record = &seen.record;
             let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
             let newest = Some(record.token.epoch());
             let lookup = match Standing::of(record, now, self.open_epoch) {
-                Standing::Held => return Ok(Lookup::InProgress(state::in_progress(record, now))),
+                Standing::Held => {
+                    return Ok(other(Lookup::InProgress(state::in_progress(record, now))));
+                }
                 Standing::Done => {
                     self.wal.segments.check_body(record, seen.location, seen.pin)?;
-                    return Ok(Lookup::Completed((seen, now)));
+                    return Ok(done(&seen, now));
                 }
                 Standing::Absent => self.absent(newest),
                 Standing::Lapsed(cause) => match self.absent(newest) {
@@ -315,7 +320,7 @@ impl Engine {
             let mut again = None;
             self.find_unlocked(key, &way, &mut again, pin)?;
             if again.is_some_and(|again| again.location == seen.location) {
-                return Ok(lookup);
+                return Ok(other(lookup));
             }
         }
     }
@@ -440,18 +445,6 @@ impl Engine {
             shard.add_lease();
         }
         Ok(true)
-    }
-}
-
-/// What is told of a key that is not completed.
-fn without_outcome<A, B>(lookup: Lookup<A>) -> Lookup<B> {
-    match lookup {
-        Lookup::Absent => Lookup::Absent,
-        Lookup::InProgress(it) => Lookup::InProgress(it),
-        Lookup::Lapsed(it) => Lookup::Lapsed(it),
-        Lookup::Parked(it) => Lookup::Parked(it),
-        Lookup::InDoubt(it) => Lookup::InDoubt(it),
-        Lookup::Completed(_) => unreachable!("a completion is shown with its outcome"),
     }
 }
 
