@@ -235,7 +235,8 @@ impl Namespace {
     /// [`Namespace::lookup`] without a copy: `show` gets the state of `key`, with the outcome where it lies, and
     /// its answer is returned. In `Sync` mode it waits, before, for an outcome that is not durable yet.
     ///
-    /// Segments are not written again while `show` runs: it should take microseconds, and wait for nobody.
+    /// Segments are not written again while `show` runs: it should take microseconds, and wait for nobody. A
+    /// store that is closed meanwhile keeps its directory locked until `show` has returned.
     ///
     /// # Errors
     ///

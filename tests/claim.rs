@@ -7,8 +7,8 @@ use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     BODY_BYTES_MAX, Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteError,
     CompleteOptions, EndCause, FencingToken, Fingerprint, FingerprintRule, KEY_BYTES_MAX, KeyState,
-    LeaseError, Lookup, Namespace, OnLeaseEnd, Once, Options, Policy, PolicyProblem, Reference,
-    Resolution, Store, StoreError,
+    LeaseError, Lookup, Namespace, OnLeaseEnd, Once, OpenError, Options, Policy, PolicyProblem,
+    Reference, Resolution, Store, StoreError,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -376,4 +376,29 @@ fn an_outcome_can_be_read_where_it_lies() {
     store.abandon();
     let refused = orders.lookup_with("a", |_| panic!("shown after the end"));
     assert!(matches!(refused, Err(StoreError::Closed)));
+}
+
+/// What is shown lies in a file that whoever opens the store next may write again.
+#[test]
+fn a_store_that_is_closed_is_not_open_to_others_while_an_outcome_is_read_where_it_lies() {
+    let fs = HeapFs::new();
+    let open = || Options::new("unused").file_system(fs.clone()).manual_maintenance(true).open();
+    let store = open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    orders.claim("a", None).unwrap().acquired().unwrap().complete("outcome").unwrap();
+    let shown = orders.lookup_with("a", |lookup| {
+        let Lookup::Completed(outcome) = lookup else { panic!("{lookup:?}") };
+        store.close().unwrap();
+        assert!(matches!(open(), Err(OpenError::Locked { .. })), "somebody still reads");
+        assert_eq!(outcome.body(), Body::Bytes(b"outcome"));
+    });
+    shown.unwrap();
+    // Given back by whoever pins next, a few times.
+    let other = Store::in_memory().unwrap().namespace("orders").unwrap();
+    let mut tries = 0;
+    while let Err(refused) = open() {
+        assert!(matches!(refused, OpenError::Locked { .. }) && tries < 100_000, "{refused}");
+        assert!(matches!(other.lookup("never"), Ok(Lookup::Absent)));
+        tries += 1;
+    }
 }

@@ -117,11 +117,14 @@ struct Leaving {
     stage: Stage,
     /// It is not emptied before: something failed. By the monotonic clock.
     retry_at: Option<Duration>,
+    /// That something is a record or an index that could not be read.
+    is_unreadable: bool,
 }
 
 impl Leaving {
     fn new(segment: SealedSegment) -> Self {
-        Self { segment, stage: Stage::Walking(Walking::default()), retry_at: None }
+        let stage = Stage::Walking(Walking::default());
+        Self { segment, stage, retry_at: None, is_unreadable: false }
     }
 }
 
@@ -213,8 +216,8 @@ impl Expiry {
     /// Whether it is time to look for segments to compact, and none is leaving early already.
     pub(super) fn may_compact(&mut self, now: Duration, every: Duration) -> bool {
         let is_time = self.compacted_at.is_none_or(|at| now.saturating_sub(at) >= every);
-        // What cannot be emptied may be there for long.
-        let is_quiet = self.leaving.iter().all(|it| it.segment.is_claims || it.retry_at.is_some());
+        // What cannot be read may be there for long.
+        let is_quiet = self.leaving.iter().all(|it| it.segment.is_claims || it.is_unreadable);
         if is_time && is_quiet {
             self.compacted_at = Some(now);
         }
@@ -488,7 +491,9 @@ impl Engine {
                     if !is_blocked && (!has_walked || self.timeline.monotonic() < until) =>
                 {
                     has_walked = true;
-                    match self.empty(&leaving.segment, walking, until, pace) {
+                    let emptied = self.empty(&leaving.segment, walking, until, pace);
+                    leaving.is_unreadable = emptied.is_err();
+                    match emptied {
                         Ok(Purged::Whole) => {
                             // R9: what ended them must be known to have come, whatever clock the
                             // next open has.

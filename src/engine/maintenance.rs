@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
 use crate::error::{CloseError, StoreError};
-use crate::sys::pin::Grace;
+use crate::sys::pin::{Grace, drop_later};
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::sync::{Condvar, Mutex};
@@ -380,11 +380,16 @@ impl Engine {
         let ended = self.end();
         // And whoever waits for a round, or leads one: everything is durable, or poisoned.
         self.wal.rounds.end_all();
-        // And whoever found a record before it was closed: another process may fill its segment again.
-        // They are done soon; a thread that stands still under its pin is not waited for for ever.
-        Grace::begin().wait();
-        // The lock goes whatever happened: nothing is written to the directory from now on (W5).
-        drop(self.directory_lock.lock().take());
+        // The lock goes whatever happened: nothing is written to the directory from now on (W5). Not before
+        // whoever found a record is done with it, because another process may fill its segment again: a
+        // thread that stands still under its pin is not waited for for ever, and keeps the lock.
+        let lock = self.directory_lock.lock().take();
+        let is_over = Grace::begin().wait();
+        if is_over {
+            drop(lock)
+        } else {
+            drop_later(lock)
+        }
         ended.map_err(CloseError::Store)
     }
 

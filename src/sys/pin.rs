@@ -90,6 +90,13 @@ impl Grace {
     }
 }
 
+/// Drops a thing when every pin is gone that is there now.
+pub(crate) fn drop_later<T: Send + 'static>(thing: T) {
+    let pin = Pin::new();
+    pin.guard.defer(move || drop(thing));
+    pin.guard.flush();
+}
+
 /// A place for one thing that readers borrow under a pin.
 pub(crate) struct Shelf<T> {
     /// From `Arc::into_raw`, or null.
@@ -120,9 +127,7 @@ impl<T: Send + Sync + 'static> Shelf<T> {
         if !old.is_null() {
             // SAFETY: `old` came from `Arc::into_raw`, and the swap made its count ours alone.
             let old = unsafe { Arc::from_raw(old.cast_const()) };
-            let pin = Pin::new();
-            pin.guard.defer(move || drop(old));
-            pin.guard.flush();
+            drop_later(old);
         }
     }
 

@@ -24,6 +24,14 @@ fn insert(table: &mut Table, records: &Records, hash: KeyHash, n: u64) {
     table.insert(route, record(records, n), false);
 }
 
+/// Points the entry of record `n` at record `next`.
+fn replace(table: &mut Table, records: &Records, hash: KeyHash, n: u64, next: u64) {
+    let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
+    let Ok(found) = table.find(table.route(hash), is_it);
+    let location = record(records, next);
+    found.into_iter().for_each(|(position, _)| table.replace(position, location, true));
+}
+
 fn remove(table: &mut Table, hash: KeyHash, n: u64) {
     let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == n);
     let Ok(found) = table.find(table.route(hash), is_it);
@@ -60,10 +68,7 @@ fn whoever_finds_a_slot_sees_its_record() {
         let (buckets, seen) = (table.buckets(), Arc::clone(&records));
         let reader = thread::spawn(move || find(&buckets, &seen, KeyHash(0), |_| true));
         insert(&mut table, &records, KeyHash(0), 1);
-        let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == 1);
-        let Ok(found) = table.find(table.route(KeyHash(0)), is_it);
-        let location = record(&records, 2);
-        found.into_iter().for_each(|(position, _)| table.replace(position, location, true));
+        replace(&mut table, &records, KeyHash(0), 1, 2);
         reader.join().unwrap_or(Sight::Unclear);
         let last = find(&table.buckets(), &records, KeyHash(0), |_| true);
         assert!(matches!(last, Sight::Slot(slot) if slot.location().units() == 2), "{last:?}");
@@ -126,11 +131,7 @@ fn what_is_not_found_was_not_there() {
         let writer = thread::spawn(move || {
             // A split, and a key that goes and comes back under another location.
             insert(&mut changed.lock(), &others, KeyHash(3 << 40), 3);
-            let mut table = changed.lock();
-            let is_it = |slot: Slot| Ok::<_, Infallible>(slot.location().units() == 2);
-            let Ok(found) = table.find(table.route(goes), is_it);
-            let location = record(&others, 4);
-            found.into_iter().for_each(|(position, _)| table.replace(position, location, true));
+            replace(&mut changed.lock(), &others, goes, 2, 4);
         });
         let sight = find(&buckets, &records, goes, |found| found == 2 || found == 4);
         assert_ne!(sight, Sight::Nothing, "one of the two was there all the time");

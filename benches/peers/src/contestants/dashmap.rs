@@ -1,6 +1,6 @@
 //! `dashmap`, with ahash, and 64 shards as refrain and the sharded map have: its own number is
 //! four a processor. A claim looks first under a lock that is shared, so that a duplicate excludes
-//! nobody: duplicates are a sixth cheaper than by `entry` alone, and fresh claims no dearer.
+//! nobody: duplicates are cheaper than by `entry` alone, and fresh claims no dearer.
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;

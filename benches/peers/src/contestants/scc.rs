@@ -1,6 +1,6 @@
 //! `scc::HashMap`, with ahash. A claim reads first, under a lock that is shared, so that a
-//! duplicate excludes nobody: duplicates are a fifth cheaper than by `entry_sync` alone, and fresh
-//! claims no dearer.
+//! duplicate excludes nobody: duplicates are cheaper than by `entry_sync` alone, and fresh claims no
+//! dearer.
 
 use scc::HashMap;
 use scc::hash_map::Entry;
