@@ -232,7 +232,6 @@ impl Wal {
         for (id, generation) in file.header().ids().zip(first_generation.0..) {
             self.enter(&file, id, Generation(generation), DATA_START);
         }
-        self.lane.add_file(file);
         self.growths.fetch_add(1, Ordering::Release);
         Ok(Ok(()))
     }

@@ -218,7 +218,7 @@ impl Lane {
         Self { append, segment_bytes, usable, headroom, has_rounds, state }
     }
 
-    /// A data file whose changes rounds have to sync.
+    /// A data file that an open found: whatever is written in it, rounds have to sync.
     pub(crate) fn add_file(&self, file: Arc<DataFile>) {
         self.state.lock().files.push(file);
     }
@@ -238,9 +238,13 @@ impl Lane {
         self.state.lock().proven = false;
     }
 
-    /// Hands over an empty segment whose header is durable.
+    /// Hands over an empty segment whose header is durable. From now on it may be filled, so from now on rounds
+    /// sync its file, though it may be new and others of its segments not there yet (W4).
     pub(crate) fn add_prepared(&self, segment: Arc<Segment>) {
         let mut state = self.state.lock();
+        if !state.files.iter().any(|it| Arc::ptr_eq(it, &segment.file)) {
+            state.files.push(Arc::clone(&segment.file));
+        }
         state.headed.retain(|headed| *headed != segment.generation);
         let came = state.activations;
         state.prepared.add(segment, came);
