@@ -174,8 +174,9 @@ impl Engine {
                 }
             }
             // The first change after a quiet time is not looked after at once: if it were, each one
-            // that comes after the look would wake the thread again.
+            // that comes after the look would wake the thread again. Nor does any wake it meanwhile.
             if !signal.stops && !signal.is_wanted {
+                background.is_active.store(true, Ordering::Release);
                 background.changed.wait_for(&mut signal, tick(self.mode));
             }
             if signal.stops {
