@@ -1,9 +1,8 @@
 //! Which contestants are measured at what, and how often: the sections of a run.
 //!
-//! Every section has five repeats, but `footprint` and `latency` three, for they take long: one of
-//! `latency` is eight fills of ten million keys at a given rate, some seven minutes, and bytes an
-//! entry differ little from one repeat of `footprint` to the next. What is left out is said where
-//! it would be.
+//! Every section has five repeats. One of `latency` is eight fills of ten million keys at a given rate,
+//! some seven minutes. Peers that are opened again at ten million keys are so in one repeat: filling
+//! them takes a quarter of an hour. What is left out is said where it would be.
 
 use crate::contestants::{CONTESTANTS, Contestant, present};
 use crate::driver::{Driver, Task};
@@ -47,7 +46,7 @@ impl Scale {
         large: 10_000_000,
         repeats: 5,
         repeats_slow: 5,
-        repeats_long: 3,
+        repeats_long: 5,
         repeats_refilled: 1,
         cap: 2.0,
         seconds: 1.5,
