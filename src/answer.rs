@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::sys::kept::KeptBytes;
 use crate::types::{Epoch, FencingToken, Reference, Timestamp};
 
 /// Public read access to the fields of an answer.
@@ -37,7 +38,12 @@ pub enum Body<'a> {
 }
 
 /// How a key was completed: what `complete` stored, and what every later claim gets back.
-#[derive(Clone, PartialEq, Eq)]
+///
+/// A body of [`Outcome::KEPT_BYTES_MIN`] and more is not copied: it is shown where it lies in the store. While
+/// such an outcome, or a clone of it, exists, the segment that it lies in is not used again, and a store that
+/// is closed keeps its directory locked. [`Outcome::detached`] ends that. In a forked child such a body is
+/// [`Body::Expired`].
+#[derive(Clone)]
 pub struct Outcome {
     pub(crate) body: StoredBody,
     pub(crate) about: AboutOutcome,
@@ -64,11 +70,15 @@ pub(crate) struct AboutOutcome {
 }
 
 /// A body on its way out of the store.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) enum StoredBody {
     Bytes(Box<[u8]>),
+    /// Where it lies.
+    Kept(KeptBytes),
     None,
-    TooLarge { len: u32 },
+    TooLarge {
+        len: u32,
+    },
     Expired,
 }
 
@@ -77,12 +87,40 @@ impl Outcome {
         /// What is left of the body.
         body: Body<'_> = self => match &self.body {
             StoredBody::Bytes(bytes) => Body::Bytes(bytes),
+            StoredBody::Kept(bytes) => bytes.bytes().map_or(Body::Expired, Body::Bytes),
             StoredBody::None => Body::None,
             StoredBody::TooLarge { len } => Body::TooLarge { len: *len },
             StoredBody::Expired => Body::Expired,
         };
     }
 }
+
+impl Outcome {
+    /// Length in bytes from which on a body is not copied.
+    pub const KEPT_BYTES_MIN: usize = 8 << 10;
+
+    /// The same, with a copy of the body: it keeps nothing of the store.
+    #[must_use]
+    pub fn detached(self) -> Self {
+        let Self { body, about } = self;
+        let body = match body {
+            StoredBody::Kept(bytes) => match bytes.bytes() {
+                Some(bytes) => StoredBody::Bytes(bytes.into()),
+                None => StoredBody::Expired,
+            },
+            other => other,
+        };
+        Self { body, about }
+    }
+}
+
+impl PartialEq for Outcome {
+    fn eq(&self, other: &Self) -> bool {
+        (self.body(), &self.about) == (other.body(), &other.about)
+    }
+}
+
+impl Eq for Outcome {}
 
 impl<'a> OutcomeRef<'a> {
     accessors! {

@@ -364,6 +364,9 @@ pub enum OptionProblem {
     /// A shard count that is no power of two from 1 to 1024.
     #[error("{0} shards: the count is a power of two from 1 to 1024")]
     Shards(usize),
+    /// A lane count that is no power of two from 1 to 16.
+    #[error("{0} lanes: the count is a power of two from 1 to 16")]
+    Lanes(usize),
     /// A segment size that is no power of two from 256 KiB to 64 MiB.
     #[error("segments of {0} bytes: the size is a power of two from 256 KiB to 64 MiB")]
     SegmentBytes(u64),
@@ -380,7 +383,8 @@ pub enum OptionProblem {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// Another process, or another handle of this one, has the store open.
+    /// Another process, or another handle of this one, has the store open, or keeps an outcome of it with a large
+    /// body ([`crate::Outcome`]).
     #[error("{} is locked by another opener", path.display())]
     Locked {
         /// The lock file.

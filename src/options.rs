@@ -17,6 +17,7 @@ use crate::sys::clock::SystemClock;
 use crate::sys::heap::HeapFs;
 use crate::sys::real::RealFs;
 use crate::sys::{Clock, FileSystem};
+use crate::wal::lanes::LANES_MAX;
 
 const SHARDS_DEFAULT: usize = 64;
 const SHARDS_MAX: usize = 1024;
@@ -66,6 +67,9 @@ pub struct Options {
     place: Place,
     durability: Option<Durability>,
     shards: usize,
+    lanes: Option<usize>,
+    #[cfg(any(test, feature = "test-util"))]
+    shared_by_chance: Option<u64>,
     segment_bytes: Option<u64>,
     max_clock_jump: Option<Duration>,
     max_disk_bytes: Option<u64>,
@@ -93,6 +97,9 @@ impl Options {
             place,
             durability: None,
             shards: SHARDS_DEFAULT,
+            lanes: None,
+            #[cfg(any(test, feature = "test-util"))]
+            shared_by_chance: None,
             segment_bytes: None,
             max_clock_jump: None,
             max_disk_bytes: None,
@@ -114,6 +121,16 @@ impl Options {
     /// Default 64. More shards let more threads write at once, and cost about 2 KiB each.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = shards;
+        self
+    }
+
+    /// Parts of the WAL that are filled at the same time, each under its own lock: a power of two from 1 to 16. Each
+    /// has segments of its own that are being filled, one of claims and one for each time that completions are
+    /// kept. Default: one at first, and twice as many when threads have to wait for one another and there is
+    /// room, up to the number of processors; in [`Durability::Sync`] a quarter of that, at most four. A number that
+    /// is given is used as soon as there is room.
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.lanes = Some(lanes);
         self
     }
 
@@ -180,6 +197,15 @@ impl Options {
     #[doc(hidden)]
     pub fn file_system(mut self, fs: impl FileSystem + 'static) -> Self {
         self.place = Place::Given(Arc::new(fs));
+        self
+    }
+
+    /// Appends of a `Sync` store are written as if rounds were for many, or not, by chance that begins here: else no
+    /// test of one thread has the former.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn shared_by_chance(mut self, seed: u64) -> Self {
+        self.shared_by_chance = Some(seed);
         self
     }
 
@@ -268,6 +294,9 @@ impl Options {
             max_clock_jump: self.max_clock_jump,
             max_disk_bytes: self.max_disk_bytes,
             headroom_bytes: self.headroom_bytes,
+            lanes: self.lanes,
+            #[cfg(any(test, feature = "test-util"))]
+            shared_by_chance: self.shared_by_chance,
             first_counter: self.first_counter,
             is_salvage: false,
             in_full: self.verify_at_open,
@@ -288,6 +317,11 @@ impl Options {
         let mut problems = Vec::new();
         if !self.shards.is_power_of_two() || self.shards > SHARDS_MAX {
             problems.push(OptionProblem::Shards(self.shards));
+        }
+        if let Some(lanes) = self.lanes
+            && (!lanes.is_power_of_two() || lanes > LANES_MAX)
+        {
+            problems.push(OptionProblem::Lanes(lanes));
         }
         if let Some(bytes) = self.segment_bytes
             && !u32::try_from(bytes).is_ok_and(segment_bytes_are_valid)

@@ -23,6 +23,8 @@ pub struct StoreStats {
     pub reserved_bytes: u64,
     /// Lease handles that exist.
     pub leases: usize,
+    /// Lanes of the WAL in use, see [`crate::Options::lanes`].
+    pub lanes: usize,
     /// Rounds of group commit that have ended.
     pub rounds: u64,
     /// Since the store was opened: keys that were removed because their time was over.
@@ -58,6 +60,7 @@ impl StoreStats {
             record_bytes: supply.used_bytes,
             reserved_bytes: supply.held,
             leases: engine.leases(),
+            lanes: engine.wal.lanes(),
             rounds: engine.wal.rounds.completed(),
             purged: read(&counts.purged),
             copied: read(&counts.copied),

@@ -16,7 +16,7 @@ use crate::stats::StoreStats;
 /// An open store. Cheap to clone; clones are the same store, from any thread.
 ///
 /// The store holds an exclusive lock on its directory until it is closed, or until its last clone
-/// and its last lease are gone. Dropping it does what [`Store::close`] does, silently.
+/// and its last lease are gone; and as long as an outcome with a large body is kept ([`crate::Outcome`]). Dropping it does what [`Store::close`] does, silently.
 #[derive(Clone)]
 pub struct Store {
     handle: Arc<Handle>,
@@ -121,7 +121,8 @@ impl Store {
 
     /// Closes the store for all its handles: every call on them answers [`StoreError::Closed`] from
     /// now on. Everything acknowledged is durable when this returns without an error, and the
-    /// directory is free for the next open when it returns.
+    /// directory is free for the next open when it returns, unless somebody keeps an outcome with a large body
+    /// ([`crate::Outcome`]): then it is when he lets go of it.
     ///
     /// # Errors
     ///

@@ -122,6 +122,7 @@ impl Scope {
             .clock(self.clock.clone())
             .durability(self.durability)
             .shards(1)
+            .shared_by_chance(1)
             .segment_bytes(SEGMENT_BYTES)
             .manual_maintenance(true)
             .open()

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::Command;
 
 use refrain::{
-    ClaimError, ClaimOptions, CloseError, CompleteError, Lease, Lookup, Namespace, OpenError,
-    Store, StoreError,
+    Body, ClaimError, ClaimOptions, CloseError, CompleteError, Lease, Lookup, Namespace, OpenError,
+    Outcome, Store, StoreError,
 };
 
 /// What the child exits its closure with when all is as it should be.
@@ -116,4 +116,31 @@ fn a_child_that_opens_its_own_store_is_served() {
         if is_first && store.flush().is_err() { AS_PROMISED } else { 3 }
     });
     assert_eq!(code, AS_PROMISED);
+}
+
+#[test]
+fn a_child_is_not_shown_what_its_parent_keeps_and_does_not_give_the_directory_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let body = vec![7; Outcome::KEPT_BYTES_MIN];
+    orders.claim("a", None).unwrap().acquired().unwrap().complete(&body).unwrap();
+    let Lookup::Completed(outcome) = orders.lookup("a").unwrap() else { panic!() };
+    let kept = outcome.clone();
+    store.close().unwrap();
+    drop((store, orders));
+    let mut outcome = Some(outcome);
+    let (command, code) = fork(move || {
+        let Some(outcome) = outcome.take() else { return 1 };
+        let is_expired = outcome.body() == Body::Expired;
+        // The last one there, for all that the child knows.
+        drop(outcome.detached());
+        if is_expired { AS_PROMISED } else { 2 }
+    });
+    assert_eq!(code, AS_PROMISED);
+    assert!(matches!(open(directory.path()), Err(OpenError::Locked { .. })));
+    assert_eq!(kept.body(), Body::Bytes(&body));
+    drop(command);
+    drop(kept);
+    assert!(open(directory.path()).unwrap().report().clean);
 }

@@ -31,6 +31,10 @@ impl Disk {
     }
 
     fn open(&self, durability: Durability) -> Result<Store, OpenError> {
+        self.open_with(durability, 1)
+    }
+
+    fn open_with(&self, durability: Durability, lanes: usize) -> Result<Store, OpenError> {
         let left = Arc::clone(&self.left);
         let fs = HookFs::new(self.heap.clone(), move |operation, _| {
             if !matches!(operation, "create" | "fill") {
@@ -43,6 +47,7 @@ impl Disk {
         Options::new("unused")
             .file_system(fs)
             .durability(durability)
+            .lanes(lanes)
             .segment_bytes(SEGMENT_BYTES)
             .manual_maintenance(true)
             .open()
@@ -111,10 +116,16 @@ fn found(store: &Store, key: &str) -> String {
 
 /// Fills the store with claims, ends some on the way, and all in the end; `stops` processes die in
 /// between. Gives how many were granted, and how many bodies found no room.
-fn fill_and_end(steps: u64, durability: Durability, stops: u64, seed: u64) -> (u64, u64) {
+fn fill_and_end(
+    steps: u64,
+    durability: Durability,
+    lanes: usize,
+    stops: u64,
+    seed: u64,
+) -> (u64, u64) {
     let disk = Disk::full_after(steps);
     let mut random = Random::new(seed);
-    let mut store = match disk.open(durability) {
+    let mut store = match disk.open_with(durability, lanes) {
         Ok(store) => store,
         Err(OpenError::Full { .. } | OpenError::Io(_)) => return (0, 0),
         Err(other) => panic!("{other}"),
@@ -142,6 +153,10 @@ fn fill_and_end(steps: u64, durability: Durability, stops: u64, seed: u64) -> (u
             Ok(claim) => {
                 let lease = claim.acquired().unwrap();
                 pending.push((key, lease.token()));
+                // Where more lanes come from.
+                if n % 16 == 0 {
+                    store.maintain(Duration::MAX);
+                }
             }
             Err(error) if is_full(&error) => break,
             Err(other) => panic!("{other}"),
@@ -165,7 +180,8 @@ fn fill_and_end(steps: u64, durability: Durability, stops: u64, seed: u64) -> (u
             assert_eq!(&found(&store, key), result, "{key}");
         }
         store.abandon();
-        store = disk.open(durability).unwrap();
+        // As many lanes as before, or others.
+        store = disk.open_with(durability, if stop % 2 == 0 { lanes } else { 8 / lanes }).unwrap();
         for (key, result) in &ended {
             assert_eq!(&found(&store, key), result, "{key} after {stop} stops");
         }
@@ -186,9 +202,9 @@ fn every_granted_key_is_ended_on_a_disk_that_fills_at_any_step() {
     let (mut granted, mut homeless) = (0, 0);
     for steps in 0..14 {
         for (at, durability) in [Durability::Sync, Durability::Buffered].into_iter().enumerate() {
-            for stops in 0..3 {
-                let (more, without) =
-                    fill_and_end(steps, durability, stops, seed ^ steps << 8 ^ at as u64 ^ stops);
+            for (stops, lanes) in [(0, 1), (1, 1), (2, 1), (0, 2), (1, 4), (2, 8)] {
+                let seed = seed ^ steps << 8 ^ at as u64 ^ stops;
+                let (more, without) = fill_and_end(steps, durability, lanes, stops, seed);
                 granted += more;
                 homeless += without;
             }

@@ -53,6 +53,7 @@ fn options(directory: &Path, round: u64) -> Options {
     Options::new(directory)
         .segment_bytes(256 << 10)
         .shards(1 << random.below(8))
+        .lanes(1 << random.below(4))
         .durability(durability)
 }
 

@@ -115,6 +115,7 @@ fn all_bad_options_are_reported_at_once() {
     let refused = Options::new("unused")
         .file_system(HeapFs::new())
         .shards(3)
+        .lanes(5)
         .segment_bytes(1000)
         .durability(Durability::Interval(Duration::ZERO))
         .open()
@@ -124,6 +125,7 @@ fn all_bad_options_are_reported_at_once() {
         problems,
         [
             OptionProblem::Shards(3),
+            OptionProblem::Lanes(5),
             OptionProblem::SegmentBytes(1000),
             OptionProblem::Interval(Duration::ZERO)
         ]
@@ -132,6 +134,8 @@ fn all_bad_options_are_reported_at_once() {
     assert!(refused.to_string().contains("in memory"), "{refused}");
     assert!(Options::in_memory().shards(0).open().is_err());
     assert!(Options::in_memory().shards(2048).open().is_err());
+    assert!(Options::in_memory().lanes(0).open().is_err());
+    assert!(Options::in_memory().lanes(32).open().is_err());
     assert!(Options::in_memory().shards(1).segment_bytes(64 << 20).open().is_ok());
 }
 

@@ -28,6 +28,7 @@ impl Bench {
             .clock(self.clock.clone())
             .durability(Durability::Sync)
             .shards(1)
+            .shared_by_chance(1)
             .segment_bytes(256 << 10)
             .manual_maintenance(true)
     }

@@ -288,6 +288,7 @@ impl Run {
             .clock(self.clock.clone())
             .durability(Durability::Sync)
             .shards(1)
+            .shared_by_chance(1)
             .segment_bytes(SEGMENT_BYTES)
             .manual_maintenance(true)
     }

@@ -43,6 +43,8 @@ fn options(fs: impl FileSystem + 'static, clock: &SimClock, durability: Durabili
         .durability(durability)
         .segment_bytes(SEGMENT_BYTES)
         .shards(1)
+        .lanes(2)
+        .shared_by_chance(1)
         .manual_maintenance(true)
 }
 

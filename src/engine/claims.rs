@@ -12,7 +12,8 @@ use super::state::{self, Standing, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, Seen, Way, check_key};
 use crate::answer::{
-    EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, OutcomeRef, Parked, Previous,
+    Body, EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, OutcomeRef, Parked,
+    Previous, StoredBody,
 };
 use crate::error::{ClaimError, Failure, StoreError};
 use crate::format::ext::{Ext, PreviousClaim};
@@ -245,7 +246,7 @@ impl Engine {
     fn try_lookup(&self, key: &Key<'_>) -> Result<Answered<Lookup, StoreError>, StoreError> {
         let pin = Pin::new();
         let done = |seen: &Seen<'_>, now| {
-            let outcome = state::outcome(&seen.record, now);
+            let outcome = self.outcome(seen, now);
             self.shown(Ok(Lookup::Completed(outcome)), seen)
         };
         self.sight(key, &pin, done, |other| Ok(other).into())
@@ -274,6 +275,33 @@ impl Engine {
             // Not under the pin; and meanwhile the key may have been forgotten.
             drop(pin);
             self.settle(settle)?;
+        }
+    }
+
+    /// The outcome in a completion, to keep: a small body copied, a large one where it lies. The caller has
+    /// checked the body.
+    #[inline]
+    fn outcome(&self, seen: &Seen<'_>, now: Timestamp) -> Outcome {
+        let outcome = state::outcome_ref(&seen.record, now);
+        match outcome.body {
+            Body::Bytes(bytes) if bytes.len() >= Outcome::KEPT_BYTES_MIN => {
+                self.kept(seen, outcome)
+            }
+            _ => outcome.to_outcome(),
+        }
+    }
+
+    #[cold]
+    fn kept(&self, seen: &Seen<'_>, outcome: OutcomeRef<'_>) -> Outcome {
+        let Seen { record, location, pin } = seen;
+        // A store that is closed has none to give.
+        let kept = self
+            .held
+            .upgrade()
+            .and_then(|hold| self.wal.segments.keep_body(record, *location, pin, hold));
+        match kept {
+            Some(body) => Outcome { body: StoredBody::Kept(body), about: outcome.about },
+            None => outcome.to_outcome(),
         }
     }
 
@@ -396,7 +424,7 @@ impl Engine {
         Ok(match (judged, seen) {
             (Judged::Done(now), Some(seen)) => {
                 self.wal.segments.check_body(&seen.record, seen.location, seen.pin)?;
-                let outcome = state::outcome(&seen.record, now);
+                let outcome = self.outcome(seen, now);
                 self.shown(Ok(Taken::Completed(outcome).into()), seen)
             }
             (Judged::Mismatch(it, Standing::Done), Some(seen)) => {

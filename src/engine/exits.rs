@@ -13,7 +13,7 @@ use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, Seen};
-use crate::answer::{BodyKept, Completion, Outcome, Renewed};
+use crate::answer::{BodyKept, Completion, Renewed};
 use crate::checksum::crc32;
 use crate::error::{CompleteError, Failure, LeaseError, StoreError};
 use crate::format::ext::Ext;
@@ -406,7 +406,8 @@ impl Engine {
             let completion = Completion { token: stored.token, kept, expires: stored.expires };
             return Ok(self.shown(Ok(completion), found));
         }
-        let outcome: Outcome = state::outcome(stored, now);
+        // A copy: errors are passed on, and kept, where nobody thinks of the store.
+        let outcome = state::outcome(stored, now);
         Ok(self.shown(Err(CompleteError::AlreadyCompleted(Box::new(outcome))), found))
     }
 

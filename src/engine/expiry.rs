@@ -65,7 +65,7 @@ pub(crate) struct Expiry {
     wheel: Wheel<u64>,
     /// Due, and waiting for claims that are older.
     due: Vec<SealedSegment>,
-    /// Segments of claims, in the order in which they were filled.
+    /// Segments of claims, in the order in which they became active.
     claims: VecDeque<SealedSegment>,
     /// Bytes that may be spent on claims which are copied though most of their segment is current:
     /// what was filled since, up to what there is. A copy costs twice: it comes back.
@@ -188,7 +188,9 @@ impl Expiry {
         for segment in sealed {
             if segment.is_claims {
                 self.copy_credit += segment.bytes();
-                self.claims.push_back(segment);
+                // Lanes seal theirs each when they are full.
+                let at = self.claims.binary_search_by_key(&segment.order, |it| it.order);
+                self.claims.insert(at.unwrap_or_else(|at| at), segment);
             } else {
                 // Not before its time has surely come.
                 self.wheel.insert(segment.due.ms().div_ceil(1000), self.next_number);
@@ -200,9 +202,17 @@ impl Expiry {
         self.copy_credit = self.copy_credit.min(claims);
     }
 
-    /// Claims of a number below this are asked for.
+    /// Claims of a number below this are asked for: completions wait for them, or many that come later do.
     fn claims_wanted(&self) -> u64 {
-        self.due.iter().map(|segment| segment.order).max().unwrap_or(0)
+        let by_completions = self.due.iter().map(|segment| segment.order).max().unwrap_or(0);
+        let many = self.claims.get(CLAIMS_BEHIND_FEW - 1).map_or(0, |segment| segment.order);
+        by_completions.max(if self.next_claims().is_none() { many } else { 0 })
+    }
+
+    /// The segment of claims that leaves next, if it is sealed.
+    fn next_claims(&self) -> Option<&SealedSegment> {
+        let next = self.claims_gone + self.claims_leaving() as u64;
+        self.claims.front().filter(|first| first.order == next)
     }
 
     /// Lets completions go whose claims are gone.
@@ -216,8 +226,10 @@ impl Expiry {
     /// Whether it is time to look for segments to compact, and none is leaving early already.
     pub(super) fn may_compact(&mut self, now: Duration, every: Duration) -> bool {
         let is_time = self.compacted_at.is_none_or(|at| now.saturating_sub(at) >= every);
-        // What cannot be read may be there for long.
-        let is_quiet = self.leaving.iter().all(|it| it.segment.is_claims || it.is_unreadable);
+        // What cannot be read may be there for long, and what somebody keeps an outcome in.
+        let is_quiet = self.leaving.iter().all(|it| {
+            it.segment.is_claims || it.is_unreadable || matches!(it.stage, Stage::OutOfUse)
+        });
         if is_time && is_quiet {
             self.compacted_at = Some(now);
         }
@@ -272,8 +284,11 @@ impl Expiry {
 
     /// Segments of completions that were emptied and wait for rounds.
     fn completions_awaited(&self) -> usize {
-        let is_awaited =
-            |it: &&Leaving| !it.segment.is_claims && !matches!(it.stage, Stage::Walking(_));
+        // One that is out of use waits for whoever keeps an outcome in it, and nobody for it.
+        let is_awaited = |it: &&Leaving| {
+            let is_free = !matches!(it.stage, Stage::Walking(_) | Stage::OutOfUse);
+            is_free && !it.segment.is_claims
+        };
         self.leaving.iter().filter(is_awaited).count()
     }
 
@@ -410,7 +425,7 @@ impl Engine {
         let wanted = expiry.claims_wanted();
         let segment_bytes = self.wal.segments.segment_bytes();
         let mut has_counted = false;
-        while let Some(first) = expiry.claims.front() {
+        while let Some(first) = expiry.next_claims() {
             if expiry.claims_leaving() >= CLAIMS_AT_ONCE {
                 break;
             }
@@ -480,7 +495,7 @@ impl Engine {
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
         let (mut has_moved, mut has_walked, mut wanted) = (false, false, None::<Ticket>);
-        let mut awaited = expiry.completions_awaited();
+        let (mut awaited, mut has_helped) = (expiry.completions_awaited(), false);
         for mut leaving in std::mem::take(&mut expiry.leaving) {
             let is_next = !leaving.segment.is_claims || leaving.segment.order == expiry.claims_gone;
             let next = match leaving.stage {
@@ -525,8 +540,10 @@ impl Engine {
                     Some(Stage::OutOfUse)
                 }
                 Stage::OutOfUse if is_next => {
-                    // Helps the last reader's grace to its end.
-                    Grace::begin().wait();
+                    // Helps the last reader's grace to its end: once, however many are kept by somebody.
+                    if !std::mem::replace(&mut has_helped, true) {
+                        Grace::begin().wait();
+                    }
                     let now = self.timeline.now();
                     let headed = self.wal.write_next_header(passage, &leaving.segment, now)?;
                     headed.map(|segment| Stage::Headed { segment, round: self.wal.rounds.ticket() })

@@ -224,6 +224,7 @@ impl Engine {
         if appended_bytes != last.appended_bytes {
             // No more than will be used soon: what was made ready is written to the disk with the rest.
             self.wal.prefault((appended_bytes - last.appended_bytes).saturating_mul(TICKS_AHEAD));
+            self.wal.widen();
             // Tables grow while something is appended.
             self.shards.iter().for_each(|shard| shard.buckets().make_ready());
             (last.appended_bytes, last.appended_at) = (appended_bytes, now);
@@ -354,7 +355,7 @@ impl Engine {
     }
 
     /// Ends the store: nothing is accepted any more, everything is durable, the meta file says that
-    /// the store was closed in order, and the directory is free.
+    /// the store was closed in order, and the directory is free but for kept outcomes.
     pub(crate) fn close(&self) -> Result<(), CloseError> {
         if self.is_child() {
             return Err(StoreError::Forked.into());
@@ -383,13 +384,14 @@ impl Engine {
         self.wal.rounds.end_all();
         // The lock goes whatever happened: nothing is written to the directory from now on (W5). Not before
         // whoever found a record is done with it, because another process may fill its segment again: a
-        // thread that stands still under its pin is not waited for for ever, and keeps the lock.
-        let lock = self.directory_lock.lock().take();
+        // thread that stands still under its pin is not waited for for ever, and keeps the lock, as do outcomes
+        // that are shown where they lie.
+        let hold = self.hold.lock().take();
         let is_over = Grace::begin().wait();
         if is_over {
-            drop(lock)
+            drop(hold)
         } else {
-            drop_later(lock)
+            drop_later(hold)
         }
         ended.map_err(CloseError::Store)
     }
@@ -403,14 +405,13 @@ impl Engine {
         self.is_closed.store(true, Ordering::Release);
         self.lease_ends.wake_all();
         self.wal.shut_gate();
-        drop(self.directory_lock.lock().take());
+        drop(self.hold.lock().take());
     }
 
     /// Ends the store silently, when its last handle is dropped.
     pub(crate) fn end_silently(&self) {
         if self.is_child() {
-            // The lock is the parent's, and so are the files.
-            std::mem::forget(self.directory_lock.lock().take());
+            // The files are the parent's.
             return;
         }
         let is_open = self.shards.iter().all(|shard| !shard.lock(&self.wal).is_closed);

@@ -10,7 +10,7 @@
 //! 4. `wal.growth`: who makes data files and headers. Held across syncs, never taken under a shard.
 //! 5. the lane: who appends.
 //! 6. `wal.meta`: who changes the meta file. Held across its sync.
-//! 7. rounds, background, and what a waker's owner does: alone. (A failed append notifies the
+//! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard; nobody takes a shard under rounds.)
 //!
 //! The parts: `claims` (claim, once, lookup), `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
@@ -39,14 +39,14 @@ pub(crate) mod time;
 
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::error::{Failure, StoreError};
 use crate::format::record::{Draft, Record};
-use crate::sys::DirectoryLock;
 use crate::sys::fork::ForkGuard;
+use crate::sys::kept::Hold;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
@@ -101,9 +101,11 @@ pub(crate) struct Engine {
     is_closed: AtomicBool,
     /// Longest body that is kept.
     body_bytes_max: usize,
-    fork: ForkGuard,
+    fork: Arc<ForkGuard>,
     /// Given up by `close`, or with the engine.
-    directory_lock: Mutex<Option<Box<dyn DirectoryLock>>>,
+    hold: Mutex<Option<Arc<Hold>>>,
+    /// The same, for outcomes that are kept: as long as it is there.
+    held: Weak<Hold>,
 }
 
 /// A result, and what must happen before anybody may see it.

@@ -143,7 +143,6 @@ pub(crate) fn outcome_ref<'a>(record: &Record<'a>, now: Timestamp) -> OutcomeRef
 }
 
 /// The same, to keep.
-#[inline]
 pub(crate) fn outcome(record: &Record<'_>, now: Timestamp) -> Outcome {
     outcome_ref(record, now).to_outcome()
 }

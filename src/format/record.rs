@@ -357,6 +357,10 @@ impl<'a> Draft<'a> {
         self.entry.expires
     }
 
+    pub(crate) fn key_hash(&self) -> KeyHash {
+        self.entry.key_hash
+    }
+
     /// The record's entry in the index of its segment, when it lies at `offset`.
     pub(crate) fn entry(&self, offset: u32) -> index::Entry {
         index::Entry { offset, ..self.entry }

@@ -120,6 +120,43 @@ impl Condvar {
     }
 }
 
+explorer::thread_local! {
+    static PARKER: std::rc::Rc<Parker> = std::rc::Rc::default();
+}
+
+/// What a thread sleeps on until it is woken, or has been.
+pub(crate) fn parker() -> std::rc::Rc<Parker> {
+    PARKER.with(std::rc::Rc::clone)
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Parker(Unparker);
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unparker(std::sync::Arc<(Mutex<bool>, Condvar)>);
+
+impl Parker {
+    pub(crate) fn unparker(&self) -> &Unparker {
+        &self.0
+    }
+
+    pub(crate) fn park(&self) {
+        let (is_woken, woken) = &*self.0.0;
+        let mut is_woken = is_woken.lock();
+        while !std::mem::take(&mut *is_woken) {
+            woken.wait(&mut is_woken);
+        }
+    }
+}
+
+impl Unparker {
+    pub(crate) fn unpark(&self) {
+        let (is_woken, woken) = &*self.0;
+        *is_woken.lock() = true;
+        woken.notify_one();
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct RwLock<T>(explorer::sync::RwLock<T>);
 

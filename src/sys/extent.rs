@@ -73,6 +73,13 @@ impl Stretches {
     }
 }
 
+impl Stretches {
+    /// Whether there is no extent of the stretch of this number.
+    pub(crate) fn is_free(&self, index: u32) -> bool {
+        self.is_taken.get(index as usize).is_some_and(|is_taken| !is_taken.load(Ordering::Relaxed))
+    }
+}
+
 impl Drop for Extent {
     fn drop(&mut self) {
         if let Some((stretches, index)) = &self.of {
@@ -124,6 +131,14 @@ impl Extent {
         // Acquire above) and are not written again while `self` exists (E1), which the borrow
         // outlasts in no case.
         Some(unsafe { slice::from_raw_parts(start.as_ptr(), (to - from) as usize) })
+    }
+
+    /// Where bytes lie that were borrowed from this extent.
+    pub(crate) fn range_of(&self, bytes: &[u8]) -> Option<(u32, u32)> {
+        let from = bytes.as_ptr().addr().checked_sub(self.base.addr().get())?;
+        let to = from.checked_add(bytes.len())?;
+        // Below the length, which has 32 bits.
+        (to <= self.len as usize).then_some((from as u32, to as u32))
     }
 
     /// Takes the page faults of filling what is not yet filled of `from..to`, see
@@ -255,6 +270,9 @@ mod tests {
         assert_eq!(extent.bytes(0, 16).unwrap(), b"lencrc..record!!");
         assert!(extent.bytes(0, 17).is_none());
         assert!(extent.bytes(9, 8).is_none());
+        let record = extent.bytes(8, 14).unwrap();
+        assert_eq!(extent.range_of(record), Some((8, 14)));
+        assert_eq!(extent.range_of(b"elsewhere"), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub(crate) mod explored;
 pub(crate) mod extent;
 pub(crate) mod fork;
 pub(crate) mod heap;
+pub(crate) mod kept;
 pub(crate) mod pin;
 pub(crate) mod point;
 pub(crate) mod prefetch;
@@ -63,6 +64,12 @@ pub trait FileSystem: Send + Sync + Debug {
 
     /// Fills `bytes` with random ones that nobody can foresee.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
+
+    /// Whether storing through a mapping to a block that was written before needs nothing that a device may refuse:
+    /// no block that is not there yet. Else a process dies of it where a write would answer an error.
+    fn stores_cannot_fail(&self) -> bool {
+        true
+    }
 
     /// Where `name` lies, for messages.
     fn describe(&self, name: &str) -> std::path::PathBuf;

@@ -138,6 +138,16 @@ impl FileSystem for RealFs {
         u128::from_str_radix(&digits, 16).ok().map(u128::to_le_bytes)
     }
 
+    #[cfg(target_os = "linux")]
+    fn stores_cannot_fail(&self) -> bool {
+        /// What ext2, ext3 and ext4 call themselves.
+        const EXT4: u64 = 0xef53;
+        const TMPFS: u64 = 0x0102_1994;
+        // A magic number of 32 bits, of whatever type it is on this machine.
+        let kind = rustix::fs::statfs(&self.directory).map(|it| it.f_type as u64 & 0xffff_ffff);
+        matches!(kind, Ok(EXT4 | TMPFS))
+    }
+
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
         getrandom::fill(bytes).map_err(io::Error::other)
     }

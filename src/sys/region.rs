@@ -7,6 +7,7 @@
 
 use std::fmt::{self, Debug};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 #[cfg(all(target_os = "linux", not(miri)))]
@@ -56,14 +57,26 @@ pub unsafe trait Region: Send + Sync + Debug {
 /// A file mapped shared, readable and, but for one that is only read, writable.
 #[derive(Debug)]
 pub(crate) struct MappedRegion {
-    map: MmapRaw,
+    map: ManuallyDrop<MmapRaw>,
     base: NonNull<u8>,
+    /// Who mapped it.
+    process: u32,
 }
 
 // SAFETY: `MmapRaw` is `Send` and owns its mapping until it drops; `base` points into it.
 unsafe impl Send for MappedRegion {}
 // SAFETY: shared access gives out an address and a length only.
 unsafe impl Sync for MappedRegion {}
+
+impl Drop for MappedRegion {
+    fn drop(&mut self) {
+        // A forked child has no such mapping (`DontFork`), and perhaps another one of its own there.
+        if std::process::id() == self.process {
+            // SAFETY: it is dropped here only, and not used from now on.
+            unsafe { ManuallyDrop::drop(&mut self.map) }
+        }
+    }
+}
 
 impl MappedRegion {
     /// A file that was opened for reading is mapped for reading: the caller writes nothing.
@@ -81,7 +94,7 @@ impl MappedRegion {
         }
         let base = NonNull::new(map.as_mut_ptr())
             .ok_or_else(|| io::Error::other("the mapping has no address"))?;
-        Ok(Self { map, base })
+        Ok(Self { map: ManuallyDrop::new(map), base, process: std::process::id() })
     }
 }
 

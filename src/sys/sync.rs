@@ -5,6 +5,8 @@
 //! sees the bytes of a mapping, nor crossbeam's epochs. Miri and ThreadSanitizer do.
 
 #[cfg(not(any(loom, shuttle)))]
+pub(crate) use crossbeam_utils::sync::Unparker;
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::hint::spin_loop;
@@ -15,5 +17,20 @@ pub(crate) use std::thread::{sleep, yield_now};
 
 #[cfg(any(loom, shuttle))]
 pub(crate) use super::explored::{
-    Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic, sleep, spin_loop, yield_now,
+    Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, Unparker, atomic, parker, sleep,
+    spin_loop, yield_now,
 };
+
+/// What this thread sleeps on until it is woken. Not [`std::thread::park`], which is its user's: a wake-up that was
+/// meant for him would be lost here.
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) fn parker() -> std::rc::Rc<crossbeam_utils::sync::Parker> {
+    use crossbeam_utils::sync::Parker;
+    use std::rc::Rc;
+
+    thread_local! {
+        static PARKER: Rc<Parker> = Rc::new(Parker::new());
+    }
+    // A thread that ends may have lost its own already.
+    PARKER.try_with(Rc::clone).unwrap_or_else(|_| Rc::new(Parker::new()))
+}

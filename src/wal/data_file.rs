@@ -26,8 +26,8 @@ pub(crate) struct DataFile {
     /// The mapped segments.
     stretches: Arc<Stretches>,
     path: PathBuf,
-    /// Whether something was written since the last round took the file. Changed under the lane's
-    /// lock only.
+    /// Whether something was written since the last round took the file. Changed under the
+    /// locks of lanes only.
     dirty: AtomicBool,
     /// Where the next mark goes. Changed by the leader of a round only.
     mark_slot: AtomicUsize,
@@ -217,6 +217,11 @@ impl DataFile {
     /// may still read what the segment was before.
     pub(crate) fn extent(&self, segment: SegmentId, filled: u32) -> Option<Extent> {
         self.stretches.extent(segment.0 - self.header.first.0, filled)
+    }
+
+    /// Whether nobody reads or writes what the segment was before.
+    pub(crate) fn is_free(&self, segment: SegmentId) -> bool {
+        self.stretches.is_free(segment.0 - self.header.first.0)
     }
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> IoResult<()> {

@@ -46,6 +46,16 @@ impl Growth {
         self.files.iter().map(|file| file.header().segments).sum()
     }
 
+    /// Segments that there can be, if the data files may have so many bytes; where the last try to make one failed, those
+    /// there are.
+    pub(super) fn segments_most(&self, disk_bytes_max: u64) -> u64 {
+        let segment_bytes = self.files.first().map_or(1, |file| file.header().segment_bytes);
+        match self.last_try_failed {
+            true => u64::from(self.segments()),
+            false => disk_bytes_max / u64::from(segment_bytes),
+        }
+    }
+
     /// Bytes of all data files, and of the one that is being made.
     pub(super) fn disk_bytes(&self) -> u64 {
         let files: u64 = self.files.iter().map(|file| file.header().file_bytes()).sum();
@@ -195,7 +205,7 @@ impl Wal {
         Filling::start(&*self.fs, id, count, self.segments.segment_bytes(), self.pages)
     }
 
-    /// Gives a filled file its headers, lists it, and hands its segments to the lane. The inner
+    /// Gives a filled file its headers, lists it, and hands its segments to the lanes. The inner
     /// error leaves the store as it was.
     fn take_into_use(
         &self,

@@ -1,10 +1,10 @@
 //! The write-ahead log: all segments together. The WAL is the store: there is no second copy.
 //!
-//! [`Wal`] joins the parts of this folder: data files, segments, the lane that fills them, the
+//! [`Wal`] joins the parts of this folder: data files, segments, the lanes that fill them, the
 //! rounds that make them durable, their recycling, the meta and names files beside them, and the
 //! poison that ends it all. It knows records as bytes with a length and an expiry; what they mean is the engine's.
 //!
-//! Locks, in the order in which they may be held together: the gate, growth, then meta or lane.
+//! Locks, in the order in which they may be held together: the gate, growth, then meta or lanes.
 //! Rounds is held alone. None but the gate, growth and meta is held across a file operation that
 //! can wait for the disk; an append in `Positioned` mode writes to the page cache under the lane's
 //! lock.
@@ -19,12 +19,14 @@ pub(crate) mod class;
 pub(crate) mod data_file;
 pub(crate) mod growth;
 pub(crate) mod lane;
+pub(crate) mod lanes;
 pub(crate) mod meta;
 pub(crate) mod names;
 mod plan;
 pub(crate) mod poison;
 mod pool;
 pub(crate) mod recycle;
+mod room;
 pub(crate) mod rounds;
 #[cfg(all(test, any(loom, shuttle)))]
 mod schedules;
@@ -40,6 +42,8 @@ use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::Entry;
 use crate::format::record::Draft;
+#[cfg(any(test, feature = "test-util"))]
+use crate::hash::mix;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
@@ -48,7 +52,8 @@ use crate::types::{Epoch, Generation, Location, Timestamp};
 
 use class::Class;
 use growth::Growth;
-use lane::{Append, AppendError, Lane, RoomChange};
+use lane::{Append, AppendError, RoomChange};
+use lanes::Lanes;
 use meta::MetaFile;
 use names::{AppendFailure, NamesFile};
 use poison::Poison;
@@ -62,15 +67,19 @@ pub(crate) struct Wal {
     fs: Arc<dyn FileSystem>,
     store_id: [u8; 16],
     pub(crate) segments: Segments,
-    lane: Lane,
+    lanes: Lanes,
     pub(crate) rounds: Rounds,
     pub(crate) poison: Poison,
     pub(crate) meta: MetaFile,
     names: Mutex<NamesFile>,
     /// Of the data files that are made from now on.
     pages: Pages,
+    /// See [`FileSystem::stores_cannot_fail`].
+    may_store: bool,
+    #[cfg(any(test, feature = "test-util"))]
+    shared_by_chance: Option<AtomicU64>,
     growth: Mutex<Growth>,
-    /// How often the store has grown. Raised under `growth`, after the lane has its segments.
+    /// How often the store has grown. Raised under `growth`, after the lanes have its segments.
     growths: AtomicU64,
     /// Calls that found no room.
     room_waits: AtomicU64,
@@ -112,20 +121,29 @@ pub(crate) struct WalParts {
     pub(crate) epoch: Epoch,
     pub(crate) disk_bytes_max: u64,
     pub(crate) headroom_bytes: u64,
+    /// Lanes at most, and whether they are used when threads have met.
+    pub(crate) lanes: usize,
+    pub(crate) lanes_are_lazy: bool,
+    /// Where chance begins, see [`Wal::is_shared`].
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) shared_by_chance: Option<u64>,
 }
 
 impl Wal {
     pub(crate) fn new(parts: WalParts) -> Self {
         let WalParts { fs, store_id, append, segments, meta, names, growth, .. } = parts;
         let (epoch, disk_bytes_max) = (parts.epoch, parts.disk_bytes_max);
+        let may_store = fs.stores_cannot_fail();
         let wal = Self {
             fs,
             store_id,
-            lane: Lane::new(
+            lanes: Lanes::new(
                 append,
                 segments.segment_bytes(),
                 parts.headroom_bytes,
                 parts.has_rounds,
+                parts.lanes,
+                parts.lanes_are_lazy,
             ),
             segments,
             rounds: Rounds::default(),
@@ -133,6 +151,9 @@ impl Wal {
             meta,
             names: Mutex::new(names),
             pages: parts.pages,
+            may_store,
+            #[cfg(any(test, feature = "test-util"))]
+            shared_by_chance: parts.shared_by_chance.map(AtomicU64::new),
             growth: Mutex::new(growth),
             growths: AtomicU64::new(0),
             room_waits: AtomicU64::new(0),
@@ -142,7 +163,7 @@ impl Wal {
             gate: RwLock::new(Gate::Open),
         };
         for file in wal.growth.lock().files() {
-            wal.lane.add_file(Arc::clone(file));
+            wal.lanes.add_file(Arc::clone(file));
         }
         wal
     }
@@ -170,14 +191,14 @@ impl Wal {
         *self.gate.write() = Gate::Shut;
     }
 
-    /// Appends a record, see [`Lane::append`]. `Ok(None)`: there is no room, the store must grow.
+    /// Appends a record, see [`Lanes::append`]. `Ok(None)`: there is no room, the store must grow.
     pub(crate) fn append(
         &self,
         draft: &Draft<'_>,
         class: Class,
         change: RoomChange,
     ) -> Result<Option<Location>, StoreError> {
-        self.appended(self.lane.append(draft, class, change))
+        self.appended(self.lanes.append(draft, class, change, self.way()))
     }
 
     /// Appends a copy of a record that lies in a segment about to be recycled.
@@ -186,7 +207,28 @@ impl Wal {
         draft: &Draft<'_>,
         class: Class,
     ) -> Result<Option<Location>, StoreError> {
-        self.appended(self.lane.append_copy(draft, class))
+        self.appended(self.lanes.append_copy(draft, class, self.way()))
+    }
+
+    /// How a record is written now. One write by the kernel makes the sync that follows it a little cheaper; where many
+    /// share a round, the calls of all of them together are dearer (docs/decisions/0005-append.md).
+    #[inline]
+    fn way(&self) -> Append {
+        match self.lanes.append {
+            Append::Positioned if self.may_store && self.is_shared() => Append::Mapped,
+            append => append,
+        }
+    }
+
+    /// Whether rounds are for many; in tests of one thread, at random.
+    #[inline]
+    fn is_shared(&self) -> bool {
+        #[cfg(any(test, feature = "test-util"))]
+        if let Some(chance) = &self.shared_by_chance {
+            // Relaxed: one thread.
+            return mix(chance.fetch_add(1, Ordering::Relaxed)).is_multiple_of(2);
+        }
+        self.rounds.is_shared()
     }
 
     fn appended(
@@ -202,18 +244,29 @@ impl Wal {
 
     /// Reserves room for claims that recovery found.
     pub(crate) fn hold_room(&self, bytes: u64) {
-        self.lane.hold(bytes);
+        self.lanes.hold(bytes);
     }
 
     /// Gives back room of a claim that nobody can finish any more.
     pub(crate) fn release_room(&self, bytes: u64) {
-        self.lane.release(bytes);
+        self.lanes.release(bytes);
     }
 
     /// What room there is, and whether the store should grow.
     pub(crate) fn supply(&self) -> Supply {
         let total = u64::from(self.growth.lock().segments());
-        self.lane.supply(total)
+        self.lanes.supply(total)
+    }
+
+    /// Uses more lanes, if that is called for.
+    pub(crate) fn widen(&self) {
+        let most = self.growth.lock().segments_most(self.disk_bytes_max);
+        self.lanes.widen(most);
+    }
+
+    /// How many lanes are in use.
+    pub(crate) fn lanes(&self) -> usize {
+        self.lanes.in_use()
     }
 
     /// Calls that found no room prepared.
@@ -229,7 +282,7 @@ impl Wal {
     /// What the leader of a round does: writes the mark, syncs what is dirty, and notes what is
     /// durable now. Everything appended before the call is.
     pub(crate) fn sync_round(&self, now: impl FnOnce() -> Timestamp) -> Result<(), Arc<Failure>> {
-        let Some(plan) = self.lane.begin_round() else { return Ok(()) };
+        let Some(plan) = self.lanes.begin_round() else { return Ok(()) };
         let mark = Mark {
             epoch: Epoch(self.epoch.load(Ordering::Relaxed)),
             round: self.mark_round.fetch_add(1, Ordering::Relaxed),
@@ -251,34 +304,34 @@ impl Wal {
             }
         }
         reach(Point::BehindRoundSync);
-        self.lane.end_round(&plan);
+        self.lanes.end_round(&plan);
         Ok(())
     }
 
     /// Takes the page faults of what is filled next, if each stream takes `bytes` more; and with them
     /// the kernel's brake on whoever dirties pages faster than the disk takes them.
     pub(crate) fn prefault(&self, bytes: u64) {
-        self.lane.stock_indexes();
-        for (segment, to) in self.lane.filled_next(bytes) {
+        self.lanes.stock_indexes();
+        for (segment, to) in self.lanes.filled_next(bytes) {
             segment.make_ready(to);
         }
     }
 
     /// Whether everything appended is durable and a durable mark says so.
     pub(crate) fn is_proven(&self) -> bool {
-        self.lane.is_proven()
+        self.lanes.is_proven()
     }
 
     /// Seals the active segments for good.
     pub(crate) fn seal_all(&self) -> Result<(), StoreError> {
-        self.lane.end_all();
-        self.lane.seal_ended().map_err(|cause| self.fail(cause))
+        self.lanes.end_all();
+        self.lanes.seal_ended().map_err(|cause| self.fail(cause))
     }
 
     /// The least generation that may still be written to, when no segment is active.
     pub(crate) fn stable_generation(&self) -> Generation {
         let fresh = self.growth.lock().next_generation;
-        self.lane.first_prepared().unwrap_or(fresh)
+        self.lanes.first_prepared().unwrap_or(fresh)
     }
 
     /// Appends an entry to the names file, durably, and counts it in the meta file, which `count`
@@ -327,7 +380,7 @@ impl Wal {
         let growth = self.growth.lock();
         let disk = growth.disk_bytes();
         let total = u64::from(growth.segments());
-        let used = total - self.lane.supply(total).prepared;
+        let used = total - self.lanes.supply(total).prepared;
         (disk, used * u64::from(self.segments.segment_bytes()))
     }
 }

@@ -1,9 +1,10 @@
-//! What the lane gives a round to do, and what it takes from one that has ended.
+//! What the lanes give a round to do, and what they take from one that has ended.
 
 use std::sync::Arc;
 
 use super::data_file::DataFile;
-use super::lane::{Append, Lane};
+use super::lane::Append;
+use super::lanes::Lanes;
 use super::segments::Segment;
 use crate::format::mark::Entry;
 use crate::format::segment::DATA_START;
@@ -25,28 +26,30 @@ pub(crate) struct Plan {
     sealed: usize,
 }
 
-impl Lane {
+impl Lanes {
     /// Takes down what a round that begins now has to make durable; `None` when everything is, and
     /// the last mark says so. Whatever is appended from now on is the next round's.
     pub(crate) fn begin_round(&self) -> Option<Plan> {
-        let mut state = self.state.lock();
-        if state.proven {
+        let mut all = self.all();
+        if all.is_proven() {
             return None;
         }
-        let active = state.streams.iter().filter_map(|it| it.active.as_ref());
-        let ended = state.ended.iter().map(|it| &it.segment);
-        let unstable = state.unstable.iter().map(|(segment, _)| segment).chain(ended);
-        let segments: Vec<_> = unstable.chain(active.map(|it| &it.segment)).cloned().collect();
+        // Until something is appended, this round's mark is the last word, if it proves it all.
+        all.set_proven();
+        let active: Vec<_> = all.active().cloned().collect();
+        let shared = &mut *all.shared;
         if self.append == Append::Mapped {
             // A sync cleans pages: storing to them faults again.
-            let active = state.streams.iter().flat_map(|it| &it.active).map(|it| &it.segment);
-            active.chain(state.prepared.iter()).for_each(|it| it.note_sync());
+            active.iter().chain(shared.prepared.iter()).for_each(|it| it.note_sync());
         }
-        let prepared = state.prepared.first();
+        let ended = shared.ended.iter().map(|it| &it.segment);
+        let unstable = shared.unstable.iter().map(|(segment, _)| segment).chain(ended);
+        let segments: Vec<_> = unstable.cloned().chain(active).collect();
+        let prepared = shared.prepared.first();
         // R8: the least generation of all that is active, prepared or about to be, or sealed since
         // the last completed round began.
         let used = segments.iter().chain(prepared).map(|it| it.generation);
-        let used = used.chain(state.headed.iter().copied()).chain(state.given_up);
+        let used = used.chain(shared.headed.iter().copied()).chain(shared.given_up);
         let stable = used.min().unwrap_or_default();
         let mut entries: Vec<_> = segments
             .iter()
@@ -61,51 +64,49 @@ impl Lane {
             })
             .collect();
         let last = segments.last().or(prepared).map(|segment| Arc::clone(&segment.file));
-        state.settled.retain(|(_, generation, _)| *generation >= stable);
-        let settled = state.settled.iter().map(|&(segment, generation, end)| Entry {
+        shared.settled.retain(|(_, generation, _)| *generation >= stable);
+        let settled = shared.settled.iter().map(|&(segment, generation, end)| Entry {
             segment,
             generation,
             durable: end,
             attempted: end,
         });
         entries.extend(settled);
-        let files: Vec<_> = state.files.iter().filter(|file| file.take_dirty()).cloned().collect();
-        let marked = files.first().cloned().or(last).or_else(|| state.files.last().cloned());
-        let sealed = state.unstable.len();
-        // Until something is appended, this round's mark is the last word, if it proves it all.
-        state.proven = true;
-        state.begin_held();
+        let files: Vec<_> = shared.files.iter().filter(|file| file.take_dirty()).cloned().collect();
+        let marked = files.first().cloned().or(last).or_else(|| shared.files.last().cloned());
+        let sealed = shared.unstable.len();
+        shared.begin_held();
         Some(Plan { entries, stable, files, marked, segments, sealed })
     }
 
     /// The round that took `plan` has ended: everything in it is durable.
     pub(crate) fn end_round(&self, plan: &Plan) {
-        let mut state = self.state.lock();
+        let mut shared = self.shared();
         for (segment, entry) in plan.segments.iter().zip(&plan.entries) {
             segment.set_durable(entry.attempted);
         }
-        let ended: Vec<_> = state.unstable.drain(..plan.sealed).collect();
+        let ended: Vec<_> = shared.unstable.drain(..plan.sealed).collect();
         for (segment, sealed) in ended {
-            state.settled.push((segment.id, segment.generation, sealed.end));
-            state.sealed.push(sealed);
+            shared.settled.push((segment.id, segment.generation, sealed.end));
+            shared.sealed.push(sealed);
         }
-        state.end_held();
+        shared.end_held();
         if plan.entries.iter().any(|entry| entry.durable != entry.attempted) {
             // The mark could not yet say so; the next one can (R10).
-            state.proven = false;
+            shared.proven = false;
         }
     }
 
     /// The least generation that is prepared, or about to be.
     pub(crate) fn first_prepared(&self) -> Option<Generation> {
-        let state = self.state.lock();
-        let first = state.prepared.first().map(|segment| segment.generation);
-        first.into_iter().chain(state.headed.iter().copied()).chain(state.given_up).min()
+        let shared = self.shared();
+        let first = shared.prepared.first().map(|segment| segment.generation);
+        first.into_iter().chain(shared.headed.iter().copied()).chain(shared.given_up).min()
     }
 
     /// Whether a mark is still owed for what is durable already, and nothing else.
     pub(crate) fn is_proven(&self) -> bool {
-        self.state.lock().proven
+        self.all().is_proven()
     }
 }
 
@@ -154,18 +155,24 @@ mod tests {
         let now = Timestamp::from_ms(1);
         let file = filling.finish(&fs, &STORE, SegmentId(0), Generation(1), now);
         let file = Arc::new(file.unwrap());
-        let lane = Lane::new(Append::Mapped, SEGMENT_BYTES, 0, true);
+        let lanes = Lanes::new(Append::Mapped, SEGMENT_BYTES, 0, true, 1, true);
         let segment = |n: u32| {
             let generation = Generation(1 + u64::from(n));
             Segment::new(&STORE, Arc::clone(&file), SegmentId(n), generation, DATA_START).unwrap()
         };
         // Whoever makes the file has entered one of its segments, and somebody fills it at once.
-        lane.add_prepared(segment(0));
-        lane.append(&Draft::new(&release()), Class::Claims, RoomChange::default()).unwrap();
-        let plan = lane.begin_round().unwrap();
+        lanes.add_prepared(segment(0));
+        let appended = lanes.append(
+            &Draft::new(&release()),
+            Class::Claims,
+            RoomChange::default(),
+            Append::Mapped,
+        );
+        appended.unwrap();
+        let plan = lanes.begin_round().unwrap();
         assert_eq!(plan.files.len(), 1);
         assert!(Arc::ptr_eq(&plan.files[0], &file));
-        lane.add_prepared(segment(1));
-        assert_eq!(lane.state.lock().files.len(), 1, "once each");
+        lanes.add_prepared(segment(1));
+        assert_eq!(lanes.shared().files.len(), 1, "once each");
     }
 }

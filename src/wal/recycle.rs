@@ -47,18 +47,18 @@ impl Wal {
 
     /// Counts a segment that recovery found, and gives its order, see [`SealedSegment`].
     pub(crate) fn add_used(&self, bytes: u64, is_claims: bool) -> u64 {
-        self.lane.add_used(bytes, is_claims)
+        self.lanes.add_used(bytes, is_claims)
     }
 
     /// Enters an empty segment whose header is durable.
     pub(crate) fn add_prepared(&self, segment: Arc<Segment>) {
         self.segments.add(Arc::clone(&segment));
-        self.lane.add_prepared(segment);
+        self.lanes.add_prepared(segment);
     }
 
     /// Segments that were sealed since the last call and are durable in full.
     pub(crate) fn take_sealed(&self) -> Vec<SealedSegment> {
-        self.lane.take_sealed()
+        self.lanes.take_sealed()
     }
 
     /// The index of a sealed segment, as it was written, or worked out from the records where that
@@ -123,26 +123,26 @@ impl Wal {
     }
 
     /// Seals what is full, or has been filled for long enough, see
-    /// [`end_aged`](super::lane::Lane::end_aged). One caller at a time, past the gate.
+    /// [`end_aged`](super::lanes::Lanes::end_aged). One caller at a time, past the gate.
     pub(crate) fn seal_aged(
         &self,
         _passage: &Passage<'_>,
         now: Duration,
         claims_before: u64,
     ) -> Result<Option<Duration>, StoreError> {
-        let next = self.lane.end_aged(now, claims_before);
-        self.lane.seal_ended().map_err(|cause| self.fail(cause))?;
+        let next = self.lanes.end_aged(now, claims_before);
+        self.lanes.seal_ended().map_err(|cause| self.fail(cause))?;
         Ok(next)
     }
 
     /// Asks the next round for a mark: it bears the time.
     pub(crate) fn want_mark(&self) {
-        self.lane.want_mark();
+        self.lanes.want_mark();
     }
 
     /// In memory nothing has to become durable.
     pub(crate) fn skip_rounds(&self) {
-        self.lane.skip_rounds();
+        self.lanes.skip_rounds();
     }
 
     /// Takes a segment out of use that no location names any more.
@@ -159,6 +159,9 @@ impl Wal {
         now: Timestamp,
     ) -> Result<Option<Arc<Segment>>, StoreError> {
         let file = Arc::clone(&retired.file);
+        if !file.is_free(retired.id) {
+            return Ok(None);
+        }
         let mut growth = self.growth.lock();
         let generation = growth.next_generation;
         let Some(segment) = Segment::new(&self.store_id, file, retired.id, generation, DATA_START)
@@ -176,7 +179,7 @@ impl Wal {
         reach(Point::RecycleBehindHeader);
         // Once more, after the write: a round may have taken the file since it began.
         segment.file.set_dirty();
-        self.lane.add_headed(retired.id, generation, retired.bytes());
+        self.lanes.add_headed(retired.id, generation, retired.bytes());
         Ok(Some(segment))
     }
 

@@ -3,7 +3,8 @@
 //! A writer publishes its record, takes a ticket for the next round to begin, and waits until that
 //! round has ended. Whoever finds no leader leads: begins the round, syncs, ends it, wakes the
 //! others. A batch is whatever was published while the round before was under way, and what those
-//! publish next whom it woke: a leader lets them run before it begins, for as long as they come.
+//! publish next whom it woke: a leader lets them run before it begins, for as long as they come, or publish, as
+//! who has several commits in flight does before it waits again.
 //! Without that, writers fall into two halves that wait for one another's syncs. A lone writer pays
 //! one sync and no thread switch.
 //!
@@ -20,7 +21,8 @@ use std::task::{Context, Poll, Waker};
 
 use super::poison::Poison;
 use crate::error::Failure;
-use crate::sys::sync::{Condvar, Mutex, MutexGuard, yield_now};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sys::sync::{Mutex, MutexGuard, Unparker, parker, yield_now};
 
 /// The number of a round that has not begun when the ticket is taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -37,8 +39,10 @@ impl Ticket {
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
     state: Mutex<State>,
-    /// Waiters for the rounds of even and of odd number (G2), so that a round's end wakes its own.
-    ended: [Condvar; 2],
+    /// The last round that ended, for those who were woken: they need no lock to see it.
+    completed: AtomicU64,
+    /// Whether the last round that began was for many, for those who only want to know.
+    is_shared: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -50,11 +54,15 @@ struct State {
     is_led: bool,
     /// No round begins any more; what there was to sync is synced, or the store is poisoned.
     is_over: bool,
-    /// Threads that wait for the rounds of even and of odd number.
-    threads: [usize; 2],
+    /// Threads that sleep until the rounds of even and of odd number (G2) have ended, so that a round's end wakes its
+    /// own. Who is taken out is woken.
+    threads: [Vec<(u64, Unparker)>; 2],
     /// How many were woken by the last round, its leader among them, or wait for the next one: so many
     /// may take part in it.
     expected: usize,
+    /// Tickets taken for the next round so far, and those of the last one that began.
+    tickets: u64,
+    last_tickets: u64,
     futures: Vec<Sleeper>,
     next_sleeper: u64,
 }
@@ -62,12 +70,21 @@ struct State {
 impl State {
     /// How many take part in the next round, if who asks leads it.
     fn joined(&self, parity: usize) -> usize {
-        1 + self.threads[parity] + self.futures.len()
+        1 + self.threads[parity].len() + self.futures.len()
+    }
+
+    fn next_sleeper(&mut self) -> u64 {
+        self.next_sleeper += 1;
+        self.next_sleeper
     }
 }
 
-/// A leader lets others run so many times without another one coming.
+/// A leader lets others run so many times without another one coming, and so many times in all.
 const GATHER_YIELDS: u32 = if cfg!(loom) { 1 } else { 8 };
+const GATHER_YIELDS_ALL: u32 = if cfg!(loom) { 2 } else { 256 };
+
+/// Tickets of a round that is for many.
+const MANY: u64 = 4;
 
 #[derive(Debug)]
 struct Sleeper {
@@ -88,7 +105,9 @@ pub(crate) trait Leader {
 impl Rounds {
     /// A ticket for the next round to begin.
     pub(crate) fn ticket(&self) -> Ticket {
-        Ticket(self.state.lock().started + 1)
+        let mut state = self.state.lock();
+        state.tickets += 1;
+        Ticket(state.started + 1)
     }
 
     /// Waits until the ticket's round has ended, leading it if nobody does.
@@ -98,7 +117,7 @@ impl Rounds {
         poison: &Poison,
         leader: &impl Leader,
     ) -> Result<(), Arc<Failure>> {
-        // Two condition variables.
+        // Two lists.
         let parity = (ticket.0 % 2) as usize;
         let mut state = self.state.lock();
         loop {
@@ -109,13 +128,19 @@ impl Rounds {
                 return Ok(());
             }
             if state.is_led {
-                state.threads[parity] += 1;
-                self.ended[parity].wait(&mut state);
-                state.threads[parity] -= 1;
+                let id = Self::sleep(state, parity);
+                // Acquire: what was synced comes before. Then it is in no list.
+                let is_over = ticket.is_over(self.completed.load(Ordering::Acquire));
+                if is_over && poison.cause().is_none() {
+                    return Ok(());
+                }
+                state = self.awake(parity, id);
             } else {
                 state.is_led = true;
                 state = self.gather(state, parity);
                 state.started += 1;
+                state.last_tickets = std::mem::take(&mut state.tickets);
+                self.is_shared.store(state.last_tickets >= MANY, Ordering::Relaxed);
                 drop(state);
                 self.lead(poison, leader);
                 state = self.state.lock();
@@ -123,13 +148,28 @@ impl Rounds {
         }
     }
 
+    /// Sleeps until somebody takes the thread out of the list and wakes it, or wakes it for an earlier sleep. Gives its
+    /// number in the list.
+    fn sleep(mut state: MutexGuard<'_, State>, parity: usize) -> u64 {
+        let (id, parker) = (state.next_sleeper(), parker());
+        state.threads[parity].push((id, parker.unparker().clone()));
+        drop(state);
+        parker.park();
+        id
+    }
+
+    /// The lock, with the thread out of the list whatever woke it.
+    fn awake(&self, parity: usize, id: u64) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        state.threads[parity].retain(|(other, _)| *other != id);
+        state
+    }
+
     /// Wakes all threads that wait, to meet the poison (G3).
     pub(crate) fn wake_threads(&self) {
         // Whoever is about to wait has looked for the poison under this lock.
-        let _state = self.state.lock();
-        for ended in &self.ended {
-            ended.notify_all();
-        }
+        let threads = std::mem::take(&mut self.state.lock().threads);
+        wake(threads.into_iter().flatten());
     }
 
     /// Wakes all futures. For a store that is poisoned or over; called with no lock held.
@@ -147,27 +187,34 @@ impl Rounds {
         state.is_over = true;
         while state.is_led {
             let parity = (state.started % 2) as usize;
-            self.ended[parity].wait(&mut state);
+            let id = Self::sleep(state, parity);
+            state = self.awake(parity, id);
         }
         drop(state);
         self.wake_threads();
         self.wake_futures();
     }
 
-    /// Lets those run who may take part in the round that is about to begin, while more and more do.
+    /// Lets those run who may take part in the round that is about to begin, while more and more do, or publish
+    /// on the way to it: no more than they had in the last round.
     fn gather<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         parity: usize,
     ) -> MutexGuard<'a, State> {
-        let mut joined = state.joined(parity);
-        let mut idle = 0;
-        while joined < state.expected && idle < GATHER_YIELDS {
+        let (mut joined, mut tickets) = (state.joined(parity), state.tickets);
+        let most = state.last_tickets;
+        let (mut idle, mut yields) = (0, 0);
+        while joined < state.expected && idle < GATHER_YIELDS && yields < GATHER_YIELDS_ALL {
             drop(state);
             yield_now();
             state = self.state.lock();
-            let before = std::mem::replace(&mut joined, state.joined(parity));
-            idle = if joined > before { 0 } else { idle + 1 };
+            let publishes = state.tickets > tickets && state.tickets <= most;
+            let has_come = state.joined(parity) > joined;
+            idle = if has_come || publishes { 0 } else { idle + 1 };
+            yields += 1;
+            // The most that there were: who comes and goes is nobody new.
+            (joined, tickets) = (joined.max(state.joined(parity)), state.tickets);
         }
         state
     }
@@ -183,10 +230,12 @@ impl Rounds {
         let mut state = self.state.lock();
         state.is_led = false;
         let parity = (state.started % 2) as usize;
-        state.expected = 1 + state.threads[0] + state.threads[1] + state.futures.len();
+        let expected = state.joined(0) + state.threads[1].len();
+        state.expected = expected;
         let woken: Vec<Waker> = match result {
             Ok(()) => {
                 state.completed = state.started;
+                self.completed.store(state.completed, Ordering::Release);
                 let done = Ticket(state.completed);
                 let ended = state.futures.extract_if(.., |sleeper| sleeper.ticket <= done);
                 ended.map(|sleeper| sleeper.waker).collect()
@@ -196,17 +245,17 @@ impl Rounds {
                 state.futures.drain(..).map(|sleeper| sleeper.waker).collect()
             }
         };
-        let (ended, next) = (parity, 1 - parity);
-        self.ended[ended].notify_all();
-        // Whoever waits for the end of all rounds may have come before this one had its number.
-        if poison.cause().is_some() || state.is_over {
-            self.ended[next].notify_all();
-        } else {
-            // One of those who wait for the next round leads it.
-            self.ended[next].notify_one();
-        }
-        let is_stranded = !state.futures.is_empty() && state.threads[next] == 0;
+        let is_end = poison.cause().is_some() || state.is_over;
+        let mut threads = std::mem::take(&mut state.threads[parity]);
+        let next = &mut state.threads[1 - parity];
+        let is_led_next = !next.is_empty();
+        // Whoever waits for the end of all rounds may have come before this one had its number. Else one of those
+        // who wait for the next round leads it.
+        let leaders = if is_end { next.len() } else { next.len().min(1) };
+        threads.extend(next.drain(..leaders));
+        let is_stranded = !state.futures.is_empty() && !is_led_next;
         drop(state);
+        wake(threads);
         // Wakers are foreign code: called with no lock held.
         woken.into_iter().for_each(Waker::wake);
         is_stranded
@@ -217,10 +266,21 @@ impl Rounds {
         self.state.lock().futures.iter().map(|sleeper| sleeper.ticket).max()
     }
 
+    /// Whether the last round that began was for many. A hint.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
     /// How many rounds have ended.
     pub(crate) fn completed(&self) -> u64 {
         self.state.lock().completed
     }
+}
+
+/// Wakes threads that were taken out of the list; with no lock held, or each would sleep for it at once.
+fn wake(threads: impl IntoIterator<Item = (u64, Unparker)>) {
+    threads.into_iter().for_each(|(_, thread)| thread.unpark());
 }
 
 /// Ends the round also when the leader panics (G3).
@@ -275,8 +335,7 @@ impl RoundWait {
         let replaced = if let Some(sleeper) = known {
             Some(std::mem::replace(&mut sleeper.waker, waker))
         } else {
-            let id = state.next_sleeper;
-            state.next_sleeper += 1;
+            let id = state.next_sleeper();
             state.futures.push(Sleeper { ticket: self.ticket, id, waker });
             self.sleeper = Some(id);
             None
@@ -383,6 +442,28 @@ mod tests {
             assert_eq!(ends.filter(|end| matches!(end, Ok(Err(_)))).count(), 3);
         });
         assert!(poison.cause().is_some());
+    }
+
+    #[test]
+    fn who_publishes_and_never_waits_holds_nobody_up() {
+        let (rounds, poison, disk) = (Rounds::default(), Poison::default(), Disk::default());
+        let most = if cfg!(miri) { 1_000 } else { 50_000_000_u64 };
+        let (is_over, published) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) && published.load(Ordering::SeqCst) < most {
+                    rounds.ticket();
+                    published.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            for _ in 0..if cfg!(miri) { 2 } else { 200 } {
+                // Somebody is expected who does not come.
+                rounds.state.lock().expected = 2;
+                rounds.wait(rounds.ticket(), &poison, &disk).unwrap();
+            }
+            is_over.store(true, Ordering::SeqCst);
+        });
+        assert!(published.load(Ordering::SeqCst) < most, "the leader waited as long as it went on");
     }
 
     #[test]

@@ -6,20 +6,21 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use super::lane::{Append, Lane};
+use super::lane::Append;
+use super::lanes::Lanes;
 use super::stream::{Ended, Index, SealedSegment};
 use crate::error::Failure;
 use crate::format::segment::{index_offset, trailer_offset};
 use crate::sys::point::{Point, reach};
 
-/// So many empty indexes are made ready, and so many are kept of those that were used.
-const INDEXES_READY: usize = 2;
-const INDEXES_MAX: usize = 4;
-impl Lane {
+/// So many empty indexes are made ready, and so many are kept of those that were used, beside one for each lane.
+const INDEXES_READY: usize = 1;
+const INDEXES_MAX: usize = 3;
+impl Lanes {
     /// Seals what was ended: writes indexes and trailers. One caller at a time.
     pub(crate) fn seal_ended(&self) -> Result<(), Arc<Failure>> {
         loop {
-            let tail = self.state.lock().ended.first_mut().and_then(|ended| ended.tail.take());
+            let tail = self.shared().ended.first_mut().and_then(|ended| ended.tail.take());
             let Some((mut active, class)) = tail else { return Ok(()) };
             let segment = Arc::clone(&active.segment);
             let trailer = active.trailer(class);
@@ -42,33 +43,33 @@ impl Lane {
             if self.append == Append::Mapped {
                 segment.extent.settle();
             }
-            let mut state = self.state.lock();
-            let Ended { segment, sealed, .. } = state.ended.remove(0);
-            state.unstable.push((segment, sealed));
-            state.proven = false;
-            if state.indexes.len() < INDEXES_MAX {
-                state.indexes.push(active.index.emptied());
+            let mut shared = self.shared();
+            let Ended { segment, sealed, .. } = shared.ended.remove(0);
+            shared.unstable.push((segment, sealed));
+            shared.proven = false;
+            if shared.indexes.len() < INDEXES_MAX + self.in_use() {
+                shared.indexes.push(active.index.emptied());
             }
         }
     }
 
     /// Makes memory ready for the indexes of the segments that are filled next.
     pub(crate) fn stock_indexes(&self) {
-        while self.state.lock().indexes.len() < INDEXES_READY {
+        while self.shared().indexes.len() < INDEXES_READY + self.in_use() {
             let index = Index::ready(self.segment_bytes);
-            self.state.lock().indexes.push(index);
+            self.shared().indexes.push(index);
         }
     }
 
     /// Hands over what was sealed and is durable in full by now.
     pub(crate) fn take_sealed(&self) -> Vec<SealedSegment> {
-        std::mem::take(&mut self.state.lock().sealed)
+        std::mem::take(&mut self.shared().sealed)
     }
 
     /// Declares everything durable: the store is in memory, and has no rounds.
     pub(crate) fn skip_rounds(&self) {
-        let mut state = self.state.lock();
-        let sealed: Vec<_> = state.unstable.drain(..).map(|(_, sealed)| sealed).collect();
-        state.sealed.extend(sealed);
+        let mut shared = self.shared();
+        let sealed: Vec<_> = shared.unstable.drain(..).map(|(_, sealed)| sealed).collect();
+        shared.sealed.extend(sealed);
     }
 }

@@ -15,6 +15,7 @@ use crate::chunked::Chunked;
 use crate::error::StoreError;
 use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record, is_skippable, padded};
 use crate::sys::extent::Extent;
+use crate::sys::kept::{Hold, KeptBytes};
 use crate::sys::pin::{Pin, Shelf};
 use crate::sys::prefetch::prefetch;
 use crate::sys::sync::atomic::{AtomicU32, Ordering};
@@ -179,6 +180,18 @@ impl Segments {
             let (id, offset) = location.split(self.segment_bytes);
             self.known(id, pin).corrupt(offset, flaw)
         })
+    }
+
+    /// The body of a record that came from `location`, to be kept beyond the pin.
+    pub(crate) fn keep_body(
+        &self,
+        record: &Record<'_>,
+        location: Location,
+        pin: &Pin,
+        hold: Arc<Hold>,
+    ) -> Option<KeptBytes> {
+        let (id, _) = location.split(self.segment_bytes);
+        KeptBytes::new(&self.known(id, pin).extent, record.body, hold)
     }
 
     /// Whether the record at `location` survives power loss.

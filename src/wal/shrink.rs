@@ -16,14 +16,14 @@ impl Wal {
     /// Whether a data file can be spared.
     pub(crate) fn has_free_file(&self) -> bool {
         let total = u64::from(self.growth.lock().segments());
-        self.lane.has_free_file(total)
+        self.lanes.has_free_file(total)
     }
 
     /// Takes a data file out of use that can be spared. It may be removed when a round has ended
     /// that begins after this returns.
     pub(crate) fn take_free_file(&self) -> Option<Arc<DataFile>> {
         let total = u64::from(self.growth.lock().segments());
-        self.lane.take_free_file(total)
+        self.lanes.take_free_file(total)
     }
 
     /// Removes a data file that was taken out of use.
@@ -41,7 +41,7 @@ impl Wal {
             unlisted.map_err(|cause| self.fail(cause))?;
         }
         reach(Point::BehindUnlisting);
-        self.lane.forget_free_file();
+        self.lanes.forget_free_file();
         for segment in file.header().ids() {
             self.segments.remove(segment);
         }

@@ -170,7 +170,8 @@ impl Index {
     /// An empty one whose memory is there: filling it takes no page faults.
     pub(super) fn ready(segment_bytes: u32) -> Self {
         let mut index = Self::new(segment_bytes);
-        let touched = index.bytes.capacity().min(READY_BYTES_MAX);
+        // There is room for the shortest records; those of keys of 36 bytes need two thirds of it.
+        let touched = (index.bytes.capacity() / 3 * 2).min(READY_BYTES_MAX);
         // Not zeros: those would be pages that are not there yet.
         index.bytes.resize(touched, 1);
         index.emptied()

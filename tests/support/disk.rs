@@ -83,6 +83,10 @@ impl FileSystem for HookFs {
         self.inner.random(bytes)
     }
 
+    fn stores_cannot_fail(&self) -> bool {
+        self.inner.stores_cannot_fail()
+    }
+
     fn describe(&self, name: &str) -> PathBuf {
         self.inner.describe(name)
     }

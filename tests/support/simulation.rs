@@ -665,7 +665,8 @@ impl Simulation {
         let fs = self.disk.mount();
         self.is_troubled = false;
         self.mode = [Mode::Sync, Mode::Buffered, Mode::Interval][self.random.below(3) as usize];
-        let shards = 1 << self.random.below(8);
+        let shards: usize = 1 << self.random.below(8);
+        let lanes = 1 << (shards.trailing_zeros() % 4);
         if self.random.chance(20) {
             let crash = self.any_crash();
             self.disk.crash_after(self.random.below(60), crash);
@@ -687,12 +688,14 @@ impl Simulation {
                 Mode::Interval => Durability::Interval(Duration::from_millis(20)),
             })
             .shards(shards)
+            .lanes(lanes)
+            .shared_by_chance(self.disk.steps())
             .segment_bytes(SEGMENT_BYTES)
             .manual_maintenance(true)
             .open();
         let error = opened.as_ref().err().map(ToString::to_string);
         let mode = self.mode;
-        self.note(|| format!("open as {mode:?} with {shards} shards: {error:?}"));
+        self.note(|| format!("open as {mode:?} with {shards} shards, {lanes} lanes: {error:?}"));
         match opened {
             Ok(store) => self.store = Some(store),
             Err(error) => {

@@ -143,6 +143,8 @@ impl World {
             .clock(self.clock.clone())
             .durability(durability(mode))
             .shards(1 << (shards % 8))
+            .lanes(1 << (shards / 8 % 4))
+            .shared_by_chance(u64::from(shards))
             .segment_bytes(SEGMENT_BYTES)
             .manual_maintenance(true)
             .open();

@@ -45,6 +45,7 @@ use crate::hash::{SECRET_BYTES, Secret};
 use crate::policy::OnOrphan;
 use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
+use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
 use crate::sys::sync::atomic::AtomicBool;
@@ -52,6 +53,7 @@ use crate::sys::{Clock, DirectoryLock, FileSystem, Pages};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::growth::Growth;
 use crate::wal::lane::Append;
+use crate::wal::lanes::LANES_MAX;
 use crate::wal::meta::MetaFile;
 use crate::wal::names::NamesFile;
 use crate::wal::segments::Segments;
@@ -79,6 +81,10 @@ pub(crate) struct OpenRequest {
     pub(crate) max_clock_jump: Option<Duration>,
     pub(crate) max_disk_bytes: Option<u64>,
     pub(crate) headroom_bytes: u64,
+    /// Lanes at most, a power of two; without, as the processors are.
+    pub(crate) lanes: Option<usize>,
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) shared_by_chance: Option<u64>,
     /// Where token counters start; above zero in tests only.
     pub(crate) first_counter: u64,
     /// Whether the store is one that salvage is making.
@@ -95,6 +101,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     let lock = lock(&*fs)?;
     let fork = ForkGuard::new()
         .map_err(|error| OpenError::io("guard against forks of", fs.describe(LOCK_NAME), error))?;
+    let fork = Arc::new(fork);
+    let hold = Hold::new(lock, Arc::clone(&fork));
 
     let loaded = match MetaFile::load(&*fs)? {
         Some(loaded) => loaded,
@@ -199,6 +207,10 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         epoch,
         disk_bytes_max: request.max_disk_bytes.unwrap_or(u64::MAX),
         headroom_bytes: request.headroom_bytes,
+        lanes: request.lanes.unwrap_or_else(|| lanes_by_default(request.mode)),
+        lanes_are_lazy: request.lanes.is_none(),
+        #[cfg(any(test, feature = "test-util"))]
+        shared_by_chance: request.shared_by_chance,
     });
     let found: Vec<_> = segments.into_iter().zip(scanned).collect();
     let sealed = take_over(&wal, &found, &generations);
@@ -223,7 +235,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         is_closed: AtomicBool::new(false),
         body_bytes_max: body_bytes_max(meta.segment_bytes),
         fork,
-        directory_lock: Mutex::new(Some(lock)),
+        held: Arc::downgrade(&hold),
+        hold: Mutex::new(Some(hold)),
         timeline,
         wal,
     };
@@ -240,6 +253,9 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
     }
     if request.headroom_bytes > 0 {
         make_headroom(&engine)?;
+    }
+    if request.lanes.is_some() {
+        (0..LANES_MAX.ilog2()).for_each(|_| engine.wal.widen());
     }
     engine.background.owe(forget_again(&engine, settled.to_forget)?);
     if !settled.to_park.is_empty() {
@@ -302,6 +318,16 @@ fn lock(fs: &dyn FileSystem) -> Result<Box<dyn DirectoryLock>, OpenError> {
     fs.try_lock(LOCK_NAME)
         .map_err(|error| OpenError::io("lock", fs.describe(LOCK_NAME), error))?
         .ok_or_else(|| OpenError::Locked { path: fs.describe(LOCK_NAME) })
+}
+
+/// As many as there are processors; where each round writes a page of each, and a sync is what takes time, few.
+fn lanes_by_default(mode: Mode) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let lanes = match mode {
+        Mode::Sync => (processors / 4).clamp(1, 4),
+        Mode::Memory | Mode::Buffered | Mode::Interval(_) => processors,
+    };
+    1 << lanes.min(LANES_MAX).ilog2()
 }
 
 fn stored_mode(mode: Mode) -> StoredMode {
