@@ -82,6 +82,18 @@ pub(crate) enum StoredBody {
     Expired,
 }
 
+impl StoredBody {
+    #[inline]
+    pub(crate) fn copy_of(body: Body<'_>) -> Self {
+        match body {
+            Body::Bytes(bytes) => Self::Bytes(bytes.into()),
+            Body::None => Self::None,
+            Body::TooLarge { len } => Self::TooLarge { len },
+            Body::Expired => Self::Expired,
+        }
+    }
+}
+
 impl Outcome {
     accessors! {
         /// What is left of the body.
@@ -128,12 +140,7 @@ impl<'a> OutcomeRef<'a> {
         body: Body<'a> = self => self.body;
         /// The same, to keep.
         to_outcome: Outcome = self => Outcome {
-            body: match self.body {
-                Body::Bytes(bytes) => StoredBody::Bytes(bytes.into()),
-                Body::None => StoredBody::None,
-                Body::TooLarge { len } => StoredBody::TooLarge { len },
-                Body::Expired => StoredBody::Expired,
-            },
+            body: StoredBody::copy_of(self.body),
             about: self.about,
         };
     }

@@ -1,6 +1,7 @@
 //! What a claim answers.
 
 use crate::answer::{Gap, InProgress, Mismatch, Outcome, Parked};
+use crate::engine::claims::Told;
 use crate::lease::Lease;
 
 /// What `claim` answers.
@@ -40,5 +41,29 @@ impl Claim {
             Self::Completed(outcome) => Some(outcome),
             _ => None,
         }
+    }
+}
+
+impl Told for Claim {
+    #[inline]
+    fn completed(it: Outcome) -> Self {
+        Self::Completed(it)
+    }
+
+    #[inline]
+    fn in_progress(it: InProgress) -> Self {
+        Self::InProgress(it)
+    }
+
+    fn mismatch(it: Mismatch) -> Self {
+        Self::Mismatch(it)
+    }
+
+    fn parked(it: Parked) -> Self {
+        Self::Parked(it)
+    }
+
+    fn in_doubt(it: Gap) -> Self {
+        Self::InDoubt(it)
     }
 }

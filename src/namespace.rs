@@ -8,9 +8,8 @@ use std::time::Duration;
 use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
-use crate::engine::Answered;
-use crate::engine::claims::Claimed;
 use crate::engine::namespaces::{Key, NamespaceState};
+use crate::engine::{Answered, Settling};
 use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
@@ -90,7 +89,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Result<Claim, ClaimError> {
-        self.space.handle.answer(self.start_claim(key.as_ref(), options))
+        self.claim_bytes(key.as_ref(), options)
     }
 
     /// [`Namespace::claim_with`] without waiting.
@@ -99,7 +98,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Commit<Claim, ClaimError> {
-        self.commit(self.start_claim(key.as_ref(), options))
+        self.commit(self.start_claim(&self.key(key.as_ref()), options))
     }
 
     /// [`Namespace::claim_with`] for several keys, in one call: faster than as many, above all on keys that are
@@ -116,7 +115,7 @@ impl Namespace {
             claims,
             true,
             |(key, _)| self.key(key.as_ref()),
-            |(_, options), key| self.start_claim_of(key, options),
+            |(_, options), key| self.start_claim(key, options),
         );
         let mut answers = self.space.handle.answer_all(answered);
         name_aliases(&mut answers);
@@ -133,7 +132,7 @@ impl Namespace {
             marks,
             true,
             |(key, _)| self.key(key.as_ref()),
-            |(_, options), key| self.space.handle.once(key, &options.to_request()),
+            |(_, options), key| self.start_once(key, options),
         );
         self.space.handle.answer_all(answered)
     }
@@ -144,7 +143,7 @@ impl Namespace {
             keys,
             false,
             |key| self.key(key.as_ref()),
-            |_, key| self.space.handle.lookup(key),
+            |_, key| Settling::later(|settling| self.space.handle.lookup(key, settling)),
         );
         self.space.handle.answer_all(answered)
     }
@@ -165,23 +164,29 @@ impl Namespace {
         self.space.handle.answer_all(answered)
     }
 
-    fn start_claim(&self, key: &[u8], options: &ClaimOptions) -> Answered<Claim, ClaimError> {
-        self.start_claim_of(&self.key(key), options)
+    /// Not for each type of key again.
+    fn claim_bytes(&self, key: &[u8], options: &ClaimOptions) -> Result<Claim, ClaimError> {
+        self.claim_key(&self.key(key), options, &mut Settling::Now)
     }
 
-    fn start_claim_of(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Claim, ClaimError> {
-        let Answered { result, settle } = self.space.handle.claim(key, &options.to_request());
-        let result = result.map(|claimed| match claimed {
-            Claimed::Granted(grant) => {
-                Claim::Acquired(Lease::new(Arc::clone(&self.space), key.bytes, &grant))
-            }
-            Claimed::Completed(it) => Claim::Completed(it),
-            Claimed::InProgress(it) => Claim::InProgress(it),
-            Claimed::Mismatch(it) => Claim::Mismatch(it),
-            Claimed::Parked(it) => Claim::Parked(it),
-            Claimed::InDoubt(it) => Claim::InDoubt(it),
-        });
-        Answered { result, settle }
+    fn start_claim(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Claim, ClaimError> {
+        Settling::later(|settling| self.claim_key(key, options, settling))
+    }
+
+    #[inline(always)]
+    fn claim_key(
+        &self,
+        key: &Key<'_>,
+        options: &ClaimOptions,
+        settling: &mut Settling,
+    ) -> Result<Claim, ClaimError> {
+        self.space.handle.claim(key, options.request(), settling, |grant| {
+            Claim::Acquired(Lease::new(Arc::clone(&self.space), key.bytes, &grant))
+        })
+    }
+
+    fn start_once(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Once, ClaimError> {
+        Settling::later(|settling| self.space.handle.once(key, options.request(), settling))
     }
 
     /// Marks `key` as done, if it is new, *before* the work is: at most once. A caller that dies
@@ -208,9 +213,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Result<Once, ClaimError> {
-        self.space
-            .handle
-            .answer(self.space.handle.once(&self.key(key.as_ref()), &options.to_request()))
+        self.space.handle.once(&self.key(key.as_ref()), options.request(), &mut Settling::Now)
     }
 
     /// [`Namespace::once_with`] without waiting.
@@ -219,7 +222,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Commit<Once, ClaimError> {
-        self.commit(self.space.handle.once(&self.key(key.as_ref()), &options.to_request()))
+        self.commit(self.start_once(&self.key(key.as_ref()), options))
     }
 
     /// Reads the state of `key` without claiming it. Goes on when the store is poisoned, for what
@@ -229,7 +232,12 @@ impl Namespace {
     ///
     /// What any call can fail with.
     pub fn lookup(&self, key: impl AsRef<[u8]>) -> Result<Lookup, StoreError> {
-        self.space.handle.answer(self.space.handle.lookup(&self.key(key.as_ref())))
+        self.lookup_bytes(key.as_ref())
+    }
+
+    /// Not for each type of key again.
+    fn lookup_bytes(&self, key: &[u8]) -> Result<Lookup, StoreError> {
+        self.space.handle.lookup(&self.key(key), &mut Settling::Now)
     }
 
     /// [`Namespace::lookup`] without a copy: `show` gets the state of `key`, with the outcome where it lies, and

@@ -13,12 +13,7 @@ use crate::types::{Fingerprint, Reference, Timestamp};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[must_use = "options do nothing until they are given to a call"]
 pub struct ClaimOptions {
-    fingerprint: Option<Fingerprint>,
-    reference: Option<Reference>,
-    lease: Option<Duration>,
-    dedupe_ttl: Option<Duration>,
-    durability: Option<CallDurability>,
-    first_sent: Option<SystemTime>,
+    request: ClaimRequest,
 }
 
 impl ClaimOptions {
@@ -29,44 +24,44 @@ impl ClaimOptions {
 
     /// As the policy has it, with this fingerprint if there is one.
     pub(crate) fn of(fingerprint: Option<Fingerprint>) -> Self {
-        Self { fingerprint, ..Self::default() }
+        Self { request: ClaimRequest { fingerprint, ..ClaimRequest::default() } }
     }
 
     /// The digest of the request's payload. It binds from the first claim until the key is
     /// released or forgotten.
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
-        self.fingerprint = Some(fingerprint);
+        self.request.fingerprint = Some(fingerprint);
         self
     }
 
     /// Sixteen bytes that come with every later answer about the key.
     pub fn reference(mut self, reference: Reference) -> Self {
-        self.reference = Some(reference);
+        self.request.reference = Some(reference);
         self
     }
 
     /// The lease, from 100 ms to the dedupe window. `once` takes none.
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = Some(lease);
+        self.request.lease = Some(lease);
         self
     }
 
     /// How long `once` remembers the key, up to thirty years. A claim's window counts from its
     /// completion, see [`CompleteOptions::dedupe_ttl`].
     pub fn dedupe_ttl(mut self, ttl: Duration) -> Self {
-        self.dedupe_ttl = Some(ttl);
+        self.request.dedupe_ttl = Some(ttl);
         self
     }
 
     /// Acknowledges when the change survives the end of the process.
     pub fn buffered(mut self) -> Self {
-        self.durability = Some(CallDurability::Buffered);
+        self.request.durability = Some(CallDurability::Buffered);
         self
     }
 
     /// Acknowledges when the change survives power loss.
     pub fn sync(mut self) -> Self {
-        self.durability = Some(CallDurability::Sync);
+        self.request.durability = Some(CallDurability::Sync);
         self
     }
 
@@ -74,14 +69,13 @@ impl ClaimOptions {
     /// agrees with the store's. A request that was first sent after a gap is not in doubt for it
     /// ([`crate::Gap`]), unless the store knows the key from before.
     pub fn first_sent(mut self, at: SystemTime) -> Self {
-        self.first_sent = Some(at);
+        self.request.first_sent = Some(Timestamp::from_system(at));
         self
     }
 
-    pub(crate) fn to_request(self) -> ClaimRequest {
-        let Self { fingerprint, reference, lease, dedupe_ttl, durability, first_sent } = self;
-        let first_sent = first_sent.map(Timestamp::from_system);
-        ClaimRequest { fingerprint, reference, lease, dedupe_ttl, durability, first_sent }
+    #[inline]
+    pub(crate) fn request(&self) -> &ClaimRequest {
+        &self.request
     }
 }
 

@@ -4,7 +4,8 @@
 use crate::checksum::{Place, crc32};
 use crate::format::file::SEGMENTS_START;
 use crate::format::meta::{PREAMBLE_BYTES, SLOT_BYTES};
-use crate::format::record::{Draft, Extents, HEADER_BYTES, Record, WORD_BYTES};
+use crate::format::record::{Draft, Extents, HEADER_BYTES, WORD_BYTES};
+use crate::format::record_ref::RecordRef;
 use crate::format::segment::{self, DATA_START};
 use crate::types::{Generation, SegmentId};
 
@@ -67,7 +68,7 @@ pub fn exercise_record(bytes: &[u8]) {
     let place = Place::segment(&[7; 16], SegmentId(1), Generation(1));
     let offset = DATA_START;
     // Almost never right, and never a panic.
-    if let Ok(record) = Record::decode(bytes, place, offset) {
+    if let Ok(record) = RecordRef::check(bytes, place, offset) {
         record.check_body().unwrap_or_default();
     }
     if bytes.len() < HEADER_BYTES {
@@ -81,10 +82,10 @@ pub fn exercise_record(bytes: &[u8]) {
     sealed[36..40].copy_from_slice(&body_crc.to_le_bytes());
     let crc = crc32(&sealed[WORD_BYTES..sizes.head_len]) ^ place.mask(offset, sizes.len as u32);
     sealed[4..8].copy_from_slice(&crc.to_le_bytes());
-    let Ok(record) = Record::decode(&sealed, place, offset) else { return };
+    let Ok(record) = RecordRef::check(&sealed, place, offset) else { return };
     assert_eq!(record.check_body(), Ok(()));
-    let draft = Draft::new(&record);
+    let draft = Draft::new(&record.read());
     let mut again = draft.word(place, offset).to_vec();
     draft.parts().iter().for_each(|part| again.extend_from_slice(part));
-    assert_eq!(Record::decode(&again, place, offset), Ok(record));
+    assert_eq!(RecordRef::check(&again, place, offset).map(RecordRef::read), Ok(record.read()));
 }

@@ -51,6 +51,7 @@ impl FencingToken {
         self.0
     }
 
+    #[inline]
     pub(crate) fn epoch(self) -> Epoch {
         // 24 bits are left after the shift.
         Epoch((self.0 >> Self::COUNTER_BITS) as u32)
@@ -92,6 +93,7 @@ impl Timestamp {
     pub(crate) const MAX: Self = Self((1 << 48) - 1);
 
     /// Saturates at [`Timestamp::MAX`].
+    #[inline]
     pub(crate) fn from_ms(ms: u64) -> Self {
         Self(ms.min(Self::MAX.0))
     }
@@ -101,6 +103,7 @@ impl Timestamp {
     }
 
     /// Saturates at [`Timestamp::MAX`]; a part of a millisecond counts as a whole one.
+    #[inline]
     pub(crate) fn after(self, span: Duration) -> Self {
         let part = u64::from(span.subsec_nanos().div_ceil(1_000_000));
         let ms = span.as_secs().saturating_mul(1000).saturating_add(part);
@@ -108,6 +111,7 @@ impl Timestamp {
     }
 
     /// How long after `earlier` this is; zero when it is not after.
+    #[inline]
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -180,6 +184,7 @@ impl Location {
 
     /// Segment and offset within it, for a store whose segments have `segment_bytes` (a power of
     /// two).
+    #[inline]
     pub(crate) fn split(self, segment_bytes: u32) -> (SegmentId, u32) {
         let bytes = self.0 * Self::UNIT_BYTES as u64;
         let shift = segment_bytes.trailing_zeros();

@@ -106,7 +106,18 @@ fn inside_the_folders_the_arrows_point_down_too() {
     let folders: [(&str, &[&str]); 5] = [
         (
             "src/format",
-            &["flags", "ext", "index", "record", "segment", "mark", "file", "names", "meta"],
+            &[
+                "flags",
+                "ext",
+                "index",
+                "record",
+                "record_ref",
+                "segment",
+                "mark",
+                "file",
+                "names",
+                "meta",
+            ],
         ),
         ("src/table", &["bucket", "filter", "buckets", "linear", "schedules"]),
         (

@@ -1,33 +1,31 @@
-//! Asking for a key: `claim`, `once`, `lookup`.
+//! Asking for a key: `claim`, `once`.
 //!
-//! All three judge the key's current record the same way; they differ in what they do with a key
-//! that is free. A fingerprint is compared before anything else is told.
+//! Both judge the key's current record the same way; they differ in what they do with a key that is
+//! free. A fingerprint is compared before anything else is told.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::namespaces::{Key, NamespaceState};
+use super::namespaces::Key;
 use super::shard::ShardGuard;
-use super::state::{self, Standing, held_bytes};
+use super::state::{self, Standing, first_held_bytes, held_bytes};
 use super::time::Now;
-use super::{Answered, CallDurability, Engine, Found, Seen, Way, check_key};
-use crate::answer::{
-    Body, EndCause, First, Gap, InProgress, Lookup, Mismatch, Once, Outcome, OutcomeRef, Parked,
-    Previous, StoredBody,
-};
-use crate::error::{ClaimError, Failure, StoreError};
+use super::{Answered, CallDurability, Engine, Found, Seen, Settle, Settling, Way};
+use crate::answer::{EndCause, First, Gap, InProgress, Mismatch, Once, Outcome, Parked, Previous};
+use crate::error::{ClaimError, Failure};
 use crate::format::ext::{Ext, PreviousClaim};
 use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
+use crate::format::record_ref::RecordRef;
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
 use crate::sys::sync::atomic::Ordering;
-use crate::types::{Epoch, FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
+use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
 /// What a claim asks for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct ClaimRequest {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) reference: Option<Reference>,
@@ -37,18 +35,16 @@ pub(crate) struct ClaimRequest {
     pub(crate) first_sent: Option<Timestamp>,
 }
 
-/// What a claim is answered.
-#[derive(Debug)]
-pub(crate) enum Claimed {
-    Granted(Grant),
-    Completed(Outcome),
-    InProgress(InProgress),
-    Mismatch(Mismatch),
-    Parked(Parked),
-    InDoubt(Gap),
+/// What a call says of a key that is not to be had.
+pub(crate) trait Told {
+    fn completed(it: Outcome) -> Self;
+    fn in_progress(it: InProgress) -> Self;
+    fn mismatch(it: Mismatch) -> Self;
+    fn parked(it: Parked) -> Self;
+    fn in_doubt(it: Gap) -> Self;
 }
 
-/// A granted claim.
+/// A key that was taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
     pub(crate) hash: KeyHash,
@@ -59,14 +55,23 @@ pub(crate) struct Grant {
     pub(crate) expires: Timestamp,
 }
 
+/// What a key is taken for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Taking {
+    Claim,
+    Once,
+}
+
 /// What is asked about a key, as often as the call has to ask it again.
 struct Question<'a> {
-    namespace: &'a NamespaceState,
-    policy: &'a Policy,
-    fingerprint: Option<Fingerprint>,
-    first_sent: Option<Timestamp>,
-    /// A call counts a differing fingerprint once.
-    is_counted: bool,
+    key: &'a Key<'a>,
+    request: &'a ClaimRequest,
+    taking: Taking,
+    rule: FingerprintRule,
+    /// Whether the fingerprint differs from the one that the key is bound to, by the last judgement.
+    differs: bool,
+    /// Why the store could not grow, once it was asked to.
+    no_room: Option<Arc<Failure>>,
 }
 
 /// The key's current record, judged.
@@ -75,323 +80,233 @@ enum Judged {
     Free {
         takeover: Option<EndCause>,
     },
-    Done(Timestamp),
-    InProgress(InProgress),
-    Parked(Parked),
-    Mismatch(Mismatch, Standing),
-    InDoubt(Gap),
+    /// Done, held or parked, at this time.
+    Taken(Standing, Timestamp),
+    Mismatch(Standing),
+    InDoubt(Box<Gap>),
 }
 
 impl Judged {
     /// Whether it holds however long ago the record was seen: what says so now said so then. What
     /// has ended by the clock may have been ended by its owner first.
+    #[inline]
     fn is_lasting(&self) -> bool {
         match self {
-            Self::Done(_) | Self::InProgress(_) => true,
-            Self::Mismatch(_, standing) => matches!(standing, Standing::Done | Standing::Held),
-            Self::Free { .. } | Self::Parked(_) | Self::InDoubt(_) => false,
+            Self::Taken(standing, _) | Self::Mismatch(standing) => {
+                matches!(standing, Standing::Done | Standing::Held)
+            }
+            Self::Free { .. } | Self::InDoubt(_) => false,
         }
     }
 }
 
-impl Engine {
-    /// Asks to be the one worker for a key.
-    pub(crate) fn claim(
-        &self,
-        key: &Key<'_>,
-        request: &ClaimRequest,
-    ) -> Answered<Claimed, ClaimError> {
-        self.try_claim(key, request).unwrap_or_else(|error| Err(error).into())
-    }
+/// A lease that was counted and has no handle yet: not counted any more when its call fails, or a waker panics
+/// while it waits.
+struct CountedLease<'a> {
+    engine: &'a Engine,
+    hash: KeyHash,
+}
 
-    fn try_claim(
+impl<'a> CountedLease<'a> {
+    #[inline]
+    fn of(engine: &'a Engine, question: &Question<'_>) -> Option<Self> {
+        let hash = question.key.hash;
+        (question.taking == Taking::Claim).then(|| Self { engine, hash })
+    }
+}
+
+impl Drop for CountedLease<'_> {
+    fn drop(&mut self) {
+        self.engine.lease_dropped(self.hash);
+    }
+}
+
+/// What became of a try to take a key.
+enum Try {
+    /// And what must happen before anybody may know.
+    Taken(Grant, Option<Settle>),
+    Judged(Judged),
+    /// There are tokens or room again, or none to be had: the key has to be looked for again.
+    Again,
+}
+
+impl Engine {
+    /// Asks to be the one worker for a key. `granted` makes the answer of a grant.
+    #[inline]
+    pub(crate) fn claim<T: Told>(
         &self,
         key: &Key<'_>,
         request: &ClaimRequest,
-    ) -> Result<Answered<Claimed, ClaimError>, ClaimError> {
-        self.check_change(key)?;
-        let way = self.way_to_change(key.hash);
-        let policy = key.namespace.policy.load();
-        let lease = lease_of(&policy, request.lease)?;
-        if policy.fingerprint_required && request.fingerprint.is_none() {
-            return Err(ClaimError::FingerprintRequired);
-        }
-        let mut question = Question::new(key.namespace, &policy, request);
-        let mut no_room = None;
-        loop {
-            let growths = self.wal.growths();
-            let pin = Pin::new();
-            let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, &pin)?;
-            if let Some(seen) = &seen {
-                let judged = self.judge(Some(seen), &mut question, self.timeline.read());
-                if judged.is_lasting() {
-                    return self.show(judged, Some(seen));
-                }
-            }
-            let mut shard = self.lock(way.shard)?;
-            let now = self.timeline.read();
-            let entry = self.find(&shard, key, way.route, &mut seen, &pin)?;
-            let seen = entry.map(|entry| entry.seen);
-            let takeover = match self.judge(seen, &mut question, now) {
-                Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
-                other => {
-                    drop(shard);
-                    return self.show(other, seen);
-                }
-            };
-            let Some(token) = self.next_token(&mut shard) else {
-                drop(shard);
-                self.renew_tokens(key.hash)?;
-                continue;
-            };
-            let deadline = now.deadline(lease);
-            let expires = match policy.on_lease_end {
-                OnLeaseEnd::Park => Timestamp::MAX,
-                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)),
-            };
-            let record = Record {
-                kind: Kind::Claim,
-                flags: Flags::rules(policy.on_lease_end, policy.orphan_rule()),
-                expires,
-                until: deadline,
-                ..fresh_record(key, token, request, takeover, now)
-            };
-            let (class, reserve) = (Class::Claims, held_bytes(&record));
-            if !self.grant(shard, way, &record, class, reserve, entry, growths, &mut no_room)? {
-                continue;
-            }
-            let previous = takeover.map(|(old, cause)| state::previous(old, cause));
-            let attempt = record.attempt;
-            let grant = Grant { hash: key.hash, token, attempt, previous, deadline, expires };
-            let answered = self.changed(Claimed::Granted(grant), request.durability);
-            if answered.result.is_err() {
-                self.lease_dropped(key.hash);
-            }
-            return Ok(answered);
-        }
+        settling: &mut Settling,
+        granted: impl FnOnce(Grant) -> T,
+    ) -> Result<T, ClaimError> {
+        self.ask(key, request, Taking::Claim, settling, granted)
     }
 
     /// Marks a key as done before the work is: one bodyless completion with a new token.
-    pub(crate) fn once(&self, key: &Key<'_>, request: &ClaimRequest) -> Answered<Once, ClaimError> {
-        self.try_once(key, request).unwrap_or_else(|error| Err(error).into())
-    }
-
-    fn try_once(
+    #[inline]
+    pub(crate) fn once(
         &self,
         key: &Key<'_>,
         request: &ClaimRequest,
-    ) -> Result<Answered<Once, ClaimError>, ClaimError> {
+        settling: &mut Settling,
+    ) -> Result<Once, ClaimError> {
+        let first = |Grant { token, attempt, previous, expires, .. }: Grant| {
+            Once::First(First { token, attempt, previous, expires })
+        };
+        self.ask(key, request, Taking::Once, settling, first)
+    }
+
+    /// Takes the key, or tells who has it. An answer about a key that is held or done takes no lock, and is
+    /// made where it stays: it is large, and moving it costs more than making it.
+    #[inline(always)]
+    fn ask<T: Told>(
+        &self,
+        key: &Key<'_>,
+        request: &ClaimRequest,
+        taking: Taking,
+        settling: &mut Settling,
+        granted: impl FnOnce(Grant) -> T,
+    ) -> Result<T, ClaimError> {
         self.check_change(key)?;
         let way = self.way_to_change(key.hash);
-        let policy = key.namespace.policy.load();
-        let dedupe_ttl = dedupe_ttl_of(&policy, request.dedupe_ttl)?;
-        if policy.fingerprint_required && request.fingerprint.is_none() {
-            return Err(ClaimError::FingerprintRequired);
-        }
-        let mut question = Question::new(key.namespace, &policy, request);
-        let mut no_room = None;
+        let mut question = Question::new(key, request, taking)?;
         loop {
-            let growths = self.wal.growths();
             let pin = Pin::new();
             let mut seen = None;
             self.find_unlocked(key, &way, &mut seen, &pin)?;
-            if let Some(seen) = &seen {
-                let judged = self.judge(Some(seen), &mut question, self.timeline.read());
-                if judged.is_lasting() {
-                    return self.show(judged, Some(seen));
-                }
+            let mut judged = None;
+            if seen.is_some() {
+                let at_once = self.judge(seen.as_ref(), &mut question, self.timeline.read());
+                judged = at_once.is_lasting().then_some(at_once);
             }
-            let mut shard = self.lock(way.shard)?;
-            let now = self.timeline.read();
-            let entry = self.find(&shard, key, way.route, &mut seen, &pin)?;
-            let seen = entry.map(|entry| entry.seen);
-            let takeover = match self.judge(seen, &mut question, now) {
-                Judged::Free { takeover } => seen.map(|seen| &seen.record).zip(takeover),
-                other => {
-                    drop(shard);
-                    return self.show(other, seen);
-                }
-            };
-            let Some(token) = self.next_token(&mut shard) else {
-                drop(shard);
-                self.renew_tokens(key.hash)?;
-                continue;
-            };
-            let expires = now.deadline(dedupe_ttl);
-            let record = Record {
-                kind: Kind::Complete,
-                flags: Flags::default()
-                    .with_body(BodyState::None)
-                    .with_gate(self.is_gated(request.durability)),
-                expires,
-                until: now.lower,
-                ..fresh_record(key, token, request, takeover, now)
-            };
-            let class = class_of(dedupe_ttl, request.dedupe_ttl.is_none());
-            if !self.grant(shard, way, &record, class, 0, entry, growths, &mut no_room)? {
-                continue;
-            }
-            let previous = takeover.map(|(old, cause)| state::previous(old, cause));
-            let first = First { token, attempt: record.attempt, previous, expires };
-            return Ok(self.changed(Once::First(first), request.durability));
-        }
-    }
-
-    /// Reads a key's state without claiming it.
-    pub(crate) fn lookup(&self, key: &Key<'_>) -> Answered<Lookup, StoreError> {
-        self.try_lookup(key).unwrap_or_else(|error| Err(error).into())
-    }
-
-    fn try_lookup(&self, key: &Key<'_>) -> Result<Answered<Lookup, StoreError>, StoreError> {
-        let pin = Pin::new();
-        let done = |seen: &Seen<'_>, now| {
-            let outcome = self.outcome(seen, now);
-            self.shown(Ok(Lookup::Completed(outcome)), seen)
-        };
-        self.sight(key, &pin, done, |other| Ok(other).into())
-    }
-
-    /// Reads a key's state, and shows the outcome where it lies: `show` is called once. Waits until what it
-    /// is shown may be.
-    pub(crate) fn lookup_with<R>(
-        &self,
-        key: &Key<'_>,
-        show: impl FnOnce(Lookup<OutcomeRef<'_>>) -> R,
-    ) -> Result<R, StoreError> {
-        loop {
-            let pin = Pin::new();
-            let (lookup, settle) = self.sight(
-                key,
-                &pin,
-                |seen, now| {
-                    let outcome = state::outcome_ref(&seen.record, now);
-                    let settle = self.shown::<_, StoreError>(Ok(()), seen).settle;
-                    (Lookup::Completed(outcome), settle)
+            let judged = match judged {
+                Some(judged) => judged,
+                None => match self.try_take(&mut question, way, &mut seen, &pin)? {
+                    Try::Judged(judged) => judged,
+                    Try::Again => continue,
+                    Try::Taken(grant, settle) => {
+                        question.count();
+                        drop(pin);
+                        let counted = CountedLease::of(self, &question);
+                        settling.settle(self, settle)?;
+                        std::mem::forget(counted);
+                        return Ok(granted(grant));
+                    }
                 },
-                |other| (other, None),
-            )?;
-            let Some(settle) = settle else { return Ok(show(lookup)) };
+            };
+            let settle = match judged {
+                Judged::Taken(Standing::Done, _) | Judged::Mismatch(Standing::Done) => {
+                    seen.as_ref().and_then(|seen| self.gate(seen))
+                }
+                _ => None,
+            };
+            if settle.is_none() {
+                question.count();
+                return self.show(judged, seen.as_ref());
+            }
+            if settling.is_later() {
+                question.count();
+                let told = self.show(judged, seen.as_ref())?;
+                settling.settle(self, settle)?;
+                return Ok(told);
+            }
             // Not under the pin; and meanwhile the key may have been forgotten.
             drop(pin);
-            self.settle(settle)?;
+            settling.settle(self, settle)?;
+            question.no_room = None;
         }
     }
 
-    /// The outcome in a completion, to keep: a small body copied, a large one where it lies. The caller has
-    /// checked the body.
-    #[inline]
-    fn outcome(&self, seen: &Seen<'_>, now: Timestamp) -> Outcome {
-        let outcome = state::outcome_ref(&seen.record, now);
-        match outcome.body {
-            Body::Bytes(bytes) if bytes.len() >= Outcome::KEPT_BYTES_MIN => {
-                self.kept(seen, outcome)
-            }
-            _ => outcome.to_outcome(),
-        }
-    }
-
-    #[cold]
-    fn kept(&self, seen: &Seen<'_>, outcome: OutcomeRef<'_>) -> Outcome {
-        let Seen { record, location, pin } = seen;
-        // A store that is closed has none to give.
-        let kept = self
-            .held
-            .upgrade()
-            .and_then(|hold| self.wal.segments.keep_body(record, *location, pin, hold));
-        match kept {
-            Some(body) => Outcome { body: StoredBody::Kept(body), about: outcome.about },
-            None => outcome.to_outcome(),
-        }
-    }
-
-    /// Gives what is known of a key to one of these: a completion, where it lies and the time by which it is
-    /// judged, or whatever else.
-    #[inline(always)]
-    fn sight<'p, O, T>(
+    /// Takes the key if it is free, under the lock of its shard.
+    #[inline(never)]
+    fn try_take<'p>(
         &'p self,
-        key: &Key<'_>,
+        question: &mut Question<'_>,
+        way: Way<'_>,
+        seen: &mut Option<Seen<'p>>,
         pin: &'p Pin,
-        done: impl FnOnce(&Seen<'p>, Timestamp) -> T,
-        other: impl FnOnce(Lookup<O>) -> T,
-    ) -> Result<T, StoreError> {
-        self.check_process()?;
-        check_key(key)?;
-        let way = self.way(key.hash);
-        loop {
-            let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, pin)?;
-            let Some(seen) = seen else {
-                return Ok(other(self.absent(None)));
-            };
-            let record = &seen.record;
-            let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
-            let newest = Some(record.token.epoch());
-            let lookup = match Standing::of(record, now, self.open_epoch) {
-                Standing::Held => {
-                    return Ok(other(Lookup::InProgress(state::in_progress(record, now))));
-                }
-                Standing::Done => {
-                    self.wal.segments.check_body(record, seen.location, seen.pin)?;
-                    return Ok(done(&seen, now));
-                }
-                Standing::Absent => self.absent(newest),
-                Standing::Lapsed(cause) => match self.absent(newest) {
-                    Lookup::Absent => Lookup::Lapsed(state::lapsed(record, cause)),
-                    in_doubt => in_doubt,
-                },
-                Standing::Overdue => Lookup::Parked(state::parked(record, EndCause::LeaseEnded)),
-                Standing::Parked(cause) => Lookup::Parked(state::parked(record, cause)),
-            };
-            // What has ended by the clock may have been ended by its owner first: it holds if it
-            // still was the current record after the clock was read.
-            let mut again = None;
-            self.find_unlocked(key, &way, &mut again, pin)?;
-            if again.is_some_and(|again| again.location == seen.location) {
-                return Ok(other(lookup));
+    ) -> Result<Try, ClaimError> {
+        let Question { key, request, taking, .. } = *question;
+        let policy = key.namespace.policy.load();
+        let span = taking.span(&policy, request)?;
+        question.rule = policy.fingerprint;
+        let growths = self.wal.growths();
+        let mut shard = self.lock(way.shard)?;
+        let now = self.timeline.read();
+        let entry = self.find(&shard, key, way.route, seen, pin)?;
+        let seen = entry.map(|entry| entry.seen);
+        let takeover = match self.judge(seen, question, now) {
+            Judged::Free { takeover } => seen.map(|seen| seen.record).zip(takeover),
+            other => return Ok(Try::Judged(other)),
+        };
+        let Some(token) = self.next_token(&mut shard) else {
+            drop(shard);
+            self.renew_tokens(key.hash)?;
+            return Ok(Try::Again);
+        };
+        let deadline = now.deadline(span);
+        let (kind, flags, until, expires) = match taking {
+            Taking::Claim => {
+                let expires = match policy.on_lease_end {
+                    OnLeaseEnd::Park => Timestamp::MAX,
+                    OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(span)),
+                };
+                let flags = Flags::rules(policy.on_lease_end, policy.orphan_rule());
+                (Kind::Claim, flags, deadline, expires)
             }
+            Taking::Once => {
+                let gated = self.is_gated(request.durability);
+                let flags = Flags::default().with_body(BodyState::None).with_gate(gated);
+                (Kind::Complete, flags, now.lower, deadline)
+            }
+        };
+        let fresh = fresh_record(key, token, request, takeover, now);
+        let record = Record { kind, flags, until, expires, ..fresh };
+        let (class, reserve) = match taking {
+            Taking::Claim => (Class::Claims, first_held_bytes(&record)),
+            Taking::Once => (class_of(span, request.dedupe_ttl.is_none()), 0),
+        };
+        let no_room = &mut question.no_room;
+        if !self.grant(shard, way, &record, class, reserve, entry, growths, no_room)? {
+            return Ok(Try::Again);
         }
+        let previous = takeover.map(|(old, cause)| state::previous(old, cause));
+        let (attempt, hash) = (record.attempt, key.hash);
+        let grant = Grant { hash, token, attempt, previous, deadline, expires };
+        let counted = CountedLease::of(self, question);
+        let Answered { result, settle } = self.changed::<_, ClaimError>(grant, request.durability);
+        let taken = Try::Taken(result?, settle);
+        std::mem::forget(counted);
+        Ok(taken)
     }
 
-    /// The answer about a key that nobody holds, as far as is known: it is free, or in doubt.
     #[inline]
-    fn absent<O>(&self, newest: Option<Epoch>) -> Lookup<O> {
-        if !self.gaps.exist() {
-            return Lookup::Absent;
-        }
-        let gap = self.gaps.covering(self.timeline.read().lower, newest, None);
-        gap.map_or(Lookup::Absent, Lookup::InDoubt)
-    }
-
     fn judge(&self, seen: Option<&Seen<'_>>, question: &mut Question<'_>, now: Now) -> Judged {
-        let Question { namespace, policy, fingerprint, .. } = *question;
-        let Some(Seen { record, .. }) = seen else {
+        question.differs = false;
+        let Some(&Seen { record, .. }) = seen else {
             return self.free(None, None, now.lower, question);
         };
-        let now = self.timeline.judge(now, [record.until, record.expires]);
+        let now = self.timeline.judge(now, [record.until(), record.expires()]);
         let standing = Standing::of(record, now, self.open_epoch);
         if standing == Standing::Absent {
             return self.free(Some(record), None, now, question);
         }
-        let differs = matches!(
-            (fingerprint, &record.ext.fingerprint),
-            (Some(asked), Some(bound)) if asked != *bound
-        );
-        if differs && policy.fingerprint != FingerprintRule::Ignore {
-            if !std::mem::replace(&mut question.is_counted, true) {
-                namespace.mismatches.fetch_add(1, Ordering::Relaxed);
-            }
-            if policy.fingerprint == FingerprintRule::Enforce {
-                return Judged::Mismatch(state::mismatch(record, standing), standing);
+        if let Some(asked) = question.request.fingerprint
+            && question.rule != FingerprintRule::Ignore
+            && record.fingerprint().is_some_and(|bound| asked != bound)
+        {
+            question.differs = true;
+            if question.rule == FingerprintRule::Enforce {
+                return Judged::Mismatch(standing);
             }
         }
         match standing {
             Standing::Absent => self.free(Some(record), None, now, question),
             Standing::Lapsed(cause) => self.free(Some(record), Some(cause), now, question),
-            Standing::Held => Judged::InProgress(state::in_progress(record, now)),
-            Standing::Overdue => Judged::Parked(state::parked(record, EndCause::LeaseEnded)),
-            Standing::Parked(cause) => Judged::Parked(state::parked(record, cause)),
-            Standing::Done => Judged::Done(now),
+            Standing::Held | Standing::Overdue | Standing::Parked(_) | Standing::Done => {
+                Judged::Taken(standing, now)
+            }
         }
     }
 
@@ -399,7 +314,7 @@ impl Engine {
     #[inline]
     fn free(
         &self,
-        record: Option<&Record<'_>>,
+        record: Option<RecordRef<'_>>,
         takeover: Option<EndCause>,
         now: Timestamp,
         question: &Question<'_>,
@@ -407,35 +322,38 @@ impl Engine {
         if !self.gaps.exist() {
             return Judged::Free { takeover };
         }
-        let newest = record.map(|record| record.token.epoch());
-        match self.gaps.covering(now, newest, question.first_sent) {
-            Some(gap) => Judged::InDoubt(gap),
+        let newest = record.map(|record| record.token().epoch());
+        match self.gaps.covering(now, newest, question.request.first_sent) {
+            Some(gap) => Judged::InDoubt(Box::new(gap)),
             None => Judged::Free { takeover },
         }
     }
 
     /// Answers with what somebody else did. No shard is locked: records stay what they are under
     /// their pin (W1).
-    fn show<T: From<Taken>>(
-        &self,
-        judged: Judged,
-        seen: Option<&Seen<'_>>,
-    ) -> Result<Answered<T, ClaimError>, ClaimError> {
-        Ok(match (judged, seen) {
-            (Judged::Done(now), Some(seen)) => {
-                self.wal.segments.check_body(&seen.record, seen.location, seen.pin)?;
-                let outcome = self.outcome(seen, now);
-                self.shown(Ok(Taken::Completed(outcome).into()), seen)
+    #[inline(always)]
+    fn show<T: Told>(&self, judged: Judged, seen: Option<&Seen<'_>>) -> Result<T, ClaimError> {
+        let Some(seen) = seen else {
+            let Judged::InDoubt(gap) = judged else {
+                unreachable!("a free key is granted, and what is taken was seen")
+            };
+            return Ok(T::in_doubt(*gap));
+        };
+        let record = seen.record;
+        Ok(match judged {
+            Judged::Taken(Standing::Done, now) => {
+                self.wal.segments.check_body(record, seen.location, seen.pin)?;
+                T::completed(self.outcome(seen, now))
             }
-            (Judged::Mismatch(it, Standing::Done), Some(seen)) => {
-                self.shown(Ok(Taken::Mismatch(it).into()), seen)
+            Judged::Taken(Standing::Held, now) => T::in_progress(state::in_progress(record, now)),
+            Judged::Taken(Standing::Parked(cause), _) => T::parked(state::parked(record, cause)),
+            Judged::Taken(Standing::Overdue, _) => {
+                T::parked(state::parked(record, EndCause::LeaseEnded))
             }
-            (Judged::InProgress(it), _) => Ok(Taken::InProgress(it).into()).into(),
-            (Judged::Parked(it), _) => Ok(Taken::Parked(it).into()).into(),
-            (Judged::Mismatch(it, _), _) => Ok(Taken::Mismatch(it).into()).into(),
-            (Judged::InDoubt(it), _) => Ok(Taken::InDoubt(it).into()).into(),
-            (Judged::Free { .. } | Judged::Done(_), _) => {
-                unreachable!("a free key is granted, and what is done was seen")
+            Judged::Mismatch(standing) => T::mismatch(state::mismatch(record, standing)),
+            Judged::InDoubt(gap) => T::in_doubt(*gap),
+            Judged::Free { .. } | Judged::Taken(Standing::Absent | Standing::Lapsed(_), _) => {
+                unreachable!("a free key is granted")
             }
         })
     }
@@ -454,7 +372,7 @@ impl Engine {
         growths: u64,
         no_room: &mut Option<Arc<Failure>>,
     ) -> Result<bool, ClaimError> {
-        let release = entry.map_or(0, |old| held_bytes(&old.record));
+        let release = entry.map_or(0, |old| held_bytes(old.record));
         let change = RoomChange { release, reserve, is_exit: false };
         let Some(location) = self.append(&Draft::new(record), class, change)? else {
             drop(shard);
@@ -477,52 +395,77 @@ impl Engine {
 }
 
 impl<'a> Question<'a> {
-    fn new(namespace: &'a NamespaceState, policy: &'a Policy, request: &ClaimRequest) -> Self {
-        let ClaimRequest { fingerprint, first_sent, .. } = *request;
-        Self { namespace, policy, fingerprint, first_sent, is_counted: false }
+    /// What cannot be asked is refused before anything is looked for.
+    #[inline]
+    fn new(
+        key: &'a Key<'a>,
+        request: &'a ClaimRequest,
+        taking: Taking,
+    ) -> Result<Self, ClaimError> {
+        let policy = &key.namespace.policy;
+        let (mut rule, is_required) = policy.fingerprint_rule();
+        let is_plain = request.lease.is_none() && request.dedupe_ttl.is_none();
+        if !is_plain || is_required {
+            let policy = policy.load();
+            taking.span(&policy, request)?;
+            rule = policy.fingerprint;
+        }
+        Ok(Self { key, request, taking, rule, differs: false, no_room: None })
     }
-}
 
-/// What a key is that is not to be had.
-enum Taken {
-    Completed(Outcome),
-    InProgress(InProgress),
-    Parked(Parked),
-    Mismatch(Mismatch),
-    InDoubt(Gap),
-}
-
-impl From<Taken> for Claimed {
-    fn from(taken: Taken) -> Self {
-        match taken {
-            Taken::Completed(it) => Self::Completed(it),
-            Taken::InProgress(it) => Self::InProgress(it),
-            Taken::Parked(it) => Self::Parked(it),
-            Taken::Mismatch(it) => Self::Mismatch(it),
-            Taken::InDoubt(it) => Self::InDoubt(it),
+    /// Counts a differing fingerprint, when the call has its answer.
+    #[inline]
+    fn count(&self) {
+        if self.differs {
+            self.key.namespace.mismatches.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-impl From<Taken> for Once {
-    fn from(taken: Taken) -> Self {
-        match taken {
-            Taken::Completed(it) => Self::Seen(it),
-            Taken::InProgress(it) => Self::InProgress(it),
-            Taken::Parked(it) => Self::Parked(it),
-            Taken::Mismatch(it) => Self::Mismatch(it),
-            Taken::InDoubt(it) => Self::InDoubt(it),
+impl Taking {
+    /// How long the key is taken for: the lease, or the dedupe window.
+    fn span(self, policy: &Policy, request: &ClaimRequest) -> Result<Duration, ClaimError> {
+        let span = match self {
+            Self::Claim => lease_of(policy, request.lease)?,
+            Self::Once => dedupe_ttl_of(policy, request.dedupe_ttl)?,
+        };
+        if policy.fingerprint_required && request.fingerprint.is_none() {
+            return Err(ClaimError::FingerprintRequired);
         }
+        Ok(span)
+    }
+}
+
+impl Told for Once {
+    fn completed(it: Outcome) -> Self {
+        Self::Seen(it)
+    }
+
+    fn in_progress(it: InProgress) -> Self {
+        Self::InProgress(it)
+    }
+
+    fn mismatch(it: Mismatch) -> Self {
+        Self::Mismatch(it)
+    }
+
+    fn parked(it: Parked) -> Self {
+        Self::Parked(it)
+    }
+
+    fn in_doubt(it: Gap) -> Self {
+        Self::InDoubt(it)
     }
 }
 
 /// What a first record about a key has in common, be it a claim or a mark. Fingerprint and
 /// reference of an unfinished claim stay with the key when it is taken over.
+#[inline(always)]
 fn fresh_record<'a>(
     key: &Key<'a>,
     token: FencingToken,
     request: &ClaimRequest,
-    takeover: Option<(&Record<'_>, EndCause)>,
+    takeover: Option<(RecordRef<'_>, EndCause)>,
     now: Now,
 ) -> Record<'a> {
     let old = takeover.map(|(old, _)| old);
@@ -536,16 +479,16 @@ fn fresh_record<'a>(
         until: Timestamp::default(),
         at: now.lower,
         code: 0,
-        attempt: old.map_or(1, |old| old.attempt.saturating_add(1)),
+        attempt: old.map_or(1, |old| old.attempt().saturating_add(1)),
         body_len: 0,
         body_crc: 0,
         ext: Ext {
-            fingerprint: old.and_then(|old| old.ext.fingerprint).or(request.fingerprint),
-            reference: request.reference.or(old.and_then(|old| old.ext.reference)),
-            first_token: old.map(Record::first_token),
+            fingerprint: old.and_then(|old| old.fingerprint()).or(request.fingerprint),
+            reference: request.reference.or(old.and_then(|old| old.reference())),
+            first_token: old.map(RecordRef::first_token),
             previous: takeover.map(|(old, cause)| PreviousClaim {
-                token: old.token,
-                at: old.at,
+                token: old.token(),
+                at: old.at(),
                 orphaned: cause == EndCause::Orphaned,
             }),
             body_digest: None,

@@ -19,6 +19,7 @@ use crate::error::{CompleteError, Failure, LeaseError, StoreError};
 use crate::format::ext::Ext;
 use crate::format::flags::{BodyState, ParkedBy};
 use crate::format::record::{Draft, Kind, Record};
+use crate::format::record_ref::RecordRef;
 use crate::hash::digest_128;
 use crate::policy::{OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
@@ -84,25 +85,25 @@ impl Engine {
             let (found, judged) = self
                 .own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?
                 .map_err(|refusal| refusal.into_lease_error(token))?;
-            let old = &found.record;
+            let old = found.record;
             // Never shorter than it was: recovery takes the latest deadline of one token (R1).
-            let deadline = now.deadline(lease).max(old.until);
-            let expires = match old.flags.on_lease_end() {
+            let deadline = now.deadline(lease).max(old.until());
+            let expires = match old.flags().on_lease_end() {
                 OnLeaseEnd::Park => Timestamp::MAX,
-                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)).max(old.expires),
+                OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(lease)).max(old.expires()),
             };
             let record = Record {
                 kind: Kind::Renew,
-                flags: old.flags.rules_only(),
+                flags: old.flags().rules_only(),
                 expires,
                 until: deadline,
                 at: now.lower,
-                ..*old
+                ..old.read()
             };
             let (release, exit) = (held_bytes(old), exit_bytes(old));
             let change = RoomChange { release, reserve: 2 * exit, is_exit: false };
             let mut location = self.append(&Draft::new(&record), Class::Claims, change)?;
-            if location.is_none() && no_room.is_some() && old.flags.has_renewal_room() {
+            if location.is_none() && no_room.is_some() && old.flags().has_renewal_room() {
                 // The disk is full: this renewal takes the room that was kept for one.
                 let flags = record.flags.without_renewal_room();
                 let change = RoomChange { release, reserve: exit, is_exit: true };
@@ -120,7 +121,7 @@ impl Engine {
             shard.table.replace(found.position, location, false);
             drop(shard);
             self.wal.poison.check_after()?;
-            let late_by = (judged >= old.until).then(|| judged.since(old.until));
+            let late_by = (judged >= old.until()).then(|| judged.since(old.until()));
             let lease_left = deadline.since(now.lower);
             return Ok(Renewed { deadline, lease_left, late_by, expires });
         }
@@ -184,8 +185,8 @@ impl Engine {
                 Err(refusal) => return Err(refusal.into_lease_error(token)),
             };
             let (record, change) = match kind {
-                Kind::Park => park_record(&found.record, ParkedBy::Owner, now.lower),
-                _ => release_record(&found.record, now.lower),
+                Kind::Park => park_record(found.record, ParkedBy::Owner, now.lower),
+                _ => release_record(found.record, now.lower),
             };
             if let Some(location) = self.append(&Draft::new(&record), Class::Claims, change)? {
                 if kind == Kind::Park {
@@ -241,12 +242,11 @@ impl Engine {
                 }
                 Err(refusal) => return Err(refusal.into_complete_error(token)),
             };
-            let ext = Ext { previous: None, ..found.record.ext };
             let completion = self.store_outcome(
                 shard,
                 found,
                 token,
-                ext,
+                None,
                 &prepared,
                 now,
                 growths,
@@ -300,7 +300,8 @@ impl Engine {
         })
     }
 
-    /// Writes a completion over a claim, under `token`. A body for which there is no room is left
+    /// Writes a completion over a claim, under `token`; `first_token` is that of the first attempt, if the
+    /// claim does not tell. A body for which there is no room is left
     /// out. `None`: the store had to grow first, or could not and `no_room` now says why; ask again.
     #[expect(clippy::too_many_arguments, reason = "one step of two loops")]
     pub(super) fn store_outcome(
@@ -308,18 +309,18 @@ impl Engine {
         mut shard: ShardGuard<'_>,
         found: Found<'_, '_>,
         token: FencingToken,
-        ext: Ext,
+        first_token: Option<FencingToken>,
         prepared: &Prepared<'_>,
         now: Now,
         growths: u64,
         no_room: &mut Option<Arc<Failure>>,
     ) -> Result<Option<Completion>, StoreError> {
-        let (old, request) = (&found.record, prepared.request);
+        let (old, request) = (found.record, prepared.request);
         let mut kept = prepared.kept;
         let mut record = Record {
             kind: Kind::Complete,
             flags: old
-                .flags
+                .flags()
                 .rules_only()
                 .with_body(prepared.state)
                 .with_gate(self.is_gated(request.durability)),
@@ -330,9 +331,15 @@ impl Engine {
             code: request.code,
             body_len: prepared.body_len,
             body_crc: prepared.body_crc,
-            ext: Ext { reference: request.reference.or(old.ext.reference), ..ext },
+            ext: Ext {
+                fingerprint: old.fingerprint(),
+                reference: request.reference.or(old.reference()),
+                first_token: first_token.or_else(|| old.earlier_token()),
+                previous: None,
+                body_digest: None,
+            },
             body: &[],
-            ..*old
+            ..old.read()
         };
         let release = held_bytes(old);
         let bodyless = |record: Record<'_>, state: BodyState| {
@@ -381,29 +388,29 @@ impl Engine {
         now: Timestamp,
         request: &CompleteRequest<'_>,
     ) -> Result<Answered<Completion, CompleteError>, CompleteError> {
-        let stored = &found.record;
+        let stored = found.record;
         self.wal.segments.check_body(stored, found.location, found.pin)?;
-        let is_same_body = match (stored.flags.body(), request.body) {
-            (BodyState::Kept, body) => body == Some(stored.body),
+        let is_same_body = match (stored.flags().body(), request.body) {
+            (BodyState::Kept, body) => body == Some(stored.body()),
             (BodyState::None, body) => body.is_none(),
             (BodyState::TooLarge | BodyState::ReplayOver, None) => false,
             (BodyState::TooLarge | BodyState::ReplayOver, Some(body)) => {
-                u32::try_from(body.len()).unwrap_or(u32::MAX) == stored.body_len
-                    && stored.ext.body_digest == Some(digest_128(body))
+                u32::try_from(body.len()).unwrap_or(u32::MAX) == stored.body_len()
+                    && stored.ext().body_digest == Some(digest_128(body))
             }
         };
         let is_same_reference =
-            request.reference.is_none_or(|reference| stored.ext.reference == Some(reference));
-        if is_same_body && is_same_reference && request.code == stored.code {
-            let kept = match stored.flags.body() {
+            request.reference.is_none_or(|reference| stored.reference() == Some(reference));
+        if is_same_body && is_same_reference && request.code == stored.code() {
+            let kept = match stored.flags().body() {
                 // Whether it is still there or not.
-                BodyState::Kept if now >= stored.until => BodyKept::NoReplay,
+                BodyState::Kept if now >= stored.until() => BodyKept::NoReplay,
                 BodyState::Kept => BodyKept::Kept,
                 BodyState::None => BodyKept::None,
                 BodyState::TooLarge => BodyKept::TooLarge,
                 BodyState::ReplayOver => BodyKept::NoReplay,
             };
-            let completion = Completion { token: stored.token, kept, expires: stored.expires };
+            let completion = Completion { token: stored.token(), kept, expires: stored.expires() };
             return Ok(self.shown(Ok(completion), found));
         }
         // A copy: errors are passed on, and kept, where nobody thinks of the store.
@@ -426,17 +433,17 @@ impl Engine {
         let Some(found) = self.find(shard, key, route, seen, pin)? else {
             return Ok(Err(Refusal::Forgotten { late_by: None }));
         };
-        let record = &found.record;
-        let now = self.timeline.judge(now, [record.until, record.expires]);
+        let record = found.record;
+        let now = self.timeline.judge(now, [record.until(), record.expires()]);
         let standing = Standing::of(record, now, self.open_epoch);
         Ok(match standing {
             Standing::Absent => {
-                let was_claim = matches!(record.kind, Kind::Claim | Kind::Renew);
-                let is_own = was_claim && record.token == token;
-                let late_by = is_own.then(|| now.since(record.until));
+                let was_claim = matches!(record.kind(), Kind::Claim | Kind::Renew);
+                let is_own = was_claim && record.token() == token;
+                let late_by = is_own.then(|| now.since(record.until()));
                 Err(Refusal::Forgotten { late_by })
             }
-            _ if record.token != token => Err(Refusal::Fenced { current: record.token }),
+            _ if record.token() != token => Err(Refusal::Fenced { current: record.token() }),
             Standing::Held | Standing::Lapsed(_) | Standing::Overdue => Ok((found, now)),
             Standing::Parked(_) => Err(Refusal::Parked),
             Standing::Done => Err(Refusal::Completed(found.seen, now)),
@@ -466,23 +473,24 @@ impl Refusal<'_, '_> {
 
 /// A claim that is parked. It goes on holding room for what ends it, if its claim still has any.
 pub(super) fn park_record<'a>(
-    claim: &Record<'a>,
+    claim: RecordRef<'a>,
     parked_by: ParkedBy,
     at: Timestamp,
 ) -> (Record<'a>, RoomChange) {
     let (release, exit) = (held_bytes(claim), exit_bytes(claim));
-    let mut flags = claim.flags.rules_only().with_parked_by(parked_by);
+    let mut flags = claim.flags().rules_only().with_parked_by(parked_by);
     let reserve = release - exit;
     if reserve == 0 {
         flags = flags.without_renewal_room();
     }
     let expires = Timestamp::MAX;
-    let record = Record { kind: Kind::Park, flags, expires, until: expires, at, ..*claim };
+    let record = Record { kind: Kind::Park, flags, expires, until: expires, at, ..claim.read() };
     (record, RoomChange { release, reserve, is_exit: true })
 }
 
 /// A claim that is given back.
-pub(super) fn release_record<'a>(claim: &Record<'a>, at: Timestamp) -> (Record<'a>, RoomChange) {
-    let record = Record { kind: Kind::Release, flags: claim.flags.rules_only(), at, ..*claim };
+pub(super) fn release_record<'a>(claim: RecordRef<'a>, at: Timestamp) -> (Record<'a>, RoomChange) {
+    let record =
+        Record { kind: Kind::Release, flags: claim.flags().rules_only(), at, ..claim.read() };
     (record, RoomChange { release: held_bytes(claim), reserve: 0, is_exit: true })
 }

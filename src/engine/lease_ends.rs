@@ -145,9 +145,9 @@ impl Engine {
         self.find_unlocked(key, &self.way(key.hash), &mut seen, &pin)?;
         let now = self.timeline.read();
         Ok(seen.map(|seen| seen.record).and_then(|record| {
-            let now = self.timeline.judge(now, [record.until, record.expires]);
-            let is_held = Standing::of(&record, now, self.open_epoch) == Standing::Held;
-            (is_held && record.token == token).then_some(record.until)
+            let now = self.timeline.judge(now, [record.until(), record.expires()]);
+            let is_held = Standing::of(record, now, self.open_epoch) == Standing::Held;
+            (is_held && record.token() == token).then_some(record.until())
         }))
     }
 }

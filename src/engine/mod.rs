@@ -13,7 +13,7 @@
 //! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard; nobody takes a shard under rounds.)
 //!
-//! The parts: `claims` (claim, once, lookup), `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
+//! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` (who waits for them),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), over
@@ -26,6 +26,7 @@ pub(crate) mod exits;
 pub(crate) mod expiry;
 pub(crate) mod gaps;
 pub(crate) mod lease_ends;
+mod lookups;
 pub(crate) mod maintenance;
 pub(crate) mod namespaces;
 pub(crate) mod operator;
@@ -44,7 +45,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::error::{Failure, StoreError};
-use crate::format::record::{Draft, Record};
+use crate::format::record::Draft;
+use crate::format::record_ref::RecordRef;
 use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::pin::Pin;
@@ -124,6 +126,15 @@ pub(crate) struct Settle {
     pub(crate) is_own: bool,
 }
 
+/// What a call does about a round that its answer has to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Settling {
+    /// It waits, before it makes the answer.
+    Now,
+    /// It leaves that to who gets the answer.
+    Later(Option<Settle>),
+}
+
 impl<T, E: From<StoreError>> From<Result<T, E>> for Answered<T, E> {
     fn from(result: Result<T, E>) -> Self {
         Self { result, settle: None }
@@ -141,7 +152,7 @@ struct Way<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Seen<'a> {
     location: Location,
-    record: Record<'a>,
+    record: RecordRef<'a>,
     /// What keeps the record where it is.
     pin: &'a Pin,
 }
@@ -181,7 +192,7 @@ impl Engine {
     }
 
     /// For calls that may change something.
-    #[inline]
+    #[inline(always)]
     fn check_change(&self, key: &Key<'_>) -> Result<(), StoreError> {
         self.check_process()?;
         check_key(key)?;
@@ -196,14 +207,14 @@ impl Engine {
     }
 
     /// The way of a hash.
-    #[inline]
+    #[inline(always)]
     fn way(&self, hash: KeyHash) -> Way<'_> {
         let shard = &self.shards[self.shard_of(hash)];
         Way { shard, route: shard.buckets().route(hash) }
     }
 
     /// The way of a hash whose bucket will be looked at, or changed: its memory is asked for.
-    #[inline]
+    #[inline(always)]
     fn way_to_change(&self, hash: KeyHash) -> Way<'_> {
         let way = self.way(hash);
         way.shard.buckets().prefetch_bucket(&way.route);
@@ -282,7 +293,7 @@ impl Engine {
     ) -> Result<bool, StoreError> {
         let location = slot.location();
         let record = self.wal.segments.record(location, pin)?;
-        let is_same = record.namespace == key.namespace.id && record.key == key.bytes;
+        let is_same = record.namespace() == key.namespace.id && record.key() == key.bytes;
         if is_same {
             *seen = Some(Seen { location, record, pin });
         }
@@ -375,10 +386,7 @@ impl Engine {
 
     /// Ends a call that shows a completion: when it is as durable as it was asked to be.
     fn shown<T, E>(&self, result: Result<T, E>, found: &Seen<'_>) -> Answered<T, E> {
-        let gated = found.record.flags.gated() && self.mode != Mode::Memory;
-        let settle = (gated && !self.wal.segments.is_durable(found.location, found.pin))
-            .then(|| Settle { ticket: self.wal.rounds.ticket(), is_own: false });
-        Answered { result, settle }
+        Answered { result, settle: self.gate(found) }
     }
 
     /// Waits for a round, leading it if need be.
@@ -446,16 +454,45 @@ impl Engine {
         for (index, shard) in self.shards.iter().enumerate() {
             let state = shard.lock(&self.wal);
             state.table.check_invariants(|slot| {
-                self.wal.segments.record(slot.location(), &pin).ok().map(|record| record.key_hash)
+                self.wal.segments.record(slot.location(), &pin).ok().map(|record| record.key_hash())
             });
             state.table.for_each(|_, slot| {
                 let record = self.wal.segments.record(slot.location(), &pin)?;
-                assert_eq!(self.shard_of(record.key_hash), index, "the key is in its shard");
-                let is_done = record.kind == crate::format::record::Kind::Complete;
+                assert_eq!(self.shard_of(record.key_hash()), index, "the key is in its shard");
+                let is_done = record.kind() == crate::format::record::Kind::Complete;
                 assert_eq!(slot.is_done(), is_done, "the slot knows a completion");
-                assert!(keys.insert((record.namespace, record.key)), "a key is there twice");
+                assert!(keys.insert((record.namespace(), record.key())), "a key is there twice");
                 Ok::<_, StoreError>(())
             })?;
+        }
+        Ok(())
+    }
+}
+
+impl Settling {
+    /// What a call answers that waits for nothing.
+    #[inline]
+    pub(crate) fn later<T, E>(call: impl FnOnce(&mut Self) -> Result<T, E>) -> Answered<T, E> {
+        let mut settling = Self::Later(None);
+        let result = call(&mut settling);
+        let settle = match settling {
+            Self::Now => None,
+            Self::Later(settle) => settle,
+        };
+        Answered { result, settle }
+    }
+
+    #[inline]
+    fn is_later(&self) -> bool {
+        matches!(self, Self::Later(_))
+    }
+
+    #[inline]
+    fn settle(&mut self, engine: &Engine, settle: Option<Settle>) -> Result<(), StoreError> {
+        match (self, settle) {
+            (Self::Later(later), settle) => *later = settle,
+            (Self::Now, None) => {}
+            (Self::Now, Some(settle)) => engine.settle(settle)?,
         }
         Ok(())
     }

@@ -261,6 +261,13 @@ impl SharedPolicy {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
+    /// What becomes of another fingerprint, and whether one is required.
+    #[inline]
+    pub(crate) fn fingerprint_rule(&self) -> (FingerprintRule, bool) {
+        let rules = self.rules.load(Ordering::Relaxed);
+        (fingerprint_of(rules), rules >> 24 != 0)
+    }
+
     #[inline]
     pub(crate) fn load(&self) -> Policy {
         loop {

@@ -13,6 +13,7 @@ use crate::error::{ForgetError, ResolveError, StoreError};
 use crate::format::ext::Ext;
 use crate::format::flags::Flags;
 use crate::format::record::{Draft, Kind, Record};
+use crate::format::record_ref::RecordRef;
 use crate::sys::pin::Pin;
 use crate::table::Slot;
 use crate::types::{AUDIT_BYTES_MAX, FencingToken, NamespaceId, Timestamp};
@@ -88,16 +89,15 @@ impl Engine {
                 self.renew_tokens(key.hash)?;
                 continue;
             };
-            let old = &found.record;
+            let old = found.record;
             let first_token = Some(old.first_token());
             match (request, &prepared) {
                 (ResolveRequest::Completed(request), Some(prepared)) => {
-                    let ext = Ext { first_token, previous: None, ..old.ext };
                     let stored = self.store_outcome(
                         shard,
                         found,
                         new_token,
-                        ext,
+                        first_token,
                         prepared,
                         now,
                         growths,
@@ -135,9 +135,9 @@ impl Engine {
         found: Found<'s, 'p>,
         token: FencingToken,
     ) -> Result<Resolvable<'s, 'p>, StoreError> {
-        let record = &found.record;
-        let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
-        let fenced = ResolveError::Fenced { held: token, current: record.token };
+        let record = found.record;
+        let now = self.timeline.judge(self.timeline.read(), [record.until(), record.expires()]);
+        let fenced = ResolveError::Fenced { held: token, current: record.token() };
         Ok(match Standing::of(record, now, self.open_epoch) {
             Standing::Absent => Resolvable::No(ResolveError::Forgotten, None),
             Standing::Done => {
@@ -146,7 +146,7 @@ impl Engine {
                 let settle = self.shown(Ok::<_, StoreError>(()), &found).settle;
                 Resolvable::No(ResolveError::AlreadyCompleted(outcome), settle)
             }
-            _ if record.token != token => Resolvable::No(fenced, None),
+            _ if record.token() != token => Resolvable::No(fenced, None),
             Standing::Held => Resolvable::No(ResolveError::InProgress, None),
             Standing::Lapsed(_) | Standing::Overdue | Standing::Parked(_) => Resolvable::Yes(found),
         })
@@ -188,11 +188,11 @@ impl Engine {
             let mut seen = None;
             let found = self.find(&shard, key, way.route, &mut seen, &pin)?;
             let state = found.and_then(|found| {
-                let old = &found.record;
-                let judged = self.timeline.judge(now, [old.until, old.expires]);
+                let old = found.record;
+                let judged = self.timeline.judge(now, [old.until(), old.expires()]);
                 key_state(Standing::of(old, judged, self.open_epoch))
             });
-            let newest = found.map(|found| found.record.token.epoch());
+            let newest = found.map(|found| found.record.token().epoch());
             let is_in_doubt = || self.gaps.covering(now.lower, newest, None).is_some();
             if state.is_none() && !is_in_doubt() {
                 return Ok(Forgot::Nothing);
@@ -203,18 +203,18 @@ impl Engine {
                 continue;
             };
             let old = found.map(|found| found.record);
-            let release = old.as_ref().map_or(0, held_bytes);
+            let release = old.map_or(0, held_bytes);
             let record = Record {
                 kind: Kind::Forget,
-                flags: old.map_or_else(Flags::default, |old| old.flags.rules_only()),
+                flags: old.map_or_else(Flags::default, |old| old.flags().rules_only()),
                 token,
                 key_hash: key.hash,
                 namespace: key.namespace.id,
-                expires: old.map_or(now.lower, |old| old.expires),
-                until: old.map_or(now.lower, |old| old.until),
+                expires: old.map_or(now.lower, |old| old.expires()),
+                until: old.map_or(now.lower, |old| old.until()),
                 at: now.lower,
-                code: old.map_or(0, |old| old.code),
-                attempt: old.map_or(0, |old| old.attempt),
+                code: old.map_or(0, |old| old.code()),
+                attempt: old.map_or(0, |old| old.attempt()),
                 body_len: body.len() as u32,
                 body_crc: crc32(&body),
                 ext: Ext { first_token: old.map(|old| old.first_token()), ..Ext::default() },
@@ -226,8 +226,8 @@ impl Engine {
             let change = RoomChange { release, reserve: 0, is_exit };
             // R5: it stays for as long as what it forgets.
             let class = match old {
-                Some(old) if old.kind == Kind::Complete => {
-                    Class::geometric(old.expires.since(now.lower))
+                Some(old) if old.kind() == Kind::Complete => {
+                    Class::geometric(old.expires().since(now.lower))
                 }
                 _ => Class::Claims,
             };
@@ -262,8 +262,8 @@ impl Engine {
             shard.table.for_each(|_, slot: Slot| {
                 if !slot.is_done() {
                     let record = self.wal.segments.record(slot.location(), &pin)?;
-                    if of.is_none_or(|of| of == record.namespace) {
-                        orphans.extend(self.orphan(&record));
+                    if of.is_none_or(|of| of == record.namespace()) {
+                        orphans.extend(self.orphan(record));
                     }
                 }
                 Ok::<_, StoreError>(())
@@ -273,8 +273,8 @@ impl Engine {
         Ok(orphans)
     }
 
-    fn orphan(&self, record: &Record<'_>) -> Option<Orphan> {
-        let now = self.timeline.judge(self.timeline.read(), [record.until, record.expires]);
+    fn orphan(&self, record: RecordRef<'_>) -> Option<Orphan> {
+        let now = self.timeline.judge(self.timeline.read(), [record.until(), record.expires()]);
         let standing = Standing::of(record, now, self.open_epoch);
         let is_ours = match standing {
             Standing::Parked(cause) => cause == EndCause::Orphaned,
@@ -284,16 +284,16 @@ impl Engine {
             }
         };
         let state = key_state(standing).filter(|_| is_ours)?;
-        let namespace = self.namespaces.by_id(record.namespace)?;
+        let namespace = self.namespaces.by_id(record.namespace())?;
         Some(Orphan {
             namespace: namespace.name.clone(),
-            key: record.key.to_vec(),
+            key: record.key().to_vec(),
             state,
-            token: record.token,
-            attempt: record.attempt,
-            at: record.at,
-            expires: if state == KeyState::Parked { Timestamp::MAX } else { record.expires },
-            reference: record.ext.reference,
+            token: record.token(),
+            attempt: record.attempt(),
+            at: record.at(),
+            expires: if state == KeyState::Parked { Timestamp::MAX } else { record.expires() },
+            reference: record.reference(),
         })
     }
 }

@@ -25,6 +25,7 @@ use crate::format::ext::Ext;
 use crate::format::flags::BodyState;
 use crate::format::index::Entry;
 use crate::format::record::{Draft, Kind, Record};
+use crate::format::record_ref::RecordRef;
 use crate::hash::{digest_128, mix};
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
@@ -233,22 +234,22 @@ impl Engine {
             }
             old => old?,
         };
-        if let Some(class) = outlives(&old, segment, now)
-            && self.wal.append_copy(&Draft::new(&old), class)?.is_none()
+        if let Some(class) = outlives(old, segment, now)
+            && self.wal.append_copy(&Draft::new(&old.read()), class)?.is_none()
         {
             return Ok(false);
         }
-        let (class, record) = match self.fate(&old, now) {
+        let (class, record) = match self.fate(old, now) {
             Fate::Over { held } => {
                 self.remove_one(segment, entry, held);
                 return Ok(true);
             }
-            Fate::Kept(class) if old.kind == Kind::Complete => {
+            Fate::Kept(class) if old.kind() == Kind::Complete => {
                 // The original is durable: nobody has to wait for the copy to be.
-                (class, Record { flags: old.flags.with_gate(false), ..old })
+                (class, Record { flags: old.flags().with_gate(false), ..old.read() })
             }
-            Fate::Kept(class) => (class, old),
-            Fate::Bodyless(class) => (class, bodyless(&old)),
+            Fate::Kept(class) => (class, old.read()),
+            Fate::Bodyless(class) => (class, bodyless(old)),
         };
         let draft = Draft::new(&record);
         let (mut shard, hold) = self.hold(std::slice::from_ref(entry));
@@ -257,7 +258,7 @@ impl Engine {
             Some(position) => match self.wal.append_copy(&draft, class)? {
                 None => false,
                 Some(location) => {
-                    shard.table.replace(position, location, old.kind == Kind::Complete);
+                    shard.table.replace(position, location, old.kind() == Kind::Complete);
                     self.purge_counts.copied.fetch_add(1, Ordering::Relaxed);
                     reach(Point::CopyBehindInsert);
                     true
@@ -278,15 +279,15 @@ impl Engine {
         let body = b"\0its forget was lost";
         let record = Record {
             kind: Kind::Forget,
-            flags: old.flags.rules_only(),
+            flags: old.flags().rules_only(),
             body_len: body.len() as u32,
             body_crc: crc32(body),
             ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
             body,
-            ..old
+            ..old.read()
         };
         // Among claims it goes after all that were found (R3), and is not kept for ever.
-        let class = match old.expires {
+        let class = match old.expires() {
             Timestamp::MAX => Class::Claims,
             expires => Class::geometric(expires.since(self.timeline.now())),
         };
@@ -308,19 +309,19 @@ impl Engine {
         }
     }
 
-    fn fate(&self, record: &Record<'_>, now: Timestamp) -> Fate {
-        match record.kind {
+    fn fate(&self, record: RecordRef<'_>, now: Timestamp) -> Fate {
+        match record.kind() {
             Kind::Claim | Kind::Renew | Kind::Park => {
                 match Standing::of(record, now, self.open_epoch) {
                     Standing::Absent => Fate::Over { held: held_bytes(record) },
                     _ => Fate::Kept(Class::Claims),
                 }
             }
-            Kind::Complete if now < record.due() => {
-                Fate::Kept(Class::geometric(record.due().since(now)))
+            Kind::Complete if now < record.read().due() => {
+                Fate::Kept(Class::geometric(record.read().due().since(now)))
             }
-            Kind::Complete if now < record.expires => {
-                Fate::Bodyless(Class::geometric(record.expires.since(now)))
+            Kind::Complete if now < record.expires() => {
+                Fate::Bodyless(Class::geometric(record.expires().since(now)))
             }
             Kind::Complete | Kind::Release | Kind::Forget => Fate::Over { held: 0 },
         }
@@ -355,16 +356,16 @@ impl Engine {
 
 /// Where a record belongs that no entry points to, and that something weaker may stand against which
 /// is still on disk when this one is gone.
-fn outlives(old: &Record<'_>, segment: &SealedSegment, now: Timestamp) -> Option<Class> {
-    match old.kind {
+fn outlives(old: RecordRef<'_>, segment: &SealedSegment, now: Timestamp) -> Option<Class> {
+    match old.kind() {
         // Among completions it goes when all claims of its time are gone (R4).
         Kind::Complete if segment.is_claims && segment.is_found => {
-            Some(Class::geometric(old.expires.since(now)))
+            Some(Class::geometric(old.expires().since(now)))
         }
-        _ if old.expires <= now => None,
+        _ if old.expires() <= now => None,
         // What it forgot goes by then at the latest (R5).
-        Kind::Forget if old.expires < Timestamp::MAX => {
-            Some(Class::geometric(old.expires.since(now)))
+        Kind::Forget if old.expires() < Timestamp::MAX => {
+            Some(Class::geometric(old.expires().since(now)))
         }
         // Claims go in order (R3), but for those that recovery found: until all of them are gone,
         // what ended them stays in the stream behind them.
@@ -390,14 +391,14 @@ impl Hold {
 }
 
 /// A completion without the body, whose replay window is over.
-fn bodyless<'p>(old: &Record<'p>) -> Record<'p> {
+fn bodyless<'p>(old: RecordRef<'p>) -> Record<'p> {
     // A body that is damaged is nobody's any more.
-    let body_digest = old.check_body().is_ok().then(|| digest_128(old.body));
+    let body_digest = old.check_body().is_ok().then(|| digest_128(old.body()));
     Record {
-        flags: old.flags.with_body(BodyState::ReplayOver).with_gate(false),
+        flags: old.flags().with_body(BodyState::ReplayOver).with_gate(false),
         body_crc: 0,
-        ext: Ext { body_digest, ..old.ext },
+        ext: Ext { body_digest, ..old.ext() },
         body: &[],
-        ..*old
+        ..old.read()
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! Invariants
 //! - F1  A record is valid iff its length fits, its masked CRC matches, its kind is known and its
-//!   reserved bits are zero. Its body is valid iff `body_crc` matches.
+//!   reserved bits are zero (`RecordRef::check`). Its body is valid iff `body_crc` matches.
 //! - F2  What a record says depends on nothing outside it but the clock and the open epoch: the
 //!   rules it was made under are in its flags.
 
@@ -112,7 +112,7 @@ pub(crate) enum Flaw {
     Ext,
 }
 
-/// A record as it lies in memory.
+/// What a record says. What is read where it lies is a [`super::record_ref::RecordRef`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Record<'a> {
     pub(crate) kind: Kind,
@@ -174,77 +174,11 @@ impl Extents {
     }
 }
 
-impl<'a> Record<'a> {
-    /// Reads the record at the start of `bytes`, which lies at `offset` of `place`, and checks all
-    /// of it but the body's checksum.
-    #[inline]
-    pub(crate) fn decode(bytes: &'a [u8], place: Place, offset: u32) -> Result<Self, Flaw> {
-        let header = bytes.get(..HEADER_BYTES).ok_or(Flaw::Length)?;
-        let header: &[u8; HEADER_BYTES] = header.try_into().map_err(|_| Flaw::Length)?;
-        let Extents { len, head_len } = Extents::read(header, bytes.len())?;
-        let mut fields = Fields::new(header);
-        let _len = fields.u32();
-        let crc = fields.u32();
-        // The length fits, so it has no more than 32 bits.
-        if crc32(&bytes[WORD_BYTES..head_len]) ^ place.mask(offset, len as u32) != crc {
-            return Err(Flaw::Crc);
-        }
-        let kind = fields.u8();
-        let kind = Kind::decode(kind).ok_or(Flaw::Kind(kind))?;
-        let flags = Flags(fields.u8());
-        let key_len = usize::from(fields.u16());
-        let body_len = fields.u32();
-        let token = FencingToken::from_raw(fields.u64());
-        let key_hash = KeyHash(fields.u64());
-        let namespace = NamespaceId(fields.u32());
-        let body_crc = fields.u32();
-        let expires = Timestamp::from_ms(fields.u48());
-        let until = Timestamp::from_ms(fields.u48());
-        let at = Timestamp::from_ms(fields.u48());
-        let code = fields.u16();
-        let attempt = fields.u16();
-        let body = &bytes[head_len..len];
-        let body_is_kept =
-            matches!(kind, Kind::Complete | Kind::Forget) && flags.body() == BodyState::Kept;
-        let body_fits = body.len() == if body_is_kept { body_len as usize } else { 0 };
-        let key_fits = (1..=KEY_BYTES_MAX).contains(&key_len);
-        if !flags.valid_for(kind) || !body_fits || !key_fits || namespace.0 == 0 {
-            return Err(Flaw::Reserved);
-        }
-        let ext = Ext::decode(&bytes[HEADER_BYTES..head_len - key_len])?;
-        let key = &bytes[head_len - key_len..head_len];
-        Ok(Self {
-            kind,
-            flags,
-            token,
-            key_hash,
-            namespace,
-            expires,
-            until,
-            at,
-            code,
-            attempt,
-            body_len,
-            body_crc,
-            ext,
-            key,
-            body,
-        })
-    }
-
-    /// Whether the body is what was written.
-    #[inline]
-    pub(crate) fn check_body(&self) -> Result<(), Flaw> {
-        if self.body.is_empty() || crc32(self.body) == self.body_crc {
-            Ok(())
-        } else {
-            Err(Flaw::BodyCrc)
-        }
-    }
-
+impl Record<'_> {
     /// When the record has had its time where it lies: what it says then is over, or fits into a
     /// shorter record. A completion's body is kept until the replay window ends, the key until the
     /// dedupe window does.
+    #[inline]
     pub(crate) fn due(&self) -> Timestamp {
         let has_body = self.kind == Kind::Complete && self.flags.body() == BodyState::Kept;
         if has_body { self.until.min(self.expires) } else { self.expires }
@@ -252,14 +186,10 @@ impl<'a> Record<'a> {
 
     /// The time that the record bears witness to. A claim that an open has parked bears witness to
     /// that open: until all are parked, the others must be judged by when their owner was lost.
+    #[inline]
     pub(crate) fn witnessed(&self) -> Timestamp {
         let by_open = self.kind == Kind::Park && self.flags.parked_by() == ParkedBy::Orphaned;
         if by_open { Timestamp::default() } else { self.at }
-    }
-
-    /// The first attempt's token.
-    pub(crate) fn first_token(&self) -> FencingToken {
-        self.ext.first_token.unwrap_or(self.token)
     }
 }
 
@@ -437,12 +367,17 @@ impl Front {
 #[cfg(test)]
 mod tests {
     use super::super::ext::PreviousClaim;
+    use super::super::record_ref::RecordRef;
     use super::*;
     use crate::policy::{OnLeaseEnd, OnOrphan};
     use crate::types::{Fingerprint, Generation, Reference, SegmentId};
 
     fn place() -> Place {
         Place::segment(&[9; 16], SegmentId(2), Generation(5))
+    }
+
+    fn decode(bytes: &[u8], place: Place, offset: u32) -> Result<Record<'_>, Flaw> {
+        RecordRef::check(bytes, place, offset).map(RecordRef::read)
     }
 
     fn full_record() -> Record<'static> {
@@ -499,8 +434,8 @@ mod tests {
         let long = long.map(|key| Record { key, ..bare });
         for record in [full_record(), bare].into_iter().chain(long) {
             let bytes = written(&record, place(), 512);
-            let read = Record::decode(&bytes, place(), 512).unwrap();
-            assert_eq!(read, record);
+            let read = RecordRef::check(&bytes, place(), 512).unwrap();
+            assert_eq!(read.read(), record);
             read.check_body().unwrap();
         }
     }
@@ -513,7 +448,7 @@ mod tests {
         for bit in 0..len * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            let flaw = Record::decode(&bad, place(), 512).and_then(|read| read.check_body());
+            let flaw = RecordRef::check(&bad, place(), 512).and_then(RecordRef::check_body);
             assert!(flaw.is_err(), "bit {bit}");
         }
     }
@@ -528,7 +463,7 @@ mod tests {
             (place(), 528),
         ];
         for (place, offset) in elsewhere {
-            assert_eq!(Record::decode(&bytes, place, offset), Err(Flaw::Crc));
+            assert_eq!(decode(&bytes, place, offset), Err(Flaw::Crc));
         }
     }
 
@@ -537,9 +472,9 @@ mod tests {
         let bytes = written(&full_record(), place(), 512);
         let len = Draft::new(&full_record()).len();
         for cut in 0..len {
-            assert_eq!(Record::decode(&bytes[..cut], place(), 512), Err(Flaw::Length), "{cut}");
+            assert_eq!(decode(&bytes[..cut], place(), 512), Err(Flaw::Length), "{cut}");
         }
-        assert_eq!(Record::decode(&[0; 4096], place(), 512), Err(Flaw::Empty));
+        assert_eq!(decode(&[0; 4096], place(), 512), Err(Flaw::Empty));
     }
 
     /// Writes a record with `change` applied to its head, under a checksum that is right for it.
@@ -554,7 +489,7 @@ mod tests {
 
     #[test]
     fn what_a_newer_version_wrote_is_told_apart_from_damage() {
-        let decode = |bytes: &[u8]| Record::decode(bytes, place(), 512).map(|_| ());
+        let decode = |bytes: &[u8]| decode(bytes, place(), 512).map(|_| ());
         let unknown = resealed(|bytes| bytes[8] = 77);
         assert_eq!(decode(&unknown), Err(Flaw::Kind(77)));
         assert!(!is_skippable(Flaw::Kind(77)));

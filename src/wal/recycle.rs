@@ -72,7 +72,7 @@ impl Wal {
         let (mut entries, mut at) = (Vec::new(), DATA_START);
         while at < sealed.end {
             let (record, next) = segment.step(at)?;
-            entries.extend(record.map(|record| Draft::new(&record).entry(at)));
+            entries.extend(record.map(|record| Draft::new(&record.read()).entry(at)));
             at = next;
         }
         Ok(entries)

@@ -13,7 +13,8 @@ use super::data_file::DataFile;
 use crate::checksum::Place;
 use crate::chunked::Chunked;
 use crate::error::StoreError;
-use crate::format::record::{Extents, Flaw, HEADER_BYTES, Record, is_skippable, padded};
+use crate::format::record::{Extents, Flaw, HEADER_BYTES, is_skippable, padded};
+use crate::format::record_ref::RecordRef;
 use crate::sys::extent::Extent;
 use crate::sys::kept::{Hold, KeptBytes};
 use crate::sys::pin::{Pin, Shelf};
@@ -94,14 +95,14 @@ impl Segment {
 
     /// The record at `offset`, checked whole but for its body.
     #[inline]
-    fn record(&self, offset: u32) -> Result<Record<'_>, Flaw> {
+    fn record(&self, offset: u32) -> Result<RecordRef<'_>, Flaw> {
         let bytes = self.extent.bytes_from(offset).ok_or(Flaw::Length)?;
-        Record::decode(bytes, self.place, offset)
+        RecordRef::check(bytes, self.place, offset)
     }
 
     /// The record at `offset`, and where the next one starts. `None` in its place: it is of a kind
     /// that this version may pass over.
-    pub(crate) fn step(&self, offset: u32) -> Result<(Option<Record<'_>>, u32), StoreError> {
+    pub(crate) fn step(&self, offset: u32) -> Result<(Option<RecordRef<'_>>, u32), StoreError> {
         let found = match self.record(offset) {
             Ok(record) => Some(record),
             Err(flaw) if is_skippable(flaw) => None,
@@ -153,7 +154,7 @@ impl Segments {
         &'p self,
         location: Location,
         pin: &'p Pin,
-    ) -> Result<Record<'p>, StoreError> {
+    ) -> Result<RecordRef<'p>, StoreError> {
         let (id, offset) = location.split(self.segment_bytes);
         let segment = self.known(id, pin);
         segment.record(offset).map_err(|flaw| segment.corrupt(offset, flaw))
@@ -172,7 +173,7 @@ impl Segments {
     #[inline]
     pub(crate) fn check_body(
         &self,
-        record: &Record<'_>,
+        record: RecordRef<'_>,
         location: Location,
         pin: &Pin,
     ) -> Result<(), StoreError> {
@@ -185,13 +186,13 @@ impl Segments {
     /// The body of a record that came from `location`, to be kept beyond the pin.
     pub(crate) fn keep_body(
         &self,
-        record: &Record<'_>,
+        record: RecordRef<'_>,
         location: Location,
         pin: &Pin,
         hold: Arc<Hold>,
     ) -> Option<KeptBytes> {
         let (id, _) = location.split(self.segment_bytes);
-        KeptBytes::new(&self.known(id, pin).extent, record.body, hold)
+        KeptBytes::new(&self.known(id, pin).extent, record.body(), hold)
     }
 
     /// Whether the record at `location` survives power loss.

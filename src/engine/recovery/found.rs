@@ -20,7 +20,8 @@ use crate::format::index::ENTRY_BYTES;
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::NamespaceEntry;
-use crate::format::record::{Record, TERMINATOR_BYTES};
+use crate::format::record::TERMINATOR_BYTES;
+use crate::format::record_ref::RecordRef;
 use crate::format::segment::{Content, DATA_START, Trailer, index_offset, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
 use crate::hash::KeyHasher;
@@ -378,7 +379,7 @@ fn scan_all(
             None => {
                 let mut scan = scanner.scan(segment, |record, offset, loaded| {
                     check_key(segment, &hashers, record, offset)?;
-                    *epoch = (*epoch).max(record.token.epoch());
+                    *epoch = (*epoch).max(record.token().epoch());
                     let location = Location::new(segment.id, offset, found.meta.segment_bytes);
                     winners.offer(record, location, &mut records, (segment.id, loaded))
                 })?;
@@ -399,14 +400,14 @@ fn scan_all(
 fn check_key(
     segment: &Sealed,
     hashers: &HashMap<NamespaceId, KeyHasher>,
-    record: &Record<'_>,
+    record: RecordRef<'_>,
     offset: u32,
 ) -> Result<(), OpenError> {
-    let Some(hasher) = hashers.get(&record.namespace) else {
-        let what = format!("it names namespace {}, which is not known", record.namespace.0);
+    let Some(hasher) = hashers.get(&record.namespace()) else {
+        let what = format!("it names namespace {}, which is not known", record.namespace().0);
         return Err(segment.corrupt(offset, what));
     };
-    if hasher.hash(record.key) != record.key_hash {
+    if hasher.hash(record.key()) != record.key_hash() {
         return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
     }
     Ok(())

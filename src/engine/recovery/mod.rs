@@ -435,26 +435,26 @@ fn settle(
         found.winners.settle(&mut records, now, |record, location| {
             // A claim that is parked for having lost its owner lost it when the store stopped. The
             // clock has not forgotten it in the time during which nobody could have finished it.
-            let at = if record.flags.on_orphan() == OnOrphan::Park { floor } else { now };
+            let at = if record.flags().on_orphan() == OnOrphan::Park { floor } else { now };
             let standing = Standing::of(record, at, epoch);
             if standing == Standing::Absent {
-                let was_claim = matches!(record.kind, Kind::Claim | Kind::Renew);
+                let was_claim = matches!(record.kind(), Kind::Claim | Kind::Renew);
                 report.expired += usize::from(was_claim);
                 // While a gap lasts, it counts what the last record of a key is: one that somebody has
                 // ended since is in no doubt, one that was claimed before is, whatever a caller says.
-                let keeps = record.kind != Kind::Complete && gaps.last(at);
+                let keeps = record.kind() != Kind::Complete && gaps.last(at);
                 // Whatever takes the place of the entry gives back the room that it holds.
                 settled.held_bytes += if keeps { held_bytes(record) } else { 0 };
                 return keeps;
             }
             settled.held_bytes += held_bytes(record);
-            let is_claim = record.kind != Kind::Park;
+            let is_claim = record.kind() != Kind::Park;
             report.orphaned += usize::from(is_claim && is_orphan(record, epoch));
             let parks = standing == Standing::Parked(EndCause::Orphaned);
             report.parked +=
                 usize::from(matches!(standing, Standing::Parked(_) | Standing::Overdue));
             if parks && is_claim {
-                settled.to_park.push((record.key_hash, location));
+                settled.to_park.push((record.key_hash(), location));
             }
             true
         })?;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::checksum::Place;
 use crate::error::OpenError;
 use crate::format::index::{self, ENTRY_BYTES, Entry};
-use crate::format::record::{self, Draft, Extents, Flaw, HEADER_BYTES, Kind, Record, padded};
+use crate::format::record::{self, Draft, Extents, Flaw, HEADER_BYTES, Kind, padded};
+use crate::format::record_ref::RecordRef;
 use crate::format::segment::{
     self, DATA_START, TRAILER_BYTES, Trailer, data_limit, index_offset, trailer_offset,
 };
@@ -107,7 +108,7 @@ impl Scanner {
     pub(super) fn scan(
         &mut self,
         segment: &Sealed,
-        mut visit: impl FnMut(&Record<'_>, u32, &[u8]) -> Result<(), OpenError>,
+        mut visit: impl FnMut(RecordRef<'_>, u32, &[u8]) -> Result<(), OpenError>,
     ) -> Result<Scan, OpenError> {
         let segment_bytes = segment.file.header().segment_bytes;
         let limit = segment.trailer.map_or(data_limit(segment_bytes), |trailer| trailer.data_end);
@@ -124,9 +125,10 @@ impl Scanner {
             self.load(segment, at + sizes.len)?;
             let bytes = &self.buffer[at..at + sizes.len];
             let len = padded(sizes.len) as u32;
-            match Record::decode(bytes, segment.place, scan.end) {
+            match RecordRef::check(bytes, segment.place, scan.end) {
                 Ok(record) if record.check_body().is_ok() => {
-                    visit(&record, scan.end, &self.buffer[..self.loaded])?;
+                    visit(record, scan.end, &self.buffer[..self.loaded])?;
+                    let record = record.read();
                     scan.records += 1;
                     scan.max_expires = scan.max_expires.max(record.expires);
                     scan.due = scan.due.max(record.due());
@@ -240,7 +242,7 @@ fn count_records(bytes: &[u8], place: Place, offset: u32) -> Counted {
             break;
         }
         counted.checksummed += sizes.head_len;
-        let is_record = Record::decode(rest, place, offset + at as u32).is_ok();
+        let is_record = RecordRef::check(rest, place, offset + at as u32).is_ok();
         counted.records += u64::from(is_record);
     }
     counted
@@ -281,7 +283,7 @@ impl<'a> Records<'a> {
         &mut self,
         location: Location,
         current: Option<(SegmentId, &[u8])>,
-        view: impl FnOnce(&Record<'_>) -> T,
+        view: impl FnOnce(RecordRef<'_>) -> T,
     ) -> Result<T, OpenError> {
         let (id, offset) = location.split(self.segment_bytes);
         let Some(segment) = self.segments.get(&id) else {
@@ -289,8 +291,8 @@ impl<'a> Records<'a> {
         };
         let gone = |flaw: Flaw| segment.corrupt(offset, flaw.to_string());
         if let Some((_, loaded)) = current.filter(|(current, _)| *current == id) {
-            let record = Record::decode(&loaded[offset as usize..], segment.place, offset);
-            return record.map(|record| view(&record)).map_err(gone);
+            let record = RecordRef::check(&loaded[offset as usize..], segment.place, offset);
+            return record.map(view).map_err(gone);
         }
         let start = segment.file.segment_offset(id) + u64::from(offset);
         // It was read whole, and so is what lies behind it in the segment.
@@ -303,8 +305,8 @@ impl<'a> Records<'a> {
         if sizes.len > guess {
             read(&segment.file, &mut self.scratch[guess..], start + guess as u64)?;
         }
-        let record = Record::decode(&self.scratch, segment.place, offset);
-        record.map(|record| view(&record)).map_err(gone)
+        let record = RecordRef::check(&self.scratch, segment.place, offset);
+        record.map(view).map_err(gone)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::format::mark::{self, Mark};
 use crate::format::meta::{Meta, segment_bytes_are_valid};
 use crate::format::names::Entry;
 use crate::format::record::Record;
+use crate::format::record_ref::RecordRef;
 use crate::format::segment::{self, DATA_START, Trailer};
 use crate::format::{META_NAME, NAMES_NAME, PAGE_BYTES};
 use crate::policy::{OnLeaseEnd, OnOrphan};
@@ -185,8 +186,8 @@ impl Survey {
                 }
                 for (range, is_whole) in walk.found {
                     let bytes = &buffer[range.start as usize..range.end as usize];
-                    if let Ok(record) = Record::decode(bytes, walk.place, range.start) {
-                        visit(&record, is_whole)?;
+                    if let Ok(record) = RecordRef::check(bytes, walk.place, range.start) {
+                        visit(&record.read(), is_whole)?;
                     }
                 }
             }

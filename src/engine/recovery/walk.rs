@@ -10,7 +10,8 @@ use std::path::Path;
 use super::scan::last_written;
 use crate::checksum::Place;
 use crate::error::OpenError;
-use crate::format::record::{self, Extents, Flaw, HEADER_BYTES, Record, padded};
+use crate::format::record::{self, Extents, Flaw, HEADER_BYTES, padded};
+use crate::format::record_ref::RecordRef;
 use crate::format::segment::{DATA_START, TRAILER_BYTES, Trailer, data_limit};
 use crate::format::{FORMAT_MAJOR, FORMAT_MINOR};
 use crate::types::{Generation, Location, Timestamp};
@@ -68,11 +69,11 @@ impl Walk {
             };
             // Offsets within a segment.
             let range = at as u32..(at + padded(sizes.len)).min(limit) as u32;
-            match Record::decode(&buffer[at..at + sizes.len], place, range.start) {
+            match RecordRef::check(&buffer[at..at + sizes.len], place, range.start) {
                 Ok(record) => {
                     let is_whole = record.check_body().is_ok();
                     is_strict &= is_whole;
-                    walk.max_expires = walk.max_expires.max(record.expires);
+                    walk.max_expires = walk.max_expires.max(record.expires());
                     walk.found.push((range.clone(), is_whole));
                 }
                 Err(flaw) if record::is_skippable(flaw) => {}

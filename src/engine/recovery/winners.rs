@@ -11,7 +11,8 @@ use super::exits::Exits;
 use super::scan::Records;
 use crate::error::OpenError;
 use crate::format::index::Entry;
-use crate::format::record::{Kind, Record};
+use crate::format::record::Kind;
+use crate::format::record_ref::RecordRef;
 use crate::table::{Slot, Table};
 use crate::types::{FencingToken, KeyHash, Location, NamespaceId, SegmentId, Timestamp};
 
@@ -53,22 +54,22 @@ struct Contender {
 /// The order of records of one key.
 type Strength = (FencingToken, u8, [Timestamp; 3]);
 
-fn strength(record: &Record<'_>) -> Strength {
-    let times = match record.kind {
-        Kind::Renew => [record.until, record.expires, record.at],
+fn strength(record: RecordRef<'_>) -> Strength {
+    let times = match record.kind() {
+        Kind::Renew => [record.until(), record.expires(), record.at()],
         _ => [Timestamp::default(); 3],
     };
-    (record.token, record.kind.rank(), times)
+    (record.token(), record.kind().rank(), times)
 }
 
 impl Contender {
-    fn of(record: &Record<'_>) -> Self {
+    fn of(record: RecordRef<'_>) -> Self {
         Self {
-            namespace: record.namespace,
-            key: record.key.to_vec(),
+            namespace: record.namespace(),
+            key: record.key().to_vec(),
             strength: strength(record),
-            kind: record.kind,
-            expires: record.expires,
+            kind: record.kind(),
+            expires: record.expires(),
         }
     }
 
@@ -135,18 +136,18 @@ impl Winners {
     /// Lets a record compete. `current` is the segment it lies in, as far as it is loaded.
     pub(super) fn offer(
         &mut self,
-        record: &Record<'_>,
+        record: RecordRef<'_>,
         location: Location,
         records: &mut Records<'_>,
         current: (SegmentId, &[u8]),
     ) -> Result<(), OpenError> {
-        let (hash, kind, expires) = (record.key_hash, record.kind, record.expires);
-        if self.exits.supersede(kind, record.token) {
+        let (hash, kind, expires) = (record.key_hash(), record.kind(), record.expires());
+        if self.exits.supersede(kind, record.token()) {
             return Ok(());
         }
         self.compete(hash, kind, expires, location, |slot| {
             let old = records.with(slot.location(), Some(current), |old| {
-                let is_same = old.namespace == record.namespace && old.key == record.key;
+                let is_same = old.namespace() == record.namespace() && old.key() == record.key();
                 is_same.then(|| Contender::of(old))
             })?;
             Ok(old.map(|old| (old, Contender::of(record))))
@@ -172,7 +173,7 @@ impl Winners {
         let hash = entry.key_hash;
         self.compete(hash, entry.kind, entry.expires, location, |slot| {
             let old = records.with(slot.location(), None, |old| {
-                (old.key_hash == hash).then(|| Contender::of(old))
+                (old.key_hash() == hash).then(|| Contender::of(old))
             })?;
             let Some(old) = old else { return Ok(None) };
             let new = records.with(location, None, Contender::of)?;
@@ -236,13 +237,13 @@ impl Winners {
     ) -> Result<Vec<(Location, Timestamp)>, OpenError> {
         let mut unaccounted = Vec::new();
         for (hash, lost, _) in self.lost.iter().filter(|(.., expires)| *expires > now) {
-            let key = |record: &Record<'_>| (record.namespace, record.key.to_vec());
+            let key = |record: RecordRef<'_>| (record.namespace(), record.key().to_vec());
             let (lost_key, token, expires) =
-                records.with(*lost, None, |it| (key(it), it.token, it.expires))?;
+                records.with(*lost, None, |it| (key(it), it.token(), it.expires()))?;
             let mut is_accounted = false;
             for forget in self.forgets.get(hash).into_iter().flatten() {
                 is_accounted |= records.with(*forget, None, |it| {
-                    it.token >= token && it.expires >= expires && key(it) == lost_key
+                    it.token() >= token && it.expires() >= expires && key(it) == lost_key
                 })?;
             }
             if !is_accounted {
@@ -258,12 +259,12 @@ impl Winners {
         &mut self,
         records: &mut Records<'_>,
         now: Timestamp,
-        mut keep: impl FnMut(&Record<'_>, Location) -> bool,
+        mut keep: impl FnMut(RecordRef<'_>, Location) -> bool,
     ) -> Result<Survivors, OpenError> {
         let mut survivors = Survivors::default();
         for (hash, location, expires) in std::mem::take(&mut self.over) {
             // An index rounds up; and the clock may have been set back since.
-            if expires > now && records.with(location, None, |it| it.expires > now)? {
+            if expires > now && records.with(location, None, |it| it.expires() > now)? {
                 continue;
             }
             let shard = self.shard_of(hash);
