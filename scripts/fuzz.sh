@@ -8,7 +8,7 @@ if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     echo "SKIPPED: cargo-fuzz is not installed (scripts/install-tools.sh)" >&2
     exit 3
 fi
-for target in record segment meta file_set; do
+for target in record segment meta file_set structured api differential; do
     echo "== $target, $seconds s"
     # New inputs go to a scratch corpus; those that are kept are chosen by hand.
     scratch=$(mktemp -d)

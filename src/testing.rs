@@ -2,12 +2,15 @@
 //! crate's promises but for [`SimClock`].
 
 use crate::checksum::{Place, crc32};
-use crate::format::file::SEGMENTS_START;
+use crate::format::PAGE_BYTES;
+use crate::format::file::{self, SEGMENTS_START};
+use crate::format::mark;
 use crate::format::meta::{PREAMBLE_BYTES, SLOT_BYTES};
-use crate::format::record::{Draft, Extents, HEADER_BYTES, WORD_BYTES};
+use crate::format::names;
+use crate::format::record::{Draft, Extents, HEADER_BYTES, WORD_BYTES, padded};
 use crate::format::record_ref::RecordRef;
 use crate::format::segment::{self, DATA_START};
-use crate::types::{Generation, SegmentId};
+use crate::types::{FileId, Generation, SegmentId};
 
 #[doc(hidden)]
 pub use crate::sys::heap::HeapFs;
@@ -52,13 +55,62 @@ pub fn seal_record(data: &mut [u8], at: usize) {
     header.copy_from_slice(bytes);
     let Ok(header) = segment::Header::decode(&header, &store_id, id) else { return };
     let place = Place::segment(&store_id, id, header.generation);
-    let offset = (at - start) as u32;
-    let rest = &mut data[at..];
-    let Ok(sizes) = Extents::read(rest, rest.len()) else { return };
-    let body_crc = crc32(&rest[sizes.head_len..sizes.len]);
-    rest[36..40].copy_from_slice(&body_crc.to_le_bytes());
-    let crc = crc32(&rest[WORD_BYTES..sizes.head_len]) ^ place.mask(offset, sizes.len as u32);
-    rest[4..8].copy_from_slice(&crc.to_le_bytes());
+    seal_record_at(&mut data[at..], place, (at - start) as u32);
+}
+
+/// Gives the record at the front of `bytes` its checksums, and says where the next one would be.
+fn seal_record_at(bytes: &mut [u8], place: Place, offset: u32) -> Option<usize> {
+    let sizes = Extents::read(bytes, bytes.len()).ok()?;
+    let body_crc = crc32(&bytes[sizes.head_len..sizes.len]);
+    bytes[36..40].copy_from_slice(&body_crc.to_le_bytes());
+    let crc = crc32(&bytes[WORD_BYTES..sizes.head_len]) ^ place.mask(offset, sizes.len as u32);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    Some(padded(sizes.len))
+}
+
+/// Gives everything in a data file the checksums that its bytes have: header, marks, segments with records,
+/// indexes and trailers. For fuzzing.
+#[doc(hidden)]
+pub fn seal_data(data: &mut [u8], number: u32) {
+    let head = data.get_mut(..file::HEADER_BYTES).and_then(|head| head.try_into().ok());
+    let Some(head): Option<&mut [u8; file::HEADER_BYTES]> = head else { return };
+    file::Header::seal(head);
+    let store_id = file::Header::owner_named(head);
+    let mut words = [0; 4];
+    words.copy_from_slice(&head[32..36]);
+    let first = u32::from_le_bytes(words);
+    words.copy_from_slice(&head[40..44]);
+    // A segment has at least its header and its trailer.
+    let segment_bytes = (u32::from_le_bytes(words) as usize).max(4096);
+    for slot in 0..mark::SLOTS {
+        let at = file::mark_offset(slot) as usize;
+        let Some(page) = data.get_mut(at..at + PAGE_BYTES) else { return };
+        mark::Mark::seal(page, &store_id, FileId(number), slot);
+    }
+    let starts = (SEGMENTS_START as usize..data.len()).step_by(segment_bytes);
+    for (start, id) in starts.zip(first..) {
+        let Some(bytes) = data.get_mut(start..start + segment_bytes) else { return };
+        let generation = segment::Header::seal(&mut bytes[..segment::HEADER_BYTES]);
+        let place = Place::segment(&store_id, SegmentId(id), generation);
+        let mut at = DATA_START as usize;
+        while let Some(len) =
+            bytes.get_mut(at..).and_then(|it| seal_record_at(it, place, at as u32))
+        {
+            at += len;
+        }
+        segment::Trailer::seal(bytes, place);
+    }
+}
+
+/// The same for a names file, of the store of this meta file. For fuzzing.
+#[doc(hidden)]
+pub fn seal_names(names: &mut [u8], store_id: &[u8; 16]) {
+    let mut at = 0;
+    while let Some(len) =
+        names.get_mut(at..).and_then(|it| names::Entry::seal(it, store_id, at as u32))
+    {
+        at += len;
+    }
 }
 
 /// Reads the bytes as a record, as they are and under a checksum that is right for them; what

@@ -122,6 +122,7 @@ const MUST_BE_SEEN: &[&str] = &[
     "flush",
     "close",
     "kill",
+    "recovered twice",
 ];
 
 #[test]
@@ -142,6 +143,7 @@ fn the_store_answers_as_a_plain_map_would() {
             world.step(step);
         }
         world.compare_all();
+        world.compare_recovered(steps.len() as u8);
         for (what, count) in &world.seen {
             *seen.borrow_mut().entry(what).or_default() += count;
         }

@@ -107,6 +107,13 @@ impl Header {
         crc32(&bytes[..HEADER_BYTES - 4]) ^ place.mask(0, HEADER_BYTES as u32)
     }
 
+    /// Gives the bytes the checksum that they have, for the store that they name.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn seal(bytes: &mut [u8; HEADER_BYTES]) {
+        let crc = Self::crc(bytes, &Self::owner_named(bytes));
+        FieldsMut::new(&mut bytes[HEADER_BYTES - 4..]).u32(crc);
+    }
+
     /// The store that the bytes of a header name, be they valid or not.
     pub(crate) fn owner_named(bytes: &[u8; HEADER_BYTES]) -> [u8; 16] {
         Fields::new(&bytes[16..]).array()

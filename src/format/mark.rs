@@ -97,6 +97,15 @@ impl Mark {
         hasher.finalize() ^ place(store_id, file, slot).mask(0, bytes.len() as u32)
     }
 
+    /// Gives the page the checksum that its bytes have.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn seal(page: &mut [u8], store_id: &[u8; 16], file: FileId, slot: usize) {
+        let count = usize::from(Fields::new(&page[4..]).u16());
+        let Some(mark) = page.get(..HEADER_BYTES + count * ENTRY_BYTES) else { return };
+        let crc = Self::crc(mark, store_id, file, slot);
+        FieldsMut::new(&mut page[CRC_OFFSET..]).u32(crc);
+    }
+
     /// The mark in a slot's page, if there is a whole one.
     pub(crate) fn decode(
         page: &[u8; PAGE_BYTES],

@@ -132,6 +132,16 @@ impl Entry {
         hasher.finalize() ^ place.mask(offset, bytes.len() as u32)
     }
 
+    /// Gives the entry at the front of `bytes` the checksum that it has, and says how long it is.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn seal(bytes: &mut [u8], store_id: &[u8; 16], offset: u32) -> Option<usize> {
+        let len = usize::from(Fields::new(bytes.get(..2)?).u16()).next_multiple_of(8);
+        let entry = bytes.get_mut(..len).filter(|entry| entry.len() > CRC_OFFSET + 4)?;
+        let crc = Self::crc(entry, store_id, offset);
+        FieldsMut::new(&mut entry[CRC_OFFSET..]).u32(crc);
+        Some(len)
+    }
+
     /// Reads the entry at the front of `bytes`, which lies at `offset` of the file, and says how
     /// many bytes it took; `None` when there is no valid one.
     pub(crate) fn decode(bytes: &[u8], store_id: &[u8; 16], offset: u32) -> Option<(Self, usize)> {

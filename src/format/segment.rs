@@ -112,6 +112,16 @@ impl Header {
         bytes
     }
 
+    /// Gives the bytes the checksum that they have, for the store that they name, and says which generation.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn seal(bytes: &mut [u8]) -> Generation {
+        let (front, crc) = bytes.split_at_mut(HEADER_BYTES - 4);
+        let owner: [u8; 16] = Fields::new(&front[8..]).array();
+        let word = crc32(front) ^ place(&owner).mask(0, HEADER_BYTES as u32);
+        FieldsMut::new(crc).u32(word);
+        Generation(Fields::new(&front[32..]).u64())
+    }
+
     /// Reads the header that should be segment `expected`'s.
     pub(crate) fn decode(
         bytes: &[u8; HEADER_BYTES],
@@ -193,6 +203,20 @@ impl Trailer {
         let crc = crc32(&bytes[..TRAILER_BYTES - 4]) ^ place.mask(0, TRAILER_BYTES as u32);
         FieldsMut::new(&mut bytes[TRAILER_BYTES - 4..]).u32(crc);
         bytes
+    }
+
+    /// Gives trailer and index at the end of a segment the checksums that they have.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn seal(segment: &mut [u8], place: Place) {
+        let (front, trailer) = segment.split_at_mut(segment.len() - TRAILER_BYTES);
+        let entries = Fields::new(&trailer[4..]).u32() as usize;
+        let from =
+            entries.checked_mul(index::ENTRY_BYTES).and_then(|it| front.len().checked_sub(it));
+        let Some(from) = from.filter(|_| trailer[..4] == TRAILER_MAGIC) else { return };
+        FieldsMut::new(&mut trailer[TRAILER_BYTES - 8..])
+            .u32(index::checksum(&front[from..], place));
+        let crc = crc32(&trailer[..TRAILER_BYTES - 4]) ^ place.mask(0, TRAILER_BYTES as u32);
+        FieldsMut::new(&mut trailer[TRAILER_BYTES - 4..]).u32(crc);
     }
 
     /// The trailer of the segment's present generation, if there is one.

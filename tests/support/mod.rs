@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
+pub mod bytes;
 pub mod calls;
 pub mod checksum;
 pub mod disk;
