@@ -3,14 +3,17 @@
 //! Duplicate claims and lookups of missing keys, in a store of `REFRAIN_ENTRIES` (1 million, then 10
 //! million) completed keys of 36 bytes with bodies of 128, in a scattered order from one thread; and fresh
 //! claims, each way in a store of its own that grows beside as many keys. A time is that of 32 keys, one by
-//! one or at once; keys are made outside the measured part.
+//! one or at once; keys are made outside the measured part. Beside them, what 32 locks take that nobody holds.
 #![allow(missing_docs, reason = "a program")]
 
 mod common;
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
 use refrain::{Claim, ClaimOptions, Lookup, Namespace};
 
 use common::{Key, fill, group, namespace, next_keys, scattered_keys, sizes, stores};
@@ -116,5 +119,16 @@ fn fresh(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, known, fresh);
+/// What a batch could spare that took each lock once for all of its keys: 32 locks that nobody holds, each
+/// on a line of its own, as shards and lanes have them.
+fn locks(criterion: &mut Criterion) {
+    let mut group = group(criterion, "batch", BATCH);
+    let locks: [CachePadded<Mutex<u64>>; BATCH as usize] = Default::default();
+    group.bench_function("32 locks that nobody holds", |bencher| {
+        bencher.iter(|| black_box(&locks).iter().for_each(|it| *it.lock() += 1));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, known, fresh, locks);
 criterion_main!(benches);
