@@ -1,8 +1,15 @@
 //! What a claim answers.
 
+use std::sync::Arc;
+
 use crate::answer::{Gap, InProgress, Mismatch, Outcome, Parked};
+use crate::engine::Settling;
 use crate::engine::claims::Told;
+use crate::engine::namespaces::Key;
+use crate::error::ClaimError;
+use crate::handle::SharedSpace;
 use crate::lease::Lease;
+use crate::request::ClaimOptions;
 
 /// What `claim` answers.
 #[derive(Debug)]
@@ -25,6 +32,19 @@ pub enum Claim {
 }
 
 impl Claim {
+    /// Not for each type of key again.
+    #[inline(always)]
+    pub(crate) fn ask(
+        space: &SharedSpace,
+        key: &Key<'_>,
+        options: &ClaimOptions,
+        settling: &mut Settling,
+    ) -> Result<Self, ClaimError> {
+        space.handle.claim(key, options.request(), settling, |grant| {
+            Self::Acquired(Lease::new(Arc::clone(space), key.bytes, &grant))
+        })
+    }
+
     /// The lease, if the claim was granted.
     #[must_use]
     pub fn acquired(self) -> Option<Lease> {

@@ -56,6 +56,11 @@ impl<T, E: From<StoreError>> Commit<T, E> {
 }
 
 impl<T, E> Commit<T, E> {
+    /// What was not taken, without waiting.
+    pub(crate) fn give_up(&mut self) -> Option<Result<T, E>> {
+        self.result.take()
+    }
+
     fn cancel(&self, wait: &mut RoundWait) {
         // In a forked child the lock may be held by a thread that is not there.
         if !self.handle.is_child() {

@@ -132,12 +132,69 @@ pub enum ClaimError {
     /// The namespace requires a fingerprint, and none was given.
     #[error("the namespace requires a fingerprint")]
     FingerprintRequired,
+    /// The key is in progress, and as many wait for it as may. Only calls that wait answer this.
+    #[error(transparent)]
+    TooManyWaiters(#[from] TooManyWaiters),
     /// The times asked for contradict each other or a limit.
     #[error(transparent)]
     Times(#[from] PolicyProblem),
     /// Any call can fail like this.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// As many wait already as may: nobody waits without a bound on memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{limit} calls wait for the same {scope} already")]
+#[non_exhaustive]
+pub struct TooManyWaiters {
+    /// Of what.
+    pub scope: WaiterScope,
+    /// How many may wait, see [`crate::Options::max_waiters`].
+    pub limit: usize,
+}
+
+/// What it is that only so many may wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum WaiterScope {
+    /// One key.
+    Key,
+    /// Keys of one namespace.
+    Namespace,
+    /// Keys of the store.
+    Store,
+}
+
+impl fmt::Display for WaiterScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "key",
+            Self::Namespace => "namespace",
+            Self::Store => "store",
+        })
+    }
+}
+
+/// What a wait for the end of somebody's claim can refuse with.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// As many wait as may.
+    #[error(transparent)]
+    TooManyWaiters(#[from] TooManyWaiters),
+    /// Any call can fail like this.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<WaitError> for ClaimError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TooManyWaiters(error) => Self::TooManyWaiters(error),
+            WaitError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// What `renew`, `release` and `park` can refuse with. The key is as it was, unless the error is
@@ -367,6 +424,18 @@ pub enum OptionProblem {
     /// A lane count that is no power of two from 1 to 16.
     #[error("{0} lanes: the count is a power of two from 1 to 16")]
     Lanes(usize),
+    /// Nobody may wait for a key, or more than may wait in all.
+    #[error(
+        "{of_key} waiters a key, {of_namespace} a namespace, {of_store} in all: each is at least 1, and at most the next"
+    )]
+    Waiters {
+        /// For one key.
+        of_key: usize,
+        /// For keys of one namespace.
+        of_namespace: usize,
+        /// For keys of the store.
+        of_store: usize,
+    },
     /// A segment size that is no power of two from 256 KiB to 64 MiB.
     #[error("segments of {0} bytes: the size is a power of two from 256 KiB to 64 MiB")]
     SegmentBytes(u64),

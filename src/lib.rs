@@ -95,6 +95,7 @@ mod table;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod types;
+mod wait;
 mod wal;
 mod wheel;
 
@@ -107,6 +108,7 @@ pub use commit::Commit;
 pub use error::{
     ClaimError, CloseError, CompleteError, Failure, ForgetError, GapError, LeaseError,
     NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
+    TooManyWaiters, WaitError, WaiterScope,
 };
 pub use lease::{Lease, LeaseEnd};
 pub use namespace::Namespace;
@@ -121,6 +123,7 @@ pub use store::Store;
 pub use types::{
     BODY_BYTES_MAX, FencingToken, Fingerprint, KEY_BYTES_MAX, NAME_BYTES_MAX, Reference,
 };
+pub use wait::{ClaimWait, HeldWait};
 
 /// The examples of the README are compiled and run.
 #[cfg(doctest)]

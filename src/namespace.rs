@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::answer::{Completion, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
+use crate::answer::{Completion, InProgress, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::namespaces::{Key, NamespaceState};
@@ -17,6 +17,7 @@ use crate::policy::Policy;
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
 use crate::sys::sync::atomic::Ordering;
 use crate::types::{FencingToken, Fingerprint};
+use crate::wait::{ClaimWait, HeldWait};
 
 /// A set of keys with its own policy. The namespace is part of every key's identity: the same key
 /// in two of them is two keys.
@@ -101,6 +102,28 @@ impl Namespace {
         self.commit(self.start_claim(&self.key(key.as_ref()), options))
     }
 
+    /// [`Namespace::claim_with`] that waits while somebody else holds the key, for `timeout` at most: until the
+    /// holder has completed it, and then answers with the outcome, the same bytes for everybody; or until
+    /// the holder has lost it, and then is granted the key if nobody was before in the line.
+    /// [`ClaimWait::wait`] for it, or await it on any executor: no thread is blocked by that.
+    ///
+    /// How many may wait is bounded ([`crate::Options::max_waiters`]); more are refused with
+    /// [`ClaimError::TooManyWaiters`].
+    pub fn claim_or_wait(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &ClaimOptions,
+        timeout: Duration,
+    ) -> ClaimWait {
+        ClaimWait::new(Arc::clone(&self.space), key.as_ref(), *options, timeout)
+    }
+
+    /// Waits for the claim of `holder` to have ended, for `timeout` at most, for who does not want the key himself:
+    /// what has become of it a lookup tells. As a future, or with [`HeldWait::wait`].
+    pub fn wait(&self, key: impl AsRef<[u8]>, holder: &InProgress, timeout: Duration) -> HeldWait {
+        HeldWait::new(Arc::clone(&self.space), key.as_ref(), holder.token, timeout)
+    }
+
     /// [`Namespace::claim_with`] for several keys, in one call: faster than as many, above all on keys that are
     /// not in the processor's caches, and with at most one wait for the disk. Answers are in the order
     /// of `claims`, each by itself: a batch is no transaction.
@@ -166,23 +189,11 @@ impl Namespace {
 
     /// Not for each type of key again.
     fn claim_bytes(&self, key: &[u8], options: &ClaimOptions) -> Result<Claim, ClaimError> {
-        self.claim_key(&self.key(key), options, &mut Settling::Now)
+        Claim::ask(&self.space, &self.key(key), options, &mut Settling::Now)
     }
 
     fn start_claim(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Claim, ClaimError> {
-        Settling::later(|settling| self.claim_key(key, options, settling))
-    }
-
-    #[inline(always)]
-    fn claim_key(
-        &self,
-        key: &Key<'_>,
-        options: &ClaimOptions,
-        settling: &mut Settling,
-    ) -> Result<Claim, ClaimError> {
-        self.space.handle.claim(key, options.request(), settling, |grant| {
-            Claim::Acquired(Lease::new(Arc::clone(&self.space), key.bytes, &grant))
-        })
+        Settling::later(|settling| Claim::ask(&self.space, key, options, settling))
     }
 
     fn start_once(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Once, ClaimError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::engine::Mode;
 use crate::engine::recovery::{self, OpenRequest};
+use crate::engine::waiters::WaiterLimits;
 use crate::error::{OpenError, OptionProblem, SalvageError};
 use crate::format::META_NAME;
 use crate::format::meta::segment_bytes_are_valid;
@@ -21,6 +22,7 @@ use crate::wal::lanes::LANES_MAX;
 
 const SHARDS_DEFAULT: usize = 64;
 const SHARDS_MAX: usize = 1024;
+const WAITERS_DEFAULT: WaiterLimits = WaiterLimits { key: 64, namespace: 10_000, store: 100_000 };
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
@@ -76,6 +78,7 @@ pub struct Options {
     headroom_bytes: u64,
     verify_at_open: bool,
     clock: Option<Arc<dyn Clock>>,
+    waiter_limits: WaiterLimits,
     first_counter: u64,
     pub(crate) manual_maintenance: bool,
 }
@@ -106,6 +109,7 @@ impl Options {
             headroom_bytes: 0,
             verify_at_open: false,
             clock: None,
+            waiter_limits: WAITERS_DEFAULT,
             first_counter: 0,
             manual_maintenance: false,
         }
@@ -114,6 +118,15 @@ impl Options {
     /// When changes are acknowledged, unless a call asks otherwise. Default [`Durability::Sync`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
+        self
+    }
+
+    /// How many calls may wait at the same time for one key, for keys of one namespace, and for keys of the
+    /// store ([`crate::Namespace::claim_or_wait`], [`crate::Namespace::wait`]): who waits takes memory, some
+    /// 300 bytes, and whoever can guess a key that is in use could make others wait. More are refused with
+    /// [`crate::TooManyWaiters`]. Default 64, 10,000 and 100,000.
+    pub fn max_waiters(mut self, of_key: usize, of_namespace: usize, of_store: usize) -> Self {
+        self.waiter_limits = WaiterLimits { key: of_key, namespace: of_namespace, store: of_store };
         self
     }
 
@@ -297,6 +310,7 @@ impl Options {
             lanes: self.lanes,
             #[cfg(any(test, feature = "test-util"))]
             shared_by_chance: self.shared_by_chance,
+            waiter_limits: self.waiter_limits,
             first_counter: self.first_counter,
             is_salvage: false,
             in_full: self.verify_at_open,
@@ -322,6 +336,11 @@ impl Options {
             && (!lanes.is_power_of_two() || lanes > LANES_MAX)
         {
             problems.push(OptionProblem::Lanes(lanes));
+        }
+        let WaiterLimits { key: of_key, namespace: of_namespace, store: of_store } =
+            self.waiter_limits;
+        if of_key == 0 || of_key > of_namespace || of_namespace > of_store {
+            problems.push(OptionProblem::Waiters { of_key, of_namespace, of_store });
         }
         if let Some(bytes) = self.segment_bytes
             && !u32::try_from(bytes).is_ok_and(segment_bytes_are_valid)

@@ -23,6 +23,8 @@ pub struct StoreStats {
     pub reserved_bytes: u64,
     /// Lease handles that exist.
     pub leases: usize,
+    /// Calls that wait for a key, see [`crate::Namespace::claim_or_wait`].
+    pub waiters: usize,
     /// Lanes of the WAL in use, see [`crate::Options::lanes`].
     pub lanes: usize,
     /// Rounds of group commit that have ended.
@@ -60,6 +62,7 @@ impl StoreStats {
             record_bytes: supply.used_bytes,
             reserved_bytes: supply.held,
             leases: engine.leases(),
+            waiters: engine.waiters(),
             lanes: engine.wal.lanes(),
             rounds: engine.wal.rounds.completed(),
             purged: read(&counts.purged),

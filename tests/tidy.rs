@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["commit"],
     &["lease"],
     &["claim"],
+    &["wait"],
     &["namespace"],
     &["store"],
     &["options"],

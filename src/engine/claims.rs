@@ -268,7 +268,7 @@ impl Engine {
             Taking::Once => (class_of(span, request.dedupe_ttl.is_none()), 0),
         };
         let no_room = &mut question.no_room;
-        if !self.grant(shard, way, &record, class, reserve, entry, growths, no_room)? {
+        if !self.grant(shard, key, way, &record, class, reserve, entry, growths, no_room)? {
             return Ok(Try::Again);
         }
         let previous = takeover.map(|(old, cause)| state::previous(old, cause));
@@ -364,6 +364,7 @@ impl Engine {
     fn grant(
         &self,
         mut shard: ShardGuard<'_>,
+        key: &Key<'_>,
         way: Way<'_>,
         record: &Record<'_>,
         class: Class,
@@ -389,6 +390,9 @@ impl Engine {
         }
         if !is_done {
             shard.add_lease();
+        }
+        if !shard.waiters.is_empty() {
+            self.taken(shard, key, record);
         }
         Ok(true)
     }

@@ -12,6 +12,7 @@ use super::namespaces::Key;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
+use super::waiters::End;
 use super::{Answered, CallDurability, Engine, Found, Seen};
 use crate::answer::{BodyKept, Completion, Renewed};
 use crate::checksum::crc32;
@@ -189,12 +190,16 @@ impl Engine {
                 _ => release_record(found.record, now.lower),
             };
             if let Some(location) = self.append(&Draft::new(&record), Class::Claims, change)? {
-                if kind == Kind::Park {
+                let end = if kind == Kind::Park {
                     shard.table.replace(found.position, location, false);
+                    End::Decided
                 } else {
                     self.end_entry(&mut shard, found.position, location, now.lower);
-                }
+                    End::Free
+                };
+                let called = shard.ended(found.record, end);
                 drop(shard);
+                called.wake();
                 return Ok(self.changed((), durability));
             }
             // Only after several crashes on a full disk, see `wal::lane`.
@@ -378,6 +383,9 @@ impl Engine {
             return Ok(None);
         };
         shard.table.replace(found.position, location, true);
+        let called = shard.ended(old, End::Decided);
+        drop(shard);
+        called.wake();
         Ok(Some(Completion { token, kept, expires: record.expires }))
     }
 

@@ -1,4 +1,4 @@
-//! Whoever waits for the end of a lease, and a wheel that wakes them.
+//! Whoever waits for the end of a lease, or for a time, and a wheel that calls them.
 //!
 //! A lease itself has no timer: whether it is over is judged when somebody asks for its key. Only
 //! who waits for its end is in this wheel. A lease may be renewed meanwhile, under the same token
@@ -14,7 +14,7 @@ use super::state::Standing;
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
 use crate::sys::sync::Mutex;
-use crate::types::{FencingToken, Timestamp};
+use crate::types::{FencingToken, KeyHash, Timestamp};
 use crate::wheel::Wheel;
 
 /// How wide a bucket of the wheel is: who waits is woken so much late at most.
@@ -32,13 +32,21 @@ pub(crate) struct LeaseEnds {
 struct Waiting {
     /// Numbers of those who wait, and of some who have given up.
     wheel: Wheel<u64>,
-    wakers: HashMap<u64, Waker>,
+    calls: HashMap<u64, Call>,
     next_number: u64,
     /// Maintenance looks here again at this tick.
     looks_at: u64,
 }
 
-/// A wait for the end of one lease. Give it back with [`LeaseEnds::cancel`].
+/// Who is called when a time has come.
+#[derive(Debug)]
+pub(super) enum Call {
+    Waker(Waker),
+    /// Those who wait for keys of this hash.
+    Key(KeyHash),
+}
+
+/// A wait for the end of one lease, or for another time. Give it back with [`LeaseEnds::cancel`].
 #[derive(Debug, Default)]
 pub(crate) struct LeaseEndWait {
     number: Option<u64>,
@@ -48,21 +56,21 @@ impl LeaseEnds {
     pub(crate) fn new(now: Timestamp) -> Self {
         let waiting = Waiting {
             wheel: Wheel::new(now.ms() / TICK_MS),
-            wakers: HashMap::new(),
+            calls: HashMap::new(),
             next_number: 0,
             looks_at: u64::MAX,
         };
         Self { waiting: Mutex::new(waiting) }
     }
 
-    /// Wakes whoever waits when `deadline` has come. Whether maintenance would look too late.
-    fn wake_at(&self, deadline: Timestamp, wait: &mut LeaseEndWait, waker: Waker) -> bool {
+    /// Calls when `deadline` has come. Whether maintenance would look too late.
+    pub(super) fn call_at(&self, deadline: Timestamp, wait: &mut LeaseEndWait, call: Call) -> bool {
         let tick = deadline.ms().div_ceil(TICK_MS);
         let mut waiting = self.waiting.lock();
-        let known = wait.number.and_then(|number| waiting.wakers.get_mut(&number));
+        let known = wait.number.and_then(|number| waiting.calls.get_mut(&number));
         if let Some(known) = known {
             // It is woken at an earlier deadline of the same lease, and looks again.
-            let replaced = std::mem::replace(known, waker);
+            let replaced = std::mem::replace(known, call);
             drop(waiting);
             // Foreign code: the last waker of a task drops the task.
             drop(replaced);
@@ -70,7 +78,7 @@ impl LeaseEnds {
         }
         let number = waiting.next_number;
         waiting.next_number += 1;
-        waiting.wakers.insert(number, waker);
+        waiting.calls.insert(number, call);
         waiting.wheel.insert(tick, number);
         wait.number = Some(number);
         let is_earlier = tick < waiting.looks_at;
@@ -78,40 +86,80 @@ impl LeaseEnds {
         is_earlier
     }
 
-    /// Takes the waker back.
+    /// Takes the call back.
     pub(crate) fn cancel(&self, wait: &mut LeaseEndWait) {
         let Some(number) = wait.number.take() else { return };
         let mut waiting = self.waiting.lock();
-        let waker = waiting.wakers.remove(&number);
-        let Waiting { wheel, wakers, .. } = &mut *waiting;
-        if wheel.len() > 2 * wakers.len() + STALE_MAX {
-            wheel.retain(|number| wakers.contains_key(number));
+        let call = waiting.calls.remove(&number);
+        let Waiting { wheel, calls, .. } = &mut *waiting;
+        if wheel.len() > 2 * calls.len() + STALE_MAX {
+            wheel.retain(|number| calls.contains_key(number));
         }
         drop(waiting);
-        drop(waker);
+        drop(call);
     }
 
-    /// Wakes whoever waits for a deadline that has come, and gives the time until the next may.
-    pub(super) fn wake(&self, now: Timestamp) -> Option<Duration> {
+    /// Calls whose time has come.
+    fn take_due(&self, now: Timestamp) -> Vec<Call> {
         let mut due = Vec::new();
         let mut waiting = self.waiting.lock();
-        let Waiting { wheel, wakers, looks_at, .. } = &mut *waiting;
-        wheel.advance(now.ms() / TICK_MS, |number| due.extend(wakers.remove(&number)));
-        let next = wheel.next();
-        *looks_at = next.unwrap_or(u64::MAX);
-        drop(waiting);
-        due.into_iter().for_each(Waker::wake);
+        let Waiting { wheel, calls, .. } = &mut *waiting;
+        wheel.advance(now.ms() / TICK_MS, |number| due.extend(calls.remove(&number)));
+        due
+    }
+
+    /// The time until somebody may have to be called.
+    fn next(&self, now: Timestamp) -> Option<Duration> {
+        let mut waiting = self.waiting.lock();
+        let next = waiting.wheel.next();
+        waiting.looks_at = next.unwrap_or(u64::MAX);
         next.map(|tick| Timestamp::from_ms(tick.saturating_mul(TICK_MS)).since(now))
     }
 
     /// Wakes everybody: the store is closed.
-    pub(super) fn wake_all(&self) {
-        let wakers = std::mem::take(&mut self.waiting.lock().wakers);
-        wakers.into_values().for_each(Waker::wake);
+    fn wake_all(&self) {
+        let calls = std::mem::take(&mut self.waiting.lock().calls);
+        for call in calls.into_values() {
+            if let Call::Waker(waker) = call {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl LeaseEndWait {
+    pub(super) fn is_set(&self) -> bool {
+        self.number.is_some()
     }
 }
 
 impl Engine {
+    /// Calls whoever waits for a time that has come, and gives the time until the next may have to be.
+    pub(super) fn call_due(&self, now: Timestamp) -> Option<Duration> {
+        for call in self.lease_ends.take_due(now) {
+            match call {
+                Call::Waker(waker) => waker.wake(),
+                Call::Key(hash) => self.end_held(hash),
+            }
+        }
+        self.lease_ends.next(now)
+    }
+
+    /// Wakes everybody who waits for a lease or for a key: the store is closed.
+    pub(super) fn call_everybody(&self) {
+        self.lease_ends.wake_all();
+        self.call_all();
+    }
+
+    /// Wakes a task when `time` has come, or earlier.
+    pub(crate) fn wake_at(&self, time: Timestamp, wait: &mut LeaseEndWait, context: &Context<'_>) {
+        // Foreign code: called with no lock held.
+        let waker = context.waker().clone();
+        if self.lease_ends.call_at(time, wait, Call::Waker(waker)) {
+            self.background.wake();
+        }
+    }
+
     /// Ready when the lease of `token` is over: its deadline has come, or its claim has ended some
     /// other way, or the store has.
     pub(crate) fn poll_lease_end(
@@ -121,14 +169,10 @@ impl Engine {
         wait: &mut LeaseEndWait,
         context: &Context<'_>,
     ) -> Poll<()> {
-        // Foreign code: called with no lock held.
-        let waker = context.waker().clone();
         let Ok(Some(deadline)) = self.deadline(key, token) else {
             return Poll::Ready(());
         };
-        if self.lease_ends.wake_at(deadline, wait, waker) {
-            self.background.wake();
-        }
+        self.wake_at(deadline, wait, context);
         // A close in between has woken nobody of us.
         if self.lock_shard(key.hash).is_err() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -160,17 +204,18 @@ mod tests {
     fn who_gives_up_leaves_nothing_behind() {
         let ends = LeaseEnds::new(Timestamp::from_ms(1_000_000));
         let day = Timestamp::from_ms(87_400_000);
+        let call = || Call::Waker(Waker::noop().clone());
         let mut stays = LeaseEndWait::default();
-        assert!(ends.wake_at(day, &mut stays, Waker::noop().clone()), "nobody looks yet");
+        assert!(ends.call_at(day, &mut stays, call()), "nobody looks yet");
         for _ in 0..10_000 {
             let mut wait = LeaseEndWait::default();
-            assert!(!ends.wake_at(day, &mut wait, Waker::noop().clone()));
-            assert!(!ends.wake_at(day, &mut wait, Waker::noop().clone()));
+            assert!(!ends.call_at(day, &mut wait, call()));
+            assert!(!ends.call_at(day, &mut wait, call()));
             ends.cancel(&mut wait);
             ends.cancel(&mut wait);
         }
         let waiting = ends.waiting.lock();
-        assert_eq!(waiting.wakers.len(), 1);
+        assert_eq!(waiting.calls.len(), 1);
         assert!(waiting.wheel.len() <= STALE_MAX + 2, "{}", waiting.wheel.len());
     }
 }

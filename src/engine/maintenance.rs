@@ -202,7 +202,7 @@ impl Engine {
         if self.is_child() {
             return Next::Change;
         }
-        let lease_end = self.lease_ends.wake(self.timeline.now());
+        let lease_end = self.call_due(self.timeline.now());
         self.look_around(budget).or_in(lease_end)
     }
 
@@ -214,6 +214,7 @@ impl Engine {
         }
         if self.wal.poison.cause().is_some() {
             self.wal.rounds.wake_futures();
+            self.call_all();
             return Next::Change;
         }
         self.lead_for_futures();
@@ -376,7 +377,7 @@ impl Engine {
             shards.iter_mut().for_each(|shard| shard.is_closed = true);
             self.is_closed.store(true, Ordering::Release);
         }
-        self.lease_ends.wake_all();
+        self.call_everybody();
         // Whoever makes files or namespaces, or looks around, comes to an end first.
         self.wal.shut_gate();
         let ended = self.end();
@@ -403,7 +404,7 @@ impl Engine {
             shard.lock(&self.wal).is_closed = true;
         }
         self.is_closed.store(true, Ordering::Release);
-        self.lease_ends.wake_all();
+        self.call_everybody();
         self.wal.shut_gate();
         drop(self.hold.lock().take());
     }

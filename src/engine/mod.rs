@@ -15,7 +15,7 @@
 //!
 //! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
-//! `maintenance` (what happens in between and at the end), `lease_ends` (who waits for them),
+//! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
 
@@ -37,6 +37,7 @@ mod schedules;
 pub(crate) mod shard;
 pub(crate) mod state;
 pub(crate) mod time;
+pub(crate) mod waiters;
 
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ use crate::sys::kept::Hold;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::sys::sync::atomic::{AtomicBool, Ordering};
+use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::table::{Position, Route, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
@@ -67,6 +68,7 @@ use namespaces::{Key, Namespaces};
 use purge::PurgeCounts;
 use shard::{Shard, ShardGuard, ShardState};
 use time::Timeline;
+use waiters::WaiterLimits;
 
 /// When a change is acknowledged, for the whole store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +95,9 @@ pub(crate) struct Engine {
     pub(crate) namespaces: Namespaces,
     pub(crate) gaps: Gaps,
     pub(crate) lease_ends: LeaseEnds,
+    /// Those who wait for keys, and how many may.
+    waiters: AtomicUsize,
+    waiter_limits: WaiterLimits,
     pub(crate) background: Background,
     pub(crate) purge_counts: PurgeCounts,
     shards: Box<[Shard]>,

@@ -14,7 +14,7 @@ use crate::format::meta::Meta;
 use crate::format::names::{Entry, NamespaceEntry};
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
-use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
 use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId};
 use crate::wal::Wal;
@@ -31,6 +31,8 @@ pub(crate) struct NamespaceState {
     is_implicit: AtomicBool,
     /// Fingerprint mismatches met so far.
     pub(crate) mismatches: AtomicU64,
+    /// Those who wait for keys of it.
+    pub(crate) waiters: AtomicUsize,
 }
 
 /// A key as a call names it.
@@ -99,6 +101,7 @@ impl Namespaces {
             policy: SharedPolicy::new(&entry.policy),
             is_implicit: AtomicBool::new(entry.implicit),
             mismatches: AtomicU64::new(0),
+            waiters: AtomicUsize::new(0),
         });
         self.by_id.write().insert(entry.namespace, Arc::clone(&state));
         self.by_name.write().insert(entry.name.clone(), Arc::clone(&state));

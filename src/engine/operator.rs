@@ -6,6 +6,7 @@
 use super::exits::{CompleteRequest, release_record};
 use super::namespaces::Key;
 use super::state::{self, Standing, held_bytes, is_orphan};
+use super::waiters::{Called, End};
 use super::{Answered, CallDurability, Engine, Found, Settle};
 use crate::answer::{Completion, EndCause, KeyState, Orphan};
 use crate::checksum::crc32;
@@ -116,7 +117,9 @@ impl Engine {
                     let location = self.append(&draft, Class::Claims, change)?;
                     if let Some(location) = location {
                         self.end_entry(&mut shard, found.position, location, now.lower);
+                        let called = shard.ended(old, End::Free);
                         drop(shard);
+                        called.wake();
                         return Ok(self.changed(None, *durability));
                     }
                     drop(shard);
@@ -232,12 +235,16 @@ impl Engine {
                 _ => Class::Claims,
             };
             if let Some(location) = self.append(&draft, class, change)? {
+                let mut called = Called::default();
                 match found {
                     Some(found) => {
                         self.end_entry(&mut shard, found.position, location, now.lower);
+                        called = shard.ended(found.record, End::Free);
                     }
                     None => shard.table.insert(way.route, location, false),
                 }
+                drop(shard);
+                called.wake();
                 return Ok(Forgot::Key(state));
             }
             drop(shard);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
+use super::waiters::{Called, End, Waiters};
 use crate::error::Failure;
+use crate::format::record_ref::RecordRef;
 use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::table::{Buckets, Table};
@@ -33,13 +35,15 @@ struct Inner {
 pub(crate) struct ShardState {
     pub(crate) table: Table,
     pub(crate) tokens: Tokens,
+    pub(crate) waiters: Waiters,
     pub(crate) is_closed: bool,
 }
 
 impl Shard {
     pub(crate) fn new(table: Table, tokens: Tokens) -> Self {
         let buckets = table.buckets();
-        let state = Mutex::new(ShardState { table, tokens, is_closed: false });
+        let waiters = Waiters::default();
+        let state = Mutex::new(ShardState { table, tokens, waiters, is_closed: false });
         let inner = CachePadded::new(Inner { state, leases: AtomicUsize::new(0) });
         Self { buckets, inner }
     }
@@ -70,6 +74,18 @@ pub(crate) struct ShardGuard<'a> {
     state: MutexGuard<'a, ShardState>,
     leases: &'a AtomicUsize,
     wal: &'a Wal,
+}
+
+impl ShardState {
+    /// The claim that `record` is of has ended. Whoever is called is to be woken when the shard is not locked
+    /// any more.
+    #[inline]
+    pub(crate) fn ended(&mut self, record: RecordRef<'_>, end: End) -> Called {
+        if self.waiters.is_empty() {
+            return Called::default();
+        }
+        self.waiters.ended(record, end)
+    }
 }
 
 impl ShardGuard<'_> {

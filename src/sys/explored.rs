@@ -145,6 +145,13 @@ impl Parker {
     }
 }
 
+impl Parker {
+    /// As [`sleep`]: somebody has to wake the thread.
+    pub(crate) fn park_timeout(&self, _time: Duration) {
+        self.park();
+    }
+}
+
 impl Unparker {
     pub(crate) fn unpark(&self) {
         let (is_woken, woken) = &*self.0;

@@ -34,6 +34,7 @@ use super::purge::PurgeCounts;
 use super::shard::{Shard, Tokens};
 use super::state::{Standing, held_bytes, is_orphan};
 use super::time::Timeline;
+use super::waiters::WaiterLimits;
 use super::{Engine, Mode};
 use crate::answer::EndCause;
 use crate::error::{Failure, OpenError, StoreError};
@@ -48,7 +49,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::sys::sync::atomic::AtomicBool;
+use crate::sys::sync::atomic::{AtomicBool, AtomicUsize};
 use crate::sys::{Clock, DirectoryLock, FileSystem, Pages};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::growth::Growth;
@@ -85,6 +86,7 @@ pub(crate) struct OpenRequest {
     pub(crate) lanes: Option<usize>,
     #[cfg(any(test, feature = "test-util"))]
     pub(crate) shared_by_chance: Option<u64>,
+    pub(crate) waiter_limits: WaiterLimits,
     /// Where token counters start; above zero in tests only.
     pub(crate) first_counter: u64,
     /// Whether the store is one that salvage is making.
@@ -229,6 +231,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         namespaces: Namespaces::new(meta.secret, namespaces),
         gaps: Gaps::new(gaps),
         lease_ends: LeaseEnds::new(timeline.now()),
+        waiters: AtomicUsize::new(0),
+        waiter_limits: request.waiter_limits,
         shards: shards.collect(),
         mode: request.mode,
         open_epoch: epoch,

@@ -1,0 +1,361 @@
+//! Whoever waits for a key that somebody else holds.
+//!
+//! One list for threads and futures: each is a waker. A shard has a list for each key that is waited for,
+//! under its lock. An heir waits to take the key over, anybody else only for the claim to have ended.
+//!
+//! Invariants
+//! - A1  Whoever is in a list was told under the shard's lock that the key is held, and whatever ends a
+//!   claim looks at the list under the same lock: no end is missed.
+//! - A2  An end that leaves the key free calls one heir; one that decides it calls them all. Who is no heir is called
+//!   by either.
+//! - A3  An heir that was called and leaves without the key passes the call on.
+//! - A4  While somebody waits there is an alarm, at the end of the lease or earlier. It calls again as long as
+//!   the key is free and nobody has taken it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::Engine;
+use super::lease_ends::{Call, LeaseEndWait, LeaseEnds};
+use super::namespaces::{Key, NamespaceState};
+use super::shard::ShardGuard;
+use super::state::Standing;
+use crate::error::{TooManyWaiters, WaitError, WaiterScope};
+use crate::format::record::{Kind, Record};
+use crate::format::record_ref::RecordRef;
+use crate::sys::pin::Pin;
+use crate::sys::sync::atomic::{AtomicUsize, Ordering};
+use crate::types::{FencingToken, KeyHash, NamespaceId, Timestamp};
+
+/// A free key whose heir does not come is offered to the next one after this time.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How many may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WaiterLimits {
+    pub(crate) key: usize,
+    pub(crate) namespace: usize,
+    pub(crate) store: usize,
+}
+
+/// Those who wait for keys of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    queues: HashMap<KeyHash, Vec<Queue>>,
+    next_number: u64,
+}
+
+/// Those who wait for one key, in the order in which they came.
+#[derive(Debug)]
+struct Queue {
+    namespace: Arc<NamespaceState>,
+    key: Box<[u8]>,
+    waiting: Vec<Waiter>,
+    alarm: LeaseEndWait,
+    alarm_at: Timestamp,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    number: u64,
+    is_heir: bool,
+    /// `None`: it was called, and has not looked since.
+    waker: Option<Waker>,
+}
+
+/// A place in a key's list. Give it back with [`Engine::stop_waiting`].
+#[derive(Debug, Default)]
+pub(crate) struct KeyWait {
+    number: Option<u64>,
+}
+
+/// What the end of a claim means for who waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// The next claim is granted.
+    Free,
+    /// All get the same answer.
+    Decided,
+}
+
+/// Those who are to be woken, with no lock held: it is foreign code.
+#[derive(Debug, Default)]
+#[must_use = "whoever was called is to be woken"]
+pub(crate) struct Called(Vec<Waker>);
+
+impl Called {
+    #[inline]
+    pub(crate) fn wake(self) {
+        self.0.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Queue {
+    fn is_of(&self, namespace: NamespaceId, key: &[u8]) -> bool {
+        self.namespace.id == namespace && *self.key == *key
+    }
+
+    /// Calls whom an end concerns (A2).
+    fn call(&mut self, end: End, called: &mut Called) {
+        let mut heirs = if end == End::Free { 1 } else { usize::MAX };
+        for waiter in &mut self.waiting {
+            if waiter.is_heir && heirs == 0 {
+                continue;
+            }
+            if let Some(waker) = waiter.waker.take() {
+                called.0.push(waker);
+                heirs -= usize::from(waiter.is_heir);
+            }
+        }
+    }
+
+    /// Sees to it that there is an alarm at `at` or earlier. Whether maintenance would look too late.
+    fn alarm_by(&mut self, at: Timestamp, hash: KeyHash, ends: &LeaseEnds) -> bool {
+        if self.alarm.is_set() && self.alarm_at <= at {
+            return false;
+        }
+        ends.cancel(&mut self.alarm);
+        self.alarm_at = at;
+        ends.call_at(at, &mut self.alarm, Call::Key(hash))
+    }
+}
+
+impl Waiters {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    fn queue(&mut self, hash: KeyHash, namespace: NamespaceId, key: &[u8]) -> Option<&mut Queue> {
+        self.queues.get_mut(&hash)?.iter_mut().find(|queue| queue.is_of(namespace, key))
+    }
+
+    /// The claim that `record` is of has ended.
+    pub(super) fn ended(&mut self, record: RecordRef<'_>, end: End) -> Called {
+        let mut called = Called::default();
+        let queue = self.queue(record.key_hash(), record.namespace(), record.key());
+        if let Some(queue) = queue {
+            queue.call(end, &mut called);
+        }
+        called
+    }
+
+    /// Takes a waiter out: its queue's namespace, and whoever is called in its place (A3).
+    fn leave(
+        &mut self,
+        key: &Key<'_>,
+        number: u64,
+        has_key: bool,
+        ends: &LeaseEnds,
+    ) -> Option<(Option<Waker>, Called)> {
+        let queues = self.queues.get_mut(&key.hash)?;
+        let at = queues.iter().position(|it| it.is_of(key.namespace.id, key.bytes))?;
+        let queue = &mut queues[at];
+        let place = queue.waiting.iter().position(|waiter| waiter.number == number)?;
+        let waiter = queue.waiting.remove(place);
+        let mut called = Called::default();
+        if waiter.is_heir && waiter.waker.is_none() && !has_key {
+            queue.call(End::Free, &mut called);
+        }
+        if queue.waiting.is_empty() {
+            let mut queue = queues.swap_remove(at);
+            ends.cancel(&mut queue.alarm);
+            if queues.is_empty() {
+                self.queues.remove(&key.hash);
+            }
+        }
+        Some((waiter.waker, called))
+    }
+}
+
+impl Engine {
+    /// Waits for the claim of `held` to have ended. Ready when it has, as far as is known: look again.
+    pub(crate) fn poll_held(
+        &self,
+        key: &Key<'_>,
+        namespace: &Arc<NamespaceState>,
+        held: FencingToken,
+        is_heir: bool,
+        wait: &mut KeyWait,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), WaitError>> {
+        self.check_process()?;
+        // Foreign code: called with no lock held.
+        let mut waker = Some(context.waker().clone());
+        let way = self.way(key.hash);
+        let pin = Pin::new();
+        let mut seen = None;
+        self.find_unlocked(key, &way, &mut seen, &pin)?;
+        let mut shard = self.lock(way.shard)?;
+        let now = self.timeline.read();
+        let found = self.find(&shard, key, way.route, &mut seen, &pin)?;
+        let until = found.and_then(|found| {
+            let record = found.record;
+            let now = self.timeline.judge(now, [record.until(), record.expires()]);
+            let is_held = Standing::of(record, now, self.open_epoch) == Standing::Held;
+            (is_held && record.token() == held).then(|| record.until())
+        });
+        let Some(until) = until else {
+            return Poll::Ready(Ok(()));
+        };
+        let waiters = &mut shard.waiters;
+        let number = *wait.number.get_or_insert_with(|| {
+            waiters.next_number += 1;
+            waiters.next_number
+        });
+        let queues = waiters.queues.entry(key.hash).or_default();
+        let at = queues.iter().position(|it| it.is_of(key.namespace.id, key.bytes));
+        let at = at.unwrap_or_else(|| {
+            queues.push(Queue {
+                namespace: Arc::clone(namespace),
+                key: key.bytes.into(),
+                waiting: Vec::new(),
+                alarm: LeaseEndWait::default(),
+                alarm_at: until,
+            });
+            queues.len() - 1
+        });
+        let queue = &mut queues[at];
+        let known = queue.waiting.iter_mut().find(|waiter| waiter.number == number);
+        if let Some(known) = known {
+            std::mem::swap(&mut known.waker, &mut waker);
+        } else {
+            if let Err(refusal) = self.admit(namespace, queue.waiting.len()) {
+                wait.number = None;
+                if queue.waiting.is_empty() {
+                    queues.swap_remove(at);
+                    if queues.is_empty() {
+                        waiters.queues.remove(&key.hash);
+                    }
+                }
+                return Poll::Ready(Err(refusal.into()));
+            }
+            queue.waiting.push(Waiter { number, is_heir, waker: waker.take() });
+        }
+        let is_late = queue.alarm_by(until, key.hash, &self.lease_ends);
+        drop(shard);
+        // Foreign code: the last waker of a task drops the task.
+        drop(waker);
+        if is_late {
+            self.background.wake();
+        }
+        Poll::Pending
+    }
+
+    /// Somebody has taken a key that others may wait for: for a lease, or for good.
+    #[cold]
+    pub(super) fn taken(&self, mut shard: ShardGuard<'_>, key: &Key<'_>, record: &Record<'_>) {
+        let Some(queue) = shard.waiters.queue(key.hash, key.namespace.id, key.bytes) else {
+            return;
+        };
+        let (mut called, mut is_late) = (Called::default(), false);
+        if record.kind == Kind::Complete {
+            queue.call(End::Decided, &mut called);
+        } else {
+            is_late = queue.alarm_by(record.until, key.hash, &self.lease_ends);
+        }
+        drop(shard);
+        called.wake();
+        if is_late {
+            self.background.wake();
+        }
+    }
+
+    /// Counts one who waits, if there may be one more.
+    fn admit(&self, namespace: &NamespaceState, of_key: usize) -> Result<(), TooManyWaiters> {
+        let limits = self.waiter_limits;
+        if of_key >= limits.key {
+            return Err(TooManyWaiters { scope: WaiterScope::Key, limit: limits.key });
+        }
+        if !count(&namespace.waiters, limits.namespace) {
+            return Err(TooManyWaiters { scope: WaiterScope::Namespace, limit: limits.namespace });
+        }
+        if !count(&self.waiters, limits.store) {
+            namespace.waiters.fetch_sub(1, Ordering::Relaxed);
+            return Err(TooManyWaiters { scope: WaiterScope::Store, limit: limits.store });
+        }
+        Ok(())
+    }
+
+    /// Those who wait for keys of the store.
+    pub(crate) fn waiters(&self) -> usize {
+        self.waiters.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the list of a key, with the key or without it.
+    pub(crate) fn stop_waiting(&self, key: &Key<'_>, wait: &mut KeyWait, has_key: bool) {
+        let Some(number) = wait.number.take() else { return };
+        // Also when the store is closed.
+        let mut shard = self.shards[self.shard_of(key.hash)].lock(&self.wal);
+        let left = shard.waiters.leave(key, number, has_key, &self.lease_ends);
+        drop(shard);
+        let Some((waker, called)) = left else { return };
+        key.namespace.waiters.fetch_sub(1, Ordering::Relaxed);
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        // Foreign code, both.
+        drop(waker);
+        called.wake();
+    }
+
+    /// Looks at the keys of a hash that somebody waits for: their lease may be over.
+    pub(super) fn end_held(&self, hash: KeyHash) {
+        let mut called = Called::default();
+        let way = self.way(hash);
+        let pin = Pin::new();
+        let Ok(mut shard) = self.lock(way.shard) else { return };
+        let Some(mut queues) = shard.waiters.queues.remove(&hash) else { return };
+        for queue in &mut queues {
+            let key = Key { namespace: &queue.namespace, bytes: &queue.key, hash };
+            let now = self.timeline.read();
+            let mut seen = None;
+            // A key that cannot be read is one for who claims it to stumble over.
+            let standing = self.find(&shard, &key, way.route, &mut seen, &pin).map(|found| {
+                found.map_or((Standing::Absent, now.lower), |found| {
+                    let record = found.record;
+                    let now = self.timeline.judge(now, [record.until(), record.expires()]);
+                    (Standing::of(record, now, self.open_epoch), record.until())
+                })
+            });
+            let patience = now.lower.after(PATIENCE);
+            let alarm_at = match standing {
+                Ok((Standing::Held, until)) => until,
+                Ok((Standing::Lapsed(_) | Standing::Absent, _)) => {
+                    queue.call(End::Free, &mut called);
+                    patience
+                }
+                _ => {
+                    queue.call(End::Decided, &mut called);
+                    patience
+                }
+            };
+            // It has rung.
+            self.lease_ends.cancel(&mut queue.alarm);
+            queue.alarm_by(alarm_at, hash, &self.lease_ends);
+        }
+        shard.waiters.queues.insert(hash, queues);
+        drop(shard);
+        called.wake();
+    }
+
+    /// Calls everybody: the store is closed, or poisoned.
+    pub(super) fn call_all(&self) {
+        if self.waiters.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut called = Called::default();
+        for shard in &self.shards {
+            let mut shard = shard.lock(&self.wal);
+            let queues = shard.waiters.queues.values_mut().flatten();
+            queues.for_each(|queue| queue.call(End::Decided, &mut called));
+        }
+        called.wake();
+    }
+}
+
+/// Counts one more, up to a limit.
+fn count(counter: &AtomicUsize, limit: usize) -> bool {
+    let more = |count: usize| (count < limit).then_some(count + 1);
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+}
