@@ -5,11 +5,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use refrain::testing::{Crash, FileSystem, HeapFs, SimClock, SimDisk};
 use refrain::{
-    Body, Claim, CompleteError, Durability, Lookup, Namespace, Once, Options, Policy, Store,
+    Body, Claim, ClaimOptions, CompleteError, Durability, Lookup, Namespace, Once, Options, Policy,
+    Store,
 };
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -302,5 +304,50 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
                 assert_eq!(body_of(found), *body, "{key}");
             }
         }
+    });
+}
+
+/// Those who sleep for a key are woken one after the other, also when one of them gives up after it was called, and the
+/// last end is told to all.
+#[test]
+fn nobody_sleeps_for_a_key_for_ever() {
+    explore(|| {
+        let (store, _) = open(Durability::Buffered);
+        let space = store.namespace("orders").unwrap();
+        let held = Arc::new(AtomicBool::new(false));
+        let ask = |space: &Namespace| space.claim_or_wait("key", &ClaimOptions::new(), HOUR);
+        let work = |completes: bool| -> Box<dyn FnOnce(&Namespace) + Send> {
+            let held = Arc::clone(&held);
+            Box::new(move |space| {
+                let Some(lease) = ask(space).wait().unwrap().acquired() else {
+                    return;
+                };
+                assert!(!held.swap(true, Ordering::Relaxed), "two owners");
+                thread::yield_now();
+                held.store(false, Ordering::Relaxed);
+                if completes {
+                    lease.complete("done").unwrap();
+                } else {
+                    lease.release().unwrap();
+                }
+            })
+        };
+        let gives_up: Box<dyn FnOnce(&Namespace) + Send> = Box::new(move |space| {
+            let mut wait = Box::pin(ask(space));
+            for _ in 0..2 {
+                let polled = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                if let Poll::Ready(claim) = polled {
+                    if let Some(lease) = claim.unwrap().acquired() {
+                        lease.release().unwrap();
+                    }
+                    return;
+                }
+                thread::yield_now();
+            }
+        });
+        let other = work(false);
+        at_once(&space, [work(false), gives_up, other, work(true)]);
+        assert_eq!(store.stats().waiters, 0);
+        store.check_invariants().unwrap();
     });
 }
