@@ -43,13 +43,13 @@ pub(crate) struct WaiterLimits {
 /// Those who wait for keys of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    queues: HashMap<KeyHash, Vec<Queue>>,
+    lines: HashMap<KeyHash, Vec<Line>>,
     next_number: u64,
 }
 
 /// Those who wait for one key, in the order in which they came.
 #[derive(Debug)]
-struct Queue {
+struct Line {
     namespace: Arc<NamespaceState>,
     key: Box<[u8]>,
     waiting: Vec<Waiter>,
@@ -92,7 +92,7 @@ impl Called {
     }
 }
 
-impl Queue {
+impl Line {
     fn is_of(&self, namespace: NamespaceId, key: &[u8]) -> bool {
         self.namespace.id == namespace && *self.key == *key
     }
@@ -125,24 +125,24 @@ impl Queue {
 impl Waiters {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.queues.is_empty()
+        self.lines.is_empty()
     }
 
-    fn queue(&mut self, hash: KeyHash, namespace: NamespaceId, key: &[u8]) -> Option<&mut Queue> {
-        self.queues.get_mut(&hash)?.iter_mut().find(|queue| queue.is_of(namespace, key))
+    fn line(&mut self, hash: KeyHash, namespace: NamespaceId, key: &[u8]) -> Option<&mut Line> {
+        self.lines.get_mut(&hash)?.iter_mut().find(|line| line.is_of(namespace, key))
     }
 
     /// The claim that `record` is of has ended.
     pub(super) fn ended(&mut self, record: RecordRef<'_>, end: End) -> Called {
         let mut called = Called::default();
-        let queue = self.queue(record.key_hash(), record.namespace(), record.key());
-        if let Some(queue) = queue {
-            queue.call(end, &mut called);
+        let line = self.line(record.key_hash(), record.namespace(), record.key());
+        if let Some(line) = line {
+            line.call(end, &mut called);
         }
         called
     }
 
-    /// Takes a waiter out: its queue's namespace, and whoever is called in its place (A3).
+    /// Takes a waiter out: its line's namespace, and whoever is called in its place (A3).
     fn leave(
         &mut self,
         key: &Key<'_>,
@@ -150,20 +150,20 @@ impl Waiters {
         has_key: bool,
         ends: &LeaseEnds,
     ) -> Option<(Option<Waker>, Called)> {
-        let queues = self.queues.get_mut(&key.hash)?;
-        let at = queues.iter().position(|it| it.is_of(key.namespace.id, key.bytes))?;
-        let queue = &mut queues[at];
-        let place = queue.waiting.iter().position(|waiter| waiter.number == number)?;
-        let waiter = queue.waiting.remove(place);
+        let lines = self.lines.get_mut(&key.hash)?;
+        let at = lines.iter().position(|it| it.is_of(key.namespace.id, key.bytes))?;
+        let line = &mut lines[at];
+        let place = line.waiting.iter().position(|waiter| waiter.number == number)?;
+        let waiter = line.waiting.remove(place);
         let mut called = Called::default();
         if waiter.is_heir && waiter.waker.is_none() && !has_key {
-            queue.call(End::Free, &mut called);
+            line.call(End::Free, &mut called);
         }
-        if queue.waiting.is_empty() {
-            let mut queue = queues.swap_remove(at);
-            ends.cancel(&mut queue.alarm);
-            if queues.is_empty() {
-                self.queues.remove(&key.hash);
+        if line.waiting.is_empty() {
+            let mut line = lines.swap_remove(at);
+            ends.cancel(&mut line.alarm);
+            if lines.is_empty() {
+                self.lines.remove(&key.hash);
             }
         }
         Some((waiter.waker, called))
@@ -205,36 +205,36 @@ impl Engine {
             waiters.next_number += 1;
             waiters.next_number
         });
-        let queues = waiters.queues.entry(key.hash).or_default();
-        let at = queues.iter().position(|it| it.is_of(key.namespace.id, key.bytes));
+        let lines = waiters.lines.entry(key.hash).or_default();
+        let at = lines.iter().position(|it| it.is_of(key.namespace.id, key.bytes));
         let at = at.unwrap_or_else(|| {
-            queues.push(Queue {
+            lines.push(Line {
                 namespace: Arc::clone(namespace),
                 key: key.bytes.into(),
                 waiting: Vec::new(),
                 alarm: LeaseEndWait::default(),
                 alarm_at: until,
             });
-            queues.len() - 1
+            lines.len() - 1
         });
-        let queue = &mut queues[at];
-        let known = queue.waiting.iter_mut().find(|waiter| waiter.number == number);
+        let line = &mut lines[at];
+        let known = line.waiting.iter_mut().find(|waiter| waiter.number == number);
         if let Some(known) = known {
             std::mem::swap(&mut known.waker, &mut waker);
         } else {
-            if let Err(refusal) = self.admit(namespace, queue.waiting.len()) {
+            if let Err(refusal) = self.admit(namespace, line.waiting.len()) {
                 wait.number = None;
-                if queue.waiting.is_empty() {
-                    queues.swap_remove(at);
-                    if queues.is_empty() {
-                        waiters.queues.remove(&key.hash);
+                if line.waiting.is_empty() {
+                    lines.swap_remove(at);
+                    if lines.is_empty() {
+                        waiters.lines.remove(&key.hash);
                     }
                 }
                 return Poll::Ready(Err(refusal.into()));
             }
-            queue.waiting.push(Waiter { number, is_heir, waker: waker.take() });
+            line.waiting.push(Waiter { number, is_heir, waker: waker.take() });
         }
-        let is_late = queue.alarm_by(until, key.hash, &self.lease_ends);
+        let is_late = line.alarm_by(until, key.hash, &self.lease_ends);
         drop(shard);
         // Foreign code: the last waker of a task drops the task.
         drop(waker);
@@ -247,14 +247,14 @@ impl Engine {
     /// Somebody has taken a key that others may wait for: for a lease, or for good.
     #[cold]
     pub(super) fn taken(&self, mut shard: ShardGuard<'_>, key: &Key<'_>, record: &Record<'_>) {
-        let Some(queue) = shard.waiters.queue(key.hash, key.namespace.id, key.bytes) else {
+        let Some(line) = shard.waiters.line(key.hash, key.namespace.id, key.bytes) else {
             return;
         };
         let (mut called, mut is_late) = (Called::default(), false);
         if record.kind == Kind::Complete {
-            queue.call(End::Decided, &mut called);
+            line.call(End::Decided, &mut called);
         } else {
-            is_late = queue.alarm_by(record.until, key.hash, &self.lease_ends);
+            is_late = line.alarm_by(record.until, key.hash, &self.lease_ends);
         }
         drop(shard);
         called.wake();
@@ -305,9 +305,9 @@ impl Engine {
         let way = self.way(hash);
         let pin = Pin::new();
         let Ok(mut shard) = self.lock(way.shard) else { return };
-        let Some(mut queues) = shard.waiters.queues.remove(&hash) else { return };
-        for queue in &mut queues {
-            let key = Key { namespace: &queue.namespace, bytes: &queue.key, hash };
+        let Some(mut lines) = shard.waiters.lines.remove(&hash) else { return };
+        for line in &mut lines {
+            let key = Key { namespace: &line.namespace, bytes: &line.key, hash };
             let now = self.timeline.read();
             let mut seen = None;
             // A key that cannot be read is one for who claims it to stumble over.
@@ -322,19 +322,19 @@ impl Engine {
             let alarm_at = match standing {
                 Ok((Standing::Held, until)) => until,
                 Ok((Standing::Lapsed(_) | Standing::Absent, _)) => {
-                    queue.call(End::Free, &mut called);
+                    line.call(End::Free, &mut called);
                     patience
                 }
                 _ => {
-                    queue.call(End::Decided, &mut called);
+                    line.call(End::Decided, &mut called);
                     patience
                 }
             };
             // It has rung.
-            self.lease_ends.cancel(&mut queue.alarm);
-            queue.alarm_by(alarm_at, hash, &self.lease_ends);
+            self.lease_ends.cancel(&mut line.alarm);
+            line.alarm_by(alarm_at, hash, &self.lease_ends);
         }
-        shard.waiters.queues.insert(hash, queues);
+        shard.waiters.lines.insert(hash, lines);
         drop(shard);
         called.wake();
     }
@@ -347,8 +347,8 @@ impl Engine {
         let mut called = Called::default();
         for shard in &self.shards {
             let mut shard = shard.lock(&self.wal);
-            let queues = shard.waiters.queues.values_mut().flatten();
-            queues.for_each(|queue| queue.call(End::Decided, &mut called));
+            let lines = shard.waiters.lines.values_mut().flatten();
+            lines.for_each(|line| line.call(End::Decided, &mut called));
         }
         called.wake();
     }
