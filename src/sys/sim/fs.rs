@@ -172,7 +172,10 @@ impl File for SimFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let bytes = parts.iter().fold(Vec::new(), |mut bytes, part| {
+            bytes.extend_from_slice(part);
+            bytes
+        });
         {
             // What is about to be cut short is done in part.
             let state = self.disk.state.lock();
