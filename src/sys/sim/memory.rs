@@ -112,8 +112,9 @@ impl Memory {
         let mut bytes = vec![0; self.heap.len()];
         // SAFETY: nobody else uses the memory before it is mapped.
         unsafe { copy_out(self.heap.as_ref(), 0, &mut bytes) };
-        for (page, bytes) in bytes.chunks(PAGE).enumerate() {
-            let is_so = match self.holds.get(&(page as u64)) {
+        for page in 0..bytes.len().div_ceil(PAGE) as u64 {
+            let bytes = &bytes[page as usize * PAGE..][..len_in(&self.heap, page)];
+            let is_so = match self.holds.get(&page) {
                 None => bytes.iter().all(|byte| *byte == 0),
                 Some(Some(held)) => bytes == &held[..],
                 Some(None) => true,
