@@ -50,13 +50,21 @@ impl StoreStats {
             return Self::default();
         }
         let (entries, table_bytes) = engine.table_sizes();
+        Self { entries, table_bytes, ..Self::without_tables(engine) }
+    }
+
+    /// All but what takes a look at every table.
+    pub(crate) fn without_tables(engine: &Engine) -> Self {
+        if engine.is_child() {
+            return Self::default();
+        }
         let (disk_bytes, wal_bytes) = engine.wal.sizes();
         let (supply, counts) = (engine.wal.supply(), &engine.purge_counts);
         // Relaxed: each is told for itself.
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Self {
-            entries,
-            table_bytes,
+            entries: 0,
+            table_bytes: 0,
             wal_bytes,
             disk_bytes,
             record_bytes: supply.used_bytes,

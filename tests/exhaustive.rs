@@ -68,14 +68,14 @@ fn workloads(len: usize) -> Vec<Workload> {
 }
 
 fn key(index: usize) -> Key {
-    (0, KEYS[index].to_vec())
+    (0, KEYS[index].into())
 }
 
 /// The call, with the token that the key has.
 fn call(verb: Verb, index: usize, model: &Model) -> Call {
     let key = key(index);
     let token = model.state(&key).token().unwrap_or(1);
-    let bring = Bring { body: Some(vec![7; 100]), code: 200, ..Bring::default() };
+    let bring = Bring { body: Some([7; 100].into()), code: 200, ..Bring::default() };
     match verb {
         Verb::Claim => Call::Claim(key, Ask::default(), Asked::AsStore),
         Verb::Once => Call::Once(key, Ask::default(), Asked::AsStore),

@@ -1,4 +1,4 @@
-//! Processes that are killed: one store carried through all rounds, every acknowledgement recorded
+//! Processes that are killed: one store carried through many rounds, every acknowledgement recorded
 //! outside the process that is killed.
 //!
 //! A round: a child opens the store and works on it from several threads; each thread writes what
@@ -8,18 +8,26 @@
 //! the child ends itself at a named point, the n-th time it comes there, while it works, closes the
 //! store, opens it again and defines namespaces.
 //!
-//! `REFRAIN_ROUNDS` sets the number of rounds (100, and 4 for each point), `REFRAIN_SEED` the seed.
+//! Rounds come by the hundred, and two workers take a hundred each. Of every tenth hundred all rounds
+//! are long, on two stores or on one; of the others one round in ten is, and there is a new store after
+//! every 25: to open a store, three times a round, takes as long as it is big. A kill does not ask
+//! where the files are, so nine stores of ten are in memory (`/dev/shm`), where that is there, and the
+//! others on a disk.
+//!
+//! `REFRAIN_ROUNDS` sets the number of rounds (200, and 4 for each point), `REFRAIN_SEED` the seed,
+//! which gives every life its work: what is left to chance is when the kill comes.
 
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
 mod support;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use refrain::testing::{Clock, Point, end_process_at};
@@ -34,8 +42,16 @@ const NAMESPACES: [(&str, OnOrphan); 3] =
     [("reclaimed", OnOrphan::Reclaim), ("parked", OnOrphan::Park), ("kept", OnOrphan::KeepLease)];
 /// Keys of each thread and namespace that come back in every round.
 const COMMON_KEYS: u64 = 150;
+/// Acknowledged calls of a long round, and of a short one.
 const ACKNOWLEDGED_MIN: u64 = 1000;
 const ACKNOWLEDGED_SPREAD: u64 = 2500;
+const SHORT_SPREAD: u64 = 400;
+/// Rounds of a life, of one store in most of them, and of one of which the processes end at named points.
+const LIFE_ROUNDS: u64 = 100;
+const STORE_ROUNDS: u64 = 25;
+const POINT_ROUNDS: u64 = 5;
+/// Lives at the same time.
+const WORKERS: usize = 2;
 /// Calls of a thread between two openings of the store, in rounds that end at a named point.
 const CYCLE_CALLS: u64 = 400;
 
@@ -584,60 +600,197 @@ fn find(namespaces: &[Namespace], key: &(usize, String)) -> State {
     }
 }
 
-#[test]
-#[cfg_attr(miri, ignore = "needs processes")]
-fn nothing_acknowledged_is_lost_by_a_killed_process() {
-    let rounds = std::env::var("REFRAIN_ROUNDS").ok().and_then(|text| text.parse().ok());
-    let rounds: u64 = rounds.unwrap_or(100);
-    let mut random = Random::new(support::seed("kill"));
-    let directory = tempfile::tempdir().unwrap();
-    let mut ledger = Ledger::default();
-    let (mut crossed, mut torn, mut least, mut in_open) = (0, 0, u64::MAX, 0);
-    let start = Instant::now();
-    for round in 0..rounds {
-        let segments = {
-            let store = open(directory.path(), round);
-            store.report().segments
-        };
+/// Where a store is: in memory, and one in ten on a disk.
+fn directory(random: &mut Random) -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let is_in_memory = !random.chance(10) && memory.is_dir();
+    if is_in_memory { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
+/// Says which life it was, when it ends by a panic.
+struct Life<'a> {
+    name: String,
+    has_failed: &'a AtomicBool,
+}
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.has_failed.store(true, Ordering::Relaxed);
+            println!("{} failed", self.name);
+        }
+    }
+}
+
+/// Lives one life after the other, some at the same time; each is given its number, its rounds and
+/// its seed.
+fn live<T: Send>(
+    rounds: u64,
+    rounds_of_life: u64,
+    seed: u64,
+    life: impl Fn(u64, Range<u64>, u64) -> T + Sync,
+) -> Vec<T> {
+    let (next, has_failed, ends) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::default());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while !has_failed.load(Ordering::Relaxed) {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let of_life =
+                        number * rounds_of_life..rounds.min((number + 1) * rounds_of_life);
+                    if of_life.is_empty() {
+                        break;
+                    }
+                    let name = format!("life {number} of REFRAIN_SEED={seed}");
+                    let _said = Life { name, has_failed: &has_failed };
+                    let mixed = Random::new(seed ^ Random::new(number).next()).next();
+                    let end = life(number, of_life, mixed);
+                    Vec::push(&mut ends.lock().unwrap(), end);
+                }
+            });
+        }
+    });
+    ends.into_inner().unwrap()
+}
+
+/// What came of some rounds.
+#[derive(Default)]
+struct Sum {
+    rounds: u64,
+    long: u64,
+    /// Long rounds that crossed a boundary between segments.
+    crossed: u64,
+    torn: u64,
+    /// Children that were killed before their first answer.
+    in_open: u64,
+    /// The fewest acknowledged calls of a long round.
+    least: Option<u64>,
+    acknowledged: u64,
+    tokens: usize,
+    keys: usize,
+    verbs: BTreeMap<String, u64>,
+    reached: HashMap<Point, u64>,
+}
+
+impl Sum {
+    fn add_ledger(&mut self, ledger: Ledger) {
+        self.acknowledged += ledger.acknowledged;
+        self.tokens += ledger.tokens.len();
+        self.keys += ledger.keys.len();
+        for (verb, count) in ledger.verbs {
+            *self.verbs.entry(verb).or_default() += count;
+        }
+    }
+
+    fn of(sums: Vec<Self>) -> Self {
+        sums.into_iter().fold(Self::default(), |mut all, one| {
+            all.rounds += one.rounds;
+            all.long += one.long;
+            all.crossed += one.crossed;
+            all.torn += one.torn;
+            all.in_open += one.in_open;
+            all.least = [all.least, one.least].into_iter().flatten().min();
+            all.acknowledged += one.acknowledged;
+            all.tokens += one.tokens;
+            all.keys += one.keys;
+            for (verb, count) in one.verbs {
+                *all.verbs.entry(verb).or_default() += count;
+            }
+            for (point, count) in one.reached {
+                *all.reached.entry(point).or_default() += count;
+            }
+            all
+        })
+    }
+}
+
+/// One life: a store that is killed again and again, or several.
+fn killed_at_random(life: u64, rounds: Range<u64>, seed: u64) -> Sum {
+    let mut random = Random::new(seed);
+    let all_are_long = life.is_multiple_of(10);
+    let of_store = match life % 40 {
+        20 => LIFE_ROUNDS,
+        0 | 10 | 30 => LIFE_ROUNDS / 2,
+        _ => STORE_ROUNDS,
+    };
+    let first = rounds.start;
+    let stores = (first..rounds.end).step_by(of_store as usize).map(|from| {
+        // Numbers that hardly another seed has: of them, the children make what they do.
+        let unique = random.below(1 << 30) * LIFE_ROUNDS;
+        let rounds = unique + from - first..unique + rounds.end.min(from + of_store) - first;
+        killed_store(rounds, all_are_long, &mut random)
+    });
+    Sum::of(stores.collect())
+}
+
+/// One store, killed again and again.
+fn killed_store(rounds: Range<u64>, all_are_long: bool, random: &mut Random) -> Sum {
+    let directory = directory(random);
+    let (mut ledger, mut sum) = (Ledger::default(), Sum::default());
+    let mut segments = 0;
+    for round in rounds.clone() {
         // Every tenth child is killed early, most of them while they open the store.
-        let is_early = round % 10 == 9;
+        let (is_early, is_long) = (round % 10 == 9, all_are_long || round % 10 == 4);
+        if is_long {
+            // How many segments there are before.
+            segments = open(directory.path(), round).report().segments;
+        }
         let acknowledged = ledger.acknowledged;
-        let goal = match is_early {
-            true => 0,
-            false => ACKNOWLEDGED_MIN + random.below(ACKNOWLEDGED_SPREAD),
+        let goal = match (is_early, is_long) {
+            (true, _) => 0,
+            (_, true) => ACKNOWLEDGED_MIN + random.below(ACKNOWLEDGED_SPREAD),
+            _ => 1 + random.below(SHORT_SPREAD),
         };
         let delay = Duration::from_micros(random.below(if is_early { 60_000 } else { 2000 }));
         let under_way = run_child(directory.path(), round, None, goal, delay, &mut ledger);
-        if !is_early {
-            least = least.min(ledger.acknowledged - acknowledged);
-        } else if ledger.acknowledged == acknowledged {
-            in_open += 1;
-        }
-
+        let got = ledger.acknowledged - acknowledged;
         let store = open(directory.path(), round + 1);
         let report = store.report();
-        crossed += u64::from(report.segments >= segments + 2);
-        torn += report.torn_tails.len();
-        let is_last = round + 1 == rounds;
-        ledger.compare_all(&store, &under_way, is_last, &mut random);
+        sum.torn += report.torn_tails.len() as u64;
+        sum.rounds += 1;
+        if is_early {
+            sum.in_open += u64::from(got == 0);
+        } else if is_long {
+            sum.long += 1;
+            sum.least = Some(sum.least.map_or(got, |least| least.min(got)));
+            sum.crossed += u64::from(report.segments >= segments + 2);
+        }
+        let is_last = round + 1 == rounds.end;
+        ledger.compare_all(&store, &under_way, is_last, random);
         if is_last {
             store.check_invariants().unwrap();
         }
     }
-    let mut verbs: Vec<_> = ledger.verbs.iter().collect();
-    verbs.sort();
-    println!("{verbs:#?}");
+    sum.add_ledger(ledger);
+    sum
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "needs processes")]
+fn nothing_acknowledged_is_lost_by_a_killed_process() {
+    let rounds = std::env::var("REFRAIN_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds: u64 = rounds.unwrap_or(2 * LIFE_ROUNDS);
+    let start = Instant::now();
+    let sum = Sum::of(live(rounds, LIFE_ROUNDS, support::seed("kill"), killed_at_random));
+    println!("{:#?}", sum.verbs);
+    let least = sum.least.unwrap_or(ACKNOWLEDGED_MIN);
     println!(
-        "{rounds} rounds in {:.0?}: {} operations acknowledged, at least {least} in a round, {} \
-         tokens, {} keys; {crossed} rounds crossed a segment boundary, {torn} torn tails, {in_open} \
-         children killed before their first answer",
+        "{rounds} rounds in {:.0?}: {} operations acknowledged, {} tokens, {} keys; {} rounds were long, \
+         each with at least {least} operations, {} of them crossed a segment boundary; {} torn tails, \
+         {} children killed before their first answer",
         start.elapsed(),
-        ledger.acknowledged,
-        ledger.tokens.len(),
-        ledger.keys.len()
+        sum.acknowledged,
+        sum.tokens,
+        sum.keys,
+        sum.long,
+        sum.crossed,
+        sum.torn,
+        sum.in_open
     );
+    assert_eq!(sum.rounds, rounds);
     assert!(least >= ACKNOWLEDGED_MIN);
-    assert!(crossed * 4 >= rounds, "too few rounds crossed a segment boundary: {crossed}");
+    let (crossed, long) = (sum.crossed, sum.long);
+    assert!(crossed * 4 >= long, "too few rounds crossed a segment boundary: {crossed}");
     if rounds >= 20 {
         for verb in [
             "claim acquired",
@@ -650,7 +803,7 @@ fn nothing_acknowledged_is_lost_by_a_killed_process() {
             "resolve-not-done done",
             "forget done",
         ] {
-            assert!(ledger.verbs.contains_key(verb), "never happened: {verb}");
+            assert!(sum.verbs.contains_key(verb), "never happened: {verb}");
         }
     }
 }
@@ -666,41 +819,53 @@ fn passes(point: Point) -> u64 {
     }
 }
 
-#[test]
-#[cfg_attr(miri, ignore = "needs processes")]
-fn a_process_that_ends_at_any_named_point_loses_nothing() {
-    let rounds = std::env::var("REFRAIN_ROUNDS").ok().and_then(|text| text.parse().ok());
-    let rounds: u64 = rounds.unwrap_or(4 * Point::ALL.len() as u64);
-    let mut random = Random::new(support::seed("points"));
-    let (mut directory, mut ledger) = (tempfile::tempdir().unwrap(), Ledger::default());
-    let (mut acknowledged, mut reached) = (0, HashMap::<Point, u64>::new());
-    for round in 0..rounds {
-        if round % 5 == 0 {
-            // A store that is new: it grows soon.
-            (directory, ledger) = (tempfile::tempdir().unwrap(), Ledger::default());
-        }
+/// One store, new at first, so that it grows soon; its processes end at named points.
+fn ended_at_points(_life: u64, rounds: Range<u64>, seed: u64) -> Sum {
+    let mut random = Random::new(seed);
+    let directory = directory(&mut random);
+    let (mut ledger, mut sum) = (Ledger::default(), Sum::default());
+    let first = random.below(1 << 30) * POINT_ROUNDS;
+    for round in rounds.clone() {
         let number = round as usize % Point::ALL.len();
         let point = Point::ALL[number];
         let chosen = Some((number, random.below(passes(point))));
         // Should it not come to the point, it is killed where it is.
         let before = ledger.acknowledged;
         let goal = 6000;
+        let work = first + round - rounds.start;
         let under_way =
-            run_child(directory.path(), round, chosen, goal, Duration::ZERO, &mut ledger);
+            run_child(directory.path(), work, chosen, goal, Duration::ZERO, &mut ledger);
         let is_reached = ledger.acknowledged - before < goal;
-        acknowledged += ledger.acknowledged - before;
-        *reached.entry(point).or_default() += u64::from(is_reached);
-        let store = open(directory.path(), round + 1);
-        let is_last = round % 5 == 4;
+        *sum.reached.entry(point).or_default() += u64::from(is_reached);
+        let store = open(directory.path(), work + 1);
+        let is_last = round + 1 == rounds.end;
         ledger.compare_all(&store, &under_way, is_last, &mut random);
         if is_last {
             store.check_invariants().unwrap();
         }
+        sum.rounds += 1;
     }
-    println!("{rounds} rounds, {acknowledged} operations acknowledged: {reached:?}");
+    sum.add_ledger(ledger);
+    sum
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "needs processes")]
+fn a_process_that_ends_at_any_named_point_loses_nothing() {
+    let rounds = std::env::var("REFRAIN_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds: u64 = rounds.unwrap_or(4 * Point::ALL.len() as u64);
+    let start = Instant::now();
+    let sum = Sum::of(live(rounds, POINT_ROUNDS, support::seed("points"), ended_at_points));
+    println!(
+        "{rounds} rounds in {:.0?}, {} operations acknowledged: {:?}",
+        start.elapsed(),
+        sum.acknowledged,
+        sum.reached
+    );
+    assert_eq!(sum.rounds, rounds);
     if rounds >= 4 * Point::ALL.len() as u64 {
         for point in Point::ALL {
-            assert!(reached[&point] > 0, "never ended at {point:?}");
+            assert!(sum.reached[&point] > 0, "never ended at {point:?}");
         }
     }
 }

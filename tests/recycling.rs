@@ -210,13 +210,13 @@ fn key(letter: char) -> Key {
         'p' | 'q' => 1,
         _ => 2,
     };
-    (namespace, letter.to_string().into_bytes())
+    (namespace, letter.to_string().into_bytes().into())
 }
 
 fn call(verb: Verb, letter: char, model: &Model) -> Call {
     let key = key(letter);
     let token = model.state(&key).token().unwrap_or(1);
-    let bring = Bring { body: Some(vec![letter as u8; 100]), code: 200, ..Bring::default() };
+    let bring = Bring { body: Some([letter as u8; 100].into()), code: 200, ..Bring::default() };
     match verb {
         Claim => Call::Claim(key, Ask::default(), Asked::AsStore),
         Once => Call::Once(key, Ask::default(), Asked::AsStore),

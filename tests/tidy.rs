@@ -280,8 +280,12 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     ),
     ("partition", "shard", &["src/wal/lane.rs"]),
     ("stripe", "shard", &[]),
-    // Of a table in a document.
-    ("cell", "slot", &["docs/STATES.md", "src/engine/state.rs", "src/format/mod.rs"]),
+    // Of a table in a document; and what the standard library calls so.
+    (
+        "cell",
+        "slot",
+        &["docs/STATES.md", "src/engine/state.rs", "src/format/mod.rs", "src/sys/sim/memory.rs"],
+    ),
     ("evict", "expire or purge", &[]),
     ("eviction", "expire or purge", &[]),
     ("salt", "open epoch or secret", &[]),

@@ -8,7 +8,7 @@ use refrain::{
     Resolution, ResolveError, StoreError,
 };
 
-use super::model::{Ask, Bring, Done, Exit, Key, Model, State, Stored, Token, Verdict};
+use super::model::{Ask, Bring, Bytes, Done, Exit, Key, Model, State, Stored, Token, Verdict};
 use super::world::{complete_options, ms_of};
 
 /// What a caller sees of a key.
@@ -52,7 +52,7 @@ pub enum Face {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum FaceBody {
-    Bytes(Vec<u8>),
+    Bytes(Bytes),
     None,
     TooLarge(usize),
     Expired,
@@ -168,7 +168,7 @@ impl Face {
 
     fn of_outcome(it: &Outcome) -> Self {
         let body = match it.body() {
-            Body::Bytes(bytes) => FaceBody::Bytes(bytes.to_vec()),
+            Body::Bytes(bytes) => FaceBody::Bytes((*bytes).into()),
             Body::None => FaceBody::None,
             Body::TooLarge { len } => FaceBody::TooLarge(len as usize),
             Body::Expired => FaceBody::Expired,

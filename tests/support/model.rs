@@ -4,6 +4,7 @@
 //! rounding. Times are milliseconds of store time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use refrain::{
@@ -12,7 +13,9 @@ use refrain::{
 };
 
 pub type Token = u64;
-pub type Key = (usize, Vec<u8>);
+pub type Key = (usize, Arc<[u8]>);
+/// A body; to keep it again costs nothing.
+pub type Bytes = Arc<[u8]>;
 
 /// A policy, with fields the model can read.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -100,10 +103,10 @@ pub struct Parked {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Stored {
-    Kept(Vec<u8>),
+    Kept(Bytes),
     None,
-    TooLarge(Vec<u8>),
-    NoReplay(Vec<u8>),
+    TooLarge(Bytes),
+    NoReplay(Bytes),
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -188,7 +191,7 @@ pub struct Ask {
 /// What a completion brings.
 #[derive(Clone, Debug, Default)]
 pub struct Bring {
-    pub body: Option<Vec<u8>>,
+    pub body: Option<Bytes>,
     pub code: u16,
     pub reference: Option<Reference>,
     pub replay_ttl: Option<u64>,

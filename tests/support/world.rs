@@ -11,7 +11,7 @@ use refrain::{
 
 use super::calls::Face;
 use super::model::{
-    Ask, Bring, Done, Entry, Exit, Key, Model, Rules, State, Stored, Token, Verdict,
+    Ask, Bring, Bytes, Done, Entry, Exit, Key, Model, Rules, State, Stored, Token, Verdict,
 };
 
 pub const SEGMENT_BYTES: u64 = 256 << 10;
@@ -56,11 +56,11 @@ pub const NAMESPACES: usize = 3;
 pub fn keys() -> Vec<Key> {
     let mut keys = Vec::new();
     for namespace in 0..NAMESPACES {
-        keys.push((namespace, b"a".to_vec()));
-        keys.push((namespace, b"order-17".to_vec()));
-        keys.push((namespace, vec![b'k'; 300]));
+        keys.push((namespace, (*b"a").into()));
+        keys.push((namespace, (*b"order-17").into()));
+        keys.push((namespace, [b'k'; 300].into()));
     }
-    keys.push((0, vec![0; 4096]));
+    keys.push((0, [0; 4096].into()));
     keys
 }
 
@@ -88,7 +88,7 @@ pub struct World {
     keys: Vec<Key>,
     /// All tokens that a key was given.
     given: Vec<Vec<Token>>,
-    bodies: Vec<Vec<u8>>,
+    bodies: Vec<Bytes>,
     /// How often each thing happened.
     pub seen: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -114,10 +114,10 @@ impl World {
         let (fs, clock) = (HeapFs::new(), SimClock::new());
         let model = Model::new(ms_of(clock.wall()), SEGMENT_BYTES as usize / 2);
         let keys = keys();
-        let body = |len: usize, byte: u8| vec![byte; len];
+        let body = |len: usize, byte: u8| Bytes::from(vec![byte; len]);
         let bodies = vec![
             body(0, 0),
-            b"receipt".to_vec(),
+            (*b"receipt").into(),
             body(100, 7),
             body(5000, 9),
             body(SEGMENT_BYTES as usize / 2, 11),
@@ -305,7 +305,7 @@ impl World {
                     .map(|it| (it.token().get(), ms_of(it.at().unwrap()), it.cause()));
                 assert_eq!(got_previous, previous);
                 assert_eq!(got.lease_left(), Duration::from_millis(lease));
-                assert_eq!(got.key(), key.1);
+                assert_eq!(got.key(), &*key.1);
                 let State::Held(claimed) = self.model.state(&key) else { panic!() };
                 assert_eq!(got.deadline().map(ms_of), Some(claimed.deadline));
                 assert_eq!(got.guaranteed_until().map(ms_of), claimed.forgotten_at);
@@ -356,7 +356,7 @@ impl World {
         let replay_over = now >= done.replay_until;
         match (&done.body, outcome.body()) {
             (Stored::Kept(_), Body::Expired) if replay_over => {}
-            (Stored::Kept(body), Body::Bytes(bytes)) if !replay_over => assert_eq!(body, bytes),
+            (Stored::Kept(body), Body::Bytes(bytes)) if !replay_over => assert_eq!(**body, *bytes),
             (Stored::None, Body::None) | (Stored::NoReplay(_), Body::Expired) => {}
             (Stored::TooLarge(body), Body::TooLarge { len }) => {
                 assert_eq!(body.len(), len as usize);
@@ -641,7 +641,7 @@ impl World {
             .into_iter()
             .map(|it| {
                 let namespace = (0..NAMESPACES).find(|at| name(*at) == it.namespace()).unwrap();
-                ((namespace, it.key().to_vec()), it.token().get(), it.state())
+                ((namespace, it.key().into()), it.token().get(), it.state())
             })
             .collect();
         assert_eq!(got, expected);

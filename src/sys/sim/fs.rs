@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::super::region::{HeapRegion, copy_in};
+use super::super::region::HeapRegion;
 use super::super::{DirectoryLock, File, FileSystem, Pages, Region};
-use super::image::{Cache, Inode, PAGE};
+use super::image::{Inode, PAGE};
 use super::{NameChange, SimDisk};
 
 /// The directory of a [`SimDisk`], as one process has it.
@@ -172,7 +172,10 @@ impl File for SimFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let bytes = parts.iter().fold(Vec::new(), |mut bytes, part| {
+            bytes.extend_from_slice(part);
+            bytes
+        });
         {
             // What is about to be cut short is done in part.
             let state = self.disk.state.lock();
@@ -265,24 +268,7 @@ impl File for SimFile {
     }
 
     fn map(&self) -> io::Result<Arc<dyn Region>> {
-        let heap = self.with("map", |inode| {
-            if let Cache::Pages(pages) = &inode.cache {
-                let len = usize::try_from(inode.len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-                let region = HeapRegion::new(len)?;
-                for (page, bytes) in pages {
-                    let at = *page as usize * PAGE;
-                    let len = PAGE.min(len.saturating_sub(at));
-                    // SAFETY: nobody else knows the new region yet.
-                    unsafe { copy_in(&region, at, &bytes[..len]) };
-                }
-                let touched = pages.keys().copied().collect();
-                inode.cache = Cache::Mapped(Arc::new(region), touched);
-            }
-            match &inode.cache {
-                Cache::Mapped(region, _) => Ok(Arc::clone(region)),
-                Cache::Pages(_) => Err(io::ErrorKind::Unsupported.into()),
-            }
-        })?;
+        let heap = self.with("map", Inode::map)?;
         let (disk, mount, inode) = (self.disk.clone(), self.mount, self.inode);
         Ok(Arc::new(SimRegion { heap, file: SimFile { disk, mount, inode } }))
     }
@@ -307,17 +293,20 @@ unsafe impl Region for SimRegion {
 
     fn stored(&self, offset: usize, len: usize) {
         let mut state = self.file.disk.state.lock();
-        if state.mounts != self.file.mount || state.crashed.is_some() {
-            return;
-        }
+        let is_current = state.mounts == self.file.mount && state.crashed.is_none();
         if let Ok(inode) = state.inode(self.file.inode)
-            && let Cache::Mapped(_, touched) = &mut inode.cache
             && len > 0
         {
-            for page in offset / PAGE..=(offset + len - 1) / PAGE {
-                touched.insert(page as u64);
-                inode.dirty.entry(page as u64).or_default();
+            let pages = (offset / PAGE) as u64..=((offset + len - 1) / PAGE) as u64;
+            inode.stored(&self.heap, pages.clone());
+            if is_current {
+                for page in pages {
+                    inode.dirty.entry(page).or_default();
+                }
             }
+        }
+        if !is_current {
+            return;
         }
         // A store cannot fail; the process can end behind it.
         drop(state.step(self.file.mount, "store"));

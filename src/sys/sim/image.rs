@@ -1,12 +1,12 @@
 //! One file of the simulated disk: what the process sees, and what a power cut leaves of it.
-#![allow(unsafe_code, reason = "reads and fills the memory that stands for mapped files")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::super::Region;
-use super::super::region::{HeapRegion, copy_in, copy_out};
+use super::super::region::HeapRegion;
+use super::memory::Memory;
 
 pub(super) const PAGE: usize = 4096;
 const SECTOR: usize = 512;
@@ -29,6 +29,8 @@ pub(super) struct Inode {
     pub(super) len: u64,
     pub(super) synced_len: u64,
     pub(super) cache: Cache,
+    /// What the file is, or was last, mapped to.
+    pub(super) memory: Option<Memory>,
     pub(super) disk: BTreeMap<u64, Page>,
     /// Pages changed since their last sync, with the versions that were written back since.
     pub(super) dirty: BTreeMap<u64, Vec<Page>>,
@@ -38,8 +40,8 @@ pub(super) struct Inode {
 #[derive(Clone)]
 pub(super) enum Cache {
     Pages(BTreeMap<u64, Page>),
-    /// Mapped by the process that runs; the pages that were ever touched.
-    Mapped(Arc<HeapRegion>, BTreeSet<u64>),
+    /// Mapped by the process that runs: it is the memory.
+    Mapped,
 }
 
 /// SplitMix64.
@@ -70,37 +72,40 @@ impl Inode {
             len: 0,
             synced_len: 0,
             cache: Cache::Pages(BTreeMap::new()),
+            memory: None,
             disk: BTreeMap::new(),
             dirty: BTreeMap::new(),
         }
     }
 
     /// The page as the process sees it; `None` is zeros.
-    pub(super) fn page(&self, page: u64) -> Option<Page> {
-        match &self.cache {
-            Cache::Pages(pages) => pages.get(&page).cloned(),
-            Cache::Mapped(region, touched) => touched.contains(&page).then(|| {
-                let mut bytes = [0; PAGE];
-                let at = page as usize * PAGE;
-                let len = PAGE.min(region.len() - at);
-                // SAFETY: one thread at a time uses the disk and the memory it maps (see the header).
-                unsafe { copy_out(region.as_ref(), at, &mut bytes[..len]) };
-                Arc::new(bytes)
-            }),
+    pub(super) fn page(&mut self, page: u64) -> Option<Page> {
+        match (&self.cache, &mut self.memory) {
+            (Cache::Pages(pages), _) => pages.get(&page).cloned(),
+            (Cache::Mapped, Some(memory)) => memory.page(page),
+            (Cache::Mapped, None) => None,
         }
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.len);
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
-        buffer.fill(0);
+        let pages = match &self.cache {
+            Cache::Pages(pages) => Some(pages),
+            Cache::Mapped => None,
+        };
+        if let (None, Some(memory)) = (pages, &self.memory) {
+            memory.read(buffer, offset);
+            return Ok(());
+        }
         let mut at = offset;
         while at < end {
             let (page, within) = (at / PAGE as u64, (at % PAGE as u64) as usize);
             let len = (PAGE - within).min((end - at) as usize);
-            if let Some(bytes) = self.page(page) {
-                let to = (at - offset) as usize;
-                buffer[to..to + len].copy_from_slice(&bytes[within..within + len]);
+            let to = &mut buffer[(at - offset) as usize..][..len];
+            match pages.and_then(|pages| pages.get(&page)) {
+                Some(bytes) => to.copy_from_slice(&bytes[within..within + len]),
+                None => to.fill(0),
             }
             at += len as u64;
         }
@@ -114,16 +119,13 @@ impl Inode {
             let (page, within) = (at / PAGE as u64, (at % PAGE as u64) as usize);
             let len = (PAGE - within).min((end - at) as usize);
             let from = &bytes[(at - offset) as usize..][..len];
-            match &mut self.cache {
-                Cache::Pages(pages) => {
+            match (&mut self.cache, &mut self.memory) {
+                (Cache::Pages(pages), _) => {
                     let page = pages.entry(page).or_insert_with(zeros);
                     Arc::make_mut(page)[within..within + len].copy_from_slice(from);
                 }
-                Cache::Mapped(region, touched) => {
-                    touched.insert(page);
-                    // SAFETY: as for reads; the writer of a positioned write owns the range.
-                    unsafe { copy_in(region.as_ref(), at as usize, from) };
-                }
+                (Cache::Mapped, Some(memory)) => memory.write(from, at),
+                (Cache::Mapped, None) => {}
             }
             self.dirty.entry(page).or_default();
             at += len as u64;
@@ -146,9 +148,28 @@ impl Inode {
 
     /// Moves what is mapped out of the memory that the process may go on storing to.
     pub(super) fn detach(&mut self) {
-        if let Cache::Mapped(_, touched) = &self.cache {
-            let pages = touched.iter().filter_map(|page| Some((*page, self.page(*page)?)));
+        if let (Cache::Mapped, Some(memory)) = (&self.cache, &mut self.memory) {
+            let pages = memory.touched().into_iter();
+            let pages = pages.filter_map(|page| Some((page, memory.page(page)?)));
             self.cache = Cache::Pages(pages.collect());
+        }
+    }
+
+    /// Maps the file; where to.
+    pub(super) fn map(&mut self) -> io::Result<Arc<HeapRegion>> {
+        if let Cache::Pages(pages) = &self.cache {
+            let len = usize::try_from(self.len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            self.memory = Some(Memory::holding(self.memory.take(), len, pages)?);
+            self.cache = Cache::Mapped;
+        }
+        let memory = self.memory.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(Arc::clone(memory.heap()))
+    }
+
+    /// Somebody, who may be dead, has stored to a region that stands, or stood, for the file.
+    pub(super) fn stored(&mut self, heap: &Arc<HeapRegion>, pages: RangeInclusive<u64>) {
+        if let Some(memory) = self.memory.as_mut().filter(|it| Arc::ptr_eq(it.heap(), heap)) {
+            pages.for_each(|page| memory.stored(page));
         }
     }
 

@@ -21,6 +21,7 @@
 
 mod fs;
 mod image;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -347,6 +348,12 @@ impl SimDisk {
         self.state.lock().steps
     }
 
+    /// How often a call, failure or loss occurred.
+    #[must_use]
+    pub fn count(&self, what: &str) -> u64 {
+        self.state.lock().counts.get(what).copied().unwrap_or_default()
+    }
+
     /// How often each call, failure and loss occurred.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
@@ -409,6 +416,7 @@ impl SimDisk {
         let mut state = self.state.lock().clone();
         for inode in state.inodes.values_mut() {
             inode.detach();
+            inode.memory = None;
         }
         if let Some(seed) = seed {
             state.random = Random(seed);
