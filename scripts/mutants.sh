@@ -38,7 +38,7 @@ tests=()
 for file in tests/*.rs; do
     name=$(basename "$file" .rs)
     case $name in
-    kill | soak | tidy | recycling | concurrency | full | faults | exhaustive | stalls | schedules | dedupe | fork) ;;
+    kill | soak | tidy | concurrency | full | faults | exhaustive | stalls | schedules | dedupe | fork) ;;
     *) tests+=(--test "$name") ;;
     esac
 done

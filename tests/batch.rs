@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use refrain::testing::{Crash, HeapFs, SimClock, SimDisk};
 use refrain::{
-    Body, Claim, ClaimOptions, CompleteError, CompleteOptions, Completion, Durability,
+    Body, Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, Completion, Durability,
     FencingToken, Fingerprint, Lookup, Namespace, Once, Options, Policy, Store, StoreError,
 };
 use support::Random;
@@ -78,8 +78,10 @@ fn one_that_is_refused_leaves_the_others_as_they_are() {
     assert!(matches!(looked[2], Ok(Lookup::Absent)));
     drop(answers);
     store.close().unwrap();
-    let closed = space.lookup_batch(&["good"; 3]);
+    let closed = space.lookup_batch(&["good", "missing", "fine"]);
     assert!(closed.iter().all(|answer| matches!(answer, Err(StoreError::Closed))));
+    // A duplicate takes no lock either.
+    assert!(matches!(space.claim("good", None), Err(ClaimError::Store(StoreError::Closed))));
     assert!(space.claim_batch::<&str>(&[]).is_empty());
 }
 

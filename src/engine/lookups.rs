@@ -2,10 +2,11 @@
 
 use super::namespaces::Key;
 use super::state::{self, Standing};
-use super::{Engine, Seen, Settle, Settling, check_key};
+use super::{Engine, Seen, Settle, Settling, Way, check_key};
 use crate::answer::{Body, EndCause, Gap, Lookup, Outcome, OutcomeRef, StoredBody};
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
+use crate::sys::sync::atomic::Ordering;
 use crate::types::{Epoch, Timestamp};
 
 /// What is known of a key, before it is told.
@@ -25,9 +26,10 @@ impl Engine {
         key: &Key<'_>,
         settling: &mut Settling,
     ) -> Result<Lookup, StoreError> {
+        let Some(way) = self.way_to_known(key)? else { return Ok(Lookup::Absent) };
         loop {
             let pin = Pin::new();
-            let (seen, now) = match self.known(key, &pin)? {
+            let (seen, now) = match self.known(key, &way, &pin)? {
                 Known::Is(seen, Standing::Done, now) => (seen, now),
                 other => return Ok(other.told()),
             };
@@ -53,9 +55,10 @@ impl Engine {
         key: &Key<'_>,
         show: impl FnOnce(Lookup<OutcomeRef<'_>>) -> R,
     ) -> Result<R, StoreError> {
+        let Some(way) = self.way_to_known(key)? else { return Ok(show(Lookup::Absent)) };
         loop {
             let pin = Pin::new();
-            let (seen, now) = match self.known(key, &pin)? {
+            let (seen, now) = match self.known(key, &way, &pin)? {
                 Known::Is(seen, Standing::Done, now) => (seen, now),
                 other => return Ok(show(other.told())),
             };
@@ -67,17 +70,34 @@ impl Engine {
         }
     }
 
-    /// What is known of a key now. The body of what is done was checked.
+    /// The way of a key; `None`: the filter of its chain tells that it is not there. That needs no pin,
+    /// because no record is looked at, and the table is there for as long as the engine.
     #[inline(always)]
-    fn known<'p>(&'p self, key: &Key<'_>, pin: &'p Pin) -> Result<Known<'p>, StoreError> {
+    fn way_to_known(&self, key: &Key<'_>) -> Result<Option<Way<'_>>, StoreError> {
         self.check_process()?;
         check_key(key)?;
         let way = self.way(key.hash);
+        // Both come first: a store that is closed does not change any more, and gaps do not begin.
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        let is_absent = !self.gaps.exist() && way.shard.buckets().is_absent(&way.route);
+        Ok((!is_absent).then_some(way))
+    }
+
+    /// What is known of a key now. The body of what is done was checked.
+    #[inline(always)]
+    fn known<'p>(
+        &'p self,
+        key: &Key<'_>,
+        way: &Way<'_>,
+        pin: &'p Pin,
+    ) -> Result<Known<'p>, StoreError> {
         loop {
             // Gaps end, and do not begin: what is not there after one was looked for is not in doubt.
             let unknown = self.absent(None);
             let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, pin)?;
+            self.find_unlocked(key, way, &mut seen, pin)?;
             let Some(seen) = seen else { return Ok(unknown) };
             let record = seen.record;
             let now = self.timeline.judge(self.timeline.read(), [record.until(), record.expires()]);
@@ -97,7 +117,7 @@ impl Engine {
             // still was the current record after the clock was read.
             let free = self.absent(Some(record.token().epoch()));
             let mut again = None;
-            self.find_unlocked(key, &way, &mut again, pin)?;
+            self.find_unlocked(key, way, &mut again, pin)?;
             if again.is_none_or(|again| again.location != seen.location) {
                 continue;
             }

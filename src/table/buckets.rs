@@ -113,10 +113,8 @@ impl Buckets {
         is_match: &mut impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Sight, E> {
         let &Route { shape, tag, chain, .. } = route;
-        if !self.filter(chain).load().may_hold(tag) {
-            // A word that covers what has moved to another bucket no more is seen after the shape that
-            // says so.
-            return Ok(if self.shape() == shape { Sight::Nothing } else { Sight::Unclear });
+        if let Some(sight) = self.glance(route) {
+            return Ok(sight);
         }
         let main = self.bucket(Place::Main(chain));
         let version = main.version();
@@ -140,6 +138,23 @@ impl Buckets {
         // Loads of slots are Acquire: whoever has seen a slot that moved sees that it did.
         let is_same = version.is_at_rest() && main.version() == version && self.shape() == shape;
         Ok(if is_whole && is_same { Sight::Nothing } else { Sight::Unclear })
+    }
+
+    /// What the filter alone tells.
+    #[inline]
+    fn glance(&self, route: &Route) -> Option<Sight> {
+        if self.may_hold(route) {
+            return None;
+        }
+        // A word that covers what has moved to another bucket no more is seen after the shape that
+        // says so.
+        Some(if self.shape() == route.shape { Sight::Nothing } else { Sight::Unclear })
+    }
+
+    /// Whether there is no slot of this hash, as the filter alone tells. If not, there may be one.
+    #[inline]
+    pub(crate) fn is_absent(&self, route: &Route) -> bool {
+        matches!(self.glance(route), Some(Sight::Nothing))
     }
 
     /// Makes the room that the table will need when it has grown by a sixteenth, so that who inserts
