@@ -313,6 +313,26 @@ mod tests {
         assert_eq!(Header::decode(&[0; 64], &STORE, SegmentId(7)), Err(Flaw::Header));
     }
 
+    /// Each field that has one value, or a bound, with another one and the right checksum: a newer version's.
+    #[test]
+    fn a_header_that_says_what_no_header_may_is_refused() {
+        let with = |at: usize, byte: u8| {
+            let mut bytes = header().encode(&STORE);
+            bytes[at] = byte;
+            let crc =
+                crc32(&bytes[..HEADER_BYTES - 4]) ^ place(&STORE).mask(0, HEADER_BYTES as u32);
+            FieldsMut::new(&mut bytes[HEADER_BYTES - 4..]).u32(crc);
+            Header::decode(&bytes, &STORE, SegmentId(7))
+        };
+        assert!(with(0, MAGIC[0]).is_ok(), "the checksum is right");
+        // Magic, version, length, stream, ttl, state.
+        for at in [0, 3, 4, 6, 28, 31, 48, 55, 56, 59] {
+            assert_eq!(with(at, 0x7e), Err(Flaw::Header), "byte {at}");
+        }
+        assert_eq!(with(56, 2), Err(Flaw::Header));
+        assert_eq!(with(39, 0xff), Err(Flaw::Header), "a generation beyond the last");
+    }
+
     #[test]
     fn a_header_in_the_wrong_place_is_named() {
         let bytes = header().encode(&STORE);
