@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use refrain::{Durability, Once, Options};
 
@@ -54,5 +54,31 @@ fn changes_do_not_wake_the_thread_one_by_one() {
         let slept = sleeps() - before;
         println!("{slept} times in {ticks} ticks");
         assert!(slept <= 3 * ticks + 200, "{slept} times in {ticks} ticks");
+    }
+    a_change_after_a_quiet_time_is_looked_after(&on_disk("quiet", Durability::Buffered));
+}
+
+/// Part of the test above, which has the only store that is open then.
+fn a_change_after_a_quiet_time_is_looked_after(options: &Options) {
+    let store = options.clone().open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    for key in ["first", "second"] {
+        // It has gone to sleep with nothing left to do.
+        let mut slept = sleeps();
+        loop {
+            std::thread::sleep(Duration::from_millis(1500));
+            let again = sleeps();
+            if std::mem::replace(&mut slept, again) == again {
+                break;
+            }
+        }
+        let rounds = store.stats().rounds;
+        assert!(matches!(orders.once(key, None).unwrap(), Once::First(_)));
+        // Made durable after a second of idleness.
+        let start = Instant::now();
+        while store.stats().rounds == rounds {
+            assert!(start.elapsed() < Duration::from_secs(120), "nobody looks after {key}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
