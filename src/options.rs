@@ -122,8 +122,8 @@ impl Options {
     }
 
     /// How many calls may wait at the same time for one key, for keys of one namespace, and for keys of the
-    /// store ([`crate::Namespace::claim_or_wait`], [`crate::Namespace::wait`]): who waits takes memory, some
-    /// 300 bytes, and whoever can guess a key that is in use could make others wait. More are refused with
+    /// store ([`crate::Namespace::claim_or_wait`], [`crate::Namespace::wait`]): who waits takes memory,
+    /// and whoever can guess a key that is in use could make others wait. More are refused with
     /// [`crate::TooManyWaiters`]. Default 64, 10,000 and 100,000.
     pub fn max_waiters(mut self, of_key: usize, of_namespace: usize, of_store: usize) -> Self {
         self.waiter_limits = WaiterLimits { key: of_key, namespace: of_namespace, store: of_store };

@@ -73,6 +73,12 @@ impl ClaimOptions {
         self
     }
 
+    /// The same, asked again by a call that waits.
+    pub(crate) fn again(mut self) -> Self {
+        self.request.is_again = true;
+        self
+    }
+
     #[inline]
     pub(crate) fn request(&self) -> &ClaimRequest {
         &self.request

@@ -149,6 +149,7 @@ impl ClaimWait {
             let (space, key) = (&self.held.space, self.held.key());
             let answered =
                 Settling::later(|settling| Claim::ask(space, &key, &self.options, settling));
+            self.options = self.options.again();
             if let Ok(Claim::InProgress(holder)) = &answered.result {
                 match self.held.poll(holder.token, context) {
                     Poll::Pending => return Poll::Pending,

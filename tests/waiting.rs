@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
-    Body, Claim, ClaimError, ClaimOptions, ClaimWait, Lease, Lookup, Namespace, OnLeaseEnd,
-    OpenError, OptionProblem, Options, Policy, Resolution, Store, StoreError, WaitError,
-    WaiterScope,
+    Body, Claim, ClaimError, ClaimOptions, ClaimWait, Fingerprint, FingerprintRule, Lease, Lookup,
+    Namespace, OnLeaseEnd, OpenError, OptionProblem, Options, Policy, Resolution, Store,
+    StoreError, WaitError, WaiterScope,
 };
 use support::disk::HookFs;
 
@@ -344,6 +344,23 @@ fn when_the_time_is_over_the_holder_is_told() {
     held.complete("outcome").unwrap();
     assert!(for_ever.ready().unwrap().completed().is_some());
     assert_eq!(store.stats().waiters, 0);
+}
+
+/// A call is one call, however often it looks.
+#[test]
+fn a_mismatch_of_who_waits_is_counted_once() {
+    let (store, _) = open(&SimClock::new());
+    let counting = Policy::default().fingerprint(FingerprintRule::Count);
+    let space = store.define("counting", &counting).unwrap();
+    let of = |payload: u8| ClaimOptions::new().fingerprint(Fingerprint::of(&[payload]));
+    let held = space.claim_with("key", &of(1)).unwrap().acquired().unwrap();
+    let mut task = Task::new(space.claim_or_wait("key", &of(2), HOUR)).begun();
+    for _ in 0..5 {
+        assert!(task.poll().is_pending());
+    }
+    held.complete("outcome").unwrap();
+    assert!(task.ready().unwrap().completed().is_some());
+    assert_eq!(space.fingerprint_mismatches(), 1);
 }
 
 #[test]

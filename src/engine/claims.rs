@@ -33,6 +33,8 @@ pub(crate) struct ClaimRequest {
     pub(crate) dedupe_ttl: Option<Duration>,
     pub(crate) durability: Option<CallDurability>,
     pub(crate) first_sent: Option<Timestamp>,
+    /// The same call has asked before, and waits: what it is told while the key is held was counted.
+    pub(crate) is_again: bool,
 }
 
 /// What a call says of a key that is not to be had.
@@ -417,10 +419,11 @@ impl<'a> Question<'a> {
         Ok(Self { key, request, taking, rule, differs: false, no_room: None })
     }
 
-    /// Counts a differing fingerprint, when the call has its answer.
+    /// Counts a differing fingerprint, when the call has its answer. A refusal is an answer of its own.
     #[inline]
     fn count(&self) {
-        if self.differs {
+        let was_counted = self.request.is_again && self.rule == FingerprintRule::Count;
+        if self.differs && !was_counted {
             self.key.namespace.mismatches.fetch_add(1, Ordering::Relaxed);
         }
     }

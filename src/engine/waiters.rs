@@ -142,7 +142,7 @@ impl Waiters {
         called
     }
 
-    /// Takes a waiter out: its line's namespace, and whoever is called in its place (A3).
+    /// Takes a waiter out: its waker, if it was not called, and whoever is called in its place (A3).
     fn leave(
         &mut self,
         key: &Key<'_>,
@@ -335,7 +335,7 @@ impl Engine {
             line.alarm_by(alarm_at, hash, &self.lease_ends);
         }
         shard.waiters.lines.insert(hash, lines);
-        drop(shard);
+        drop((shard, pin));
         called.wake();
     }
 

@@ -143,9 +143,7 @@ impl Parker {
             woken.wait(&mut is_woken);
         }
     }
-}
 
-impl Parker {
     /// As [`sleep`]: somebody has to wake the thread.
     pub(crate) fn park_timeout(&self, _time: Duration) {
         self.park();

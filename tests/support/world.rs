@@ -725,7 +725,6 @@ impl World {
         self.compare_all();
     }
 
-    /// Compares every key.
     /// Opens two copies of the files as they lie there, one by the indexes of its segments, one by reading
     /// every record: both know what this store knows, but for who still lives.
     pub fn compare_recovered(&mut self, how: u8) {
@@ -769,6 +768,7 @@ impl World {
         self.keys.iter().map(face).collect()
     }
 
+    /// Compares every key.
     pub fn compare_all(&mut self) {
         for key in self.keys.clone() {
             self.compare_lookup(&key);
