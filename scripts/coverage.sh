@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Lines that the tests reach: a table by file and, behind it, the lines that nothing reached. Arguments go to `cargo test`; without
 # any, all tests run but those that only start processes to kill them, and the soak.
-# those that only start processes to kill them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
