@@ -129,6 +129,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "names",
                 "data_file",
                 "segments",
+                "fixtures",
                 "class",
                 "stream",
                 "pool",

@@ -491,7 +491,7 @@ impl Engine {
         pace: Pace,
     ) -> Result<(bool, Option<Ticket>), StoreError> {
         let monotonic = self.timeline.monotonic();
-        let mut is_blocked = !self.rest_from_emptying(expiry, monotonic).is_zero();
+        let is_resting = !self.rest_from_emptying(expiry, monotonic).is_zero();
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
         let (mut has_moved, mut has_walked, mut wanted) = (false, false, None::<Ticket>);
@@ -503,7 +503,7 @@ impl Engine {
                 Stage::Walking(_) if !leaving.segment.is_claims && awaited >= AWAITED_MAX => None,
                 // One at least, and no more when it is time for something else.
                 Stage::Walking(ref mut walking)
-                    if !is_blocked && (!has_walked || self.timeline.monotonic() < until) =>
+                    if !is_resting && (!has_walked || self.timeline.monotonic() < until) =>
                 {
                     has_walked = true;
                     let emptied = self.empty(&leaving.segment, walking, until, pace);
@@ -517,11 +517,9 @@ impl Engine {
                             let round = self.wal.rounds.ticket();
                             Some(Stage::Emptied { round, readers: Grace::begin() })
                         }
-                        // No other is begun before: what each has read of its index is in memory.
-                        Ok(Purged::Partly) => {
-                            is_blocked = true;
-                            None
-                        }
+                        // It is time for something else, so no other is begun before: what each has read
+                        // of its index is in memory.
+                        Ok(Purged::Partly) => None,
                         // Whatever it is, it must not keep the others: it is tried again.
                         Ok(Purged::NoRoom)
                         | Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => {

@@ -160,11 +160,13 @@ impl LaneState {
         })
     }
 
-    /// Makes the change out of the lane's credit, if that is neither used up nor more than `most` then.
+    /// Makes the change out of the lane's credit, if it has some, and that is neither used up nor more than `most`
+    /// then. It has none of its own accord: what all lanes share would not know that there is any.
     #[inline]
     pub(super) fn change_credit(&mut self, change: RoomChange, most: u64) -> bool {
         let credit = (self.credit + change.release).checked_sub(change.reserve);
-        let Some(credit) = credit.filter(|credit| *credit <= most) else { return false };
+        let credit = credit.filter(|credit| self.credit > 0 && *credit <= most);
+        let Some(credit) = credit else { return false };
         self.credit = credit;
         true
     }
@@ -205,6 +207,7 @@ mod tests {
         let claim = RoomChange { release: 0, reserve: 100, is_exit: false };
         let exit = RoomChange { release: 100, reserve: 0, is_exit: true };
         assert!(!state.change_credit(claim, 1000), "there is none");
+        assert!(!state.change_credit(exit, 1000), "nobody would know of it");
         state.credit = 150;
         assert!(state.change_credit(claim, 1000) && state.credit == 50);
         assert!(!state.change_credit(claim, 1000) && state.credit == 50);

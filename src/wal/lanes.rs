@@ -43,7 +43,7 @@ use crate::error::Failure;
 use crate::format::record::{Draft, WORD_BYTES};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
-use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::types::{Generation, KeyHash, Location, SegmentId};
 
@@ -68,8 +68,6 @@ pub(crate) struct Lanes {
     pub(super) in_use: AtomicUsize,
     /// How often threads had met when that was last looked at.
     pub(super) met: AtomicU64,
-    /// Whether room is about to be tight. Changed with what lanes share locked.
-    pub(super) is_tight: AtomicBool,
     shared: CachePadded<Mutex<Shared>>,
 }
 
@@ -189,7 +187,6 @@ impl Lanes {
             lanes: (0..=lanes).map(|_| CachePadded::new(Lane::new())).collect(),
             in_use: AtomicUsize::new(1),
             met: AtomicU64::new(0),
-            is_tight: AtomicBool::new(true),
             shared: CachePadded::new(Mutex::new(shared)),
         }
     }
@@ -218,9 +215,7 @@ impl Lanes {
         }
         loop {
             let in_use = self.in_use();
-            // A number of four bits.
-            let lane = (hash.0 >> LANE_SHIFT) as usize & (in_use - 1);
-            let state = self.lanes[lane].lock_soon();
+            let state = self.lanes[lane_of_key(hash, in_use)].lock_soon();
             // With the lock it stays what it is.
             if self.in_use() == in_use {
                 return state;
@@ -258,7 +253,6 @@ impl Lanes {
         shared.headed.retain(|headed| *headed != segment.generation);
         let came = shared.activations;
         shared.prepared.add(segment, came);
-        self.note_room(&shared);
     }
 
     /// What is filled next, if each stream takes `bytes` more: segments, and up to where. Nothing where
@@ -350,7 +344,6 @@ impl Lanes {
         let mut lane = self.lane_of(draft.key_hash(), is_large);
         let stream = lane.stream(class, self.in_use());
         let is_ready = asker != Asker::Copy
-            && !self.is_tight.load(Ordering::Relaxed)
             && lane.fits(stream, room, self.segment_bytes)
             && lane.change_credit(change, 2 * self.credit);
         if is_ready {
@@ -398,7 +391,6 @@ impl Lanes {
                     // After a round there may be more.
                     shared.proven = false;
                 }
-                self.note_room(&shared);
                 return Err(AppendError::NoRoom);
             }
         }
@@ -413,7 +405,6 @@ impl Lanes {
             shared.set_held(with_credit);
             shared.is_on_credit = true;
         }
-        self.note_room(&shared);
         Ok(stream)
     }
 
@@ -511,6 +502,13 @@ impl Lanes {
     }
 }
 
+/// The lane of a key where so many are in use. When they are doubled it is the same one, or a new one (R3).
+#[inline]
+fn lane_of_key(hash: KeyHash, in_use: usize) -> usize {
+    // A number of four bits.
+    (hash.0 >> LANE_SHIFT) as usize & (in_use - 1)
+}
+
 /// Writes a record to the end of a segment.
 fn write(
     segment: &Segment,
@@ -544,4 +542,25 @@ fn write(
     reach(Point::BehindLength);
     writer.advance(offset + draft.padded_len() as u32);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_stays_in_its_lane_or_goes_to_a_new_one_when_lanes_are_doubled() {
+        let mut reached = [false; LANES_MAX];
+        for number in 0..LANES_MAX as u64 {
+            let hash = KeyHash(number << LANE_SHIFT);
+            let mut in_use = 1;
+            while in_use < LANES_MAX {
+                let (before, after) = (lane_of_key(hash, in_use), lane_of_key(hash, 2 * in_use));
+                assert!(after == before || (in_use..2 * in_use).contains(&after), "{number}");
+                in_use *= 2;
+            }
+            reached[lane_of_key(hash, LANES_MAX)] = true;
+        }
+        assert_eq!(reached, [true; LANES_MAX]);
+    }
 }

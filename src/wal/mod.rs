@@ -17,6 +17,8 @@
 
 pub(crate) mod class;
 pub(crate) mod data_file;
+#[cfg(test)]
+mod fixtures;
 pub(crate) mod growth;
 pub(crate) mod lane;
 pub(crate) mod lanes;

@@ -113,57 +113,21 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::super::class::Class;
-    use super::super::data_file::Filling;
+    use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
     use super::super::lane::RoomChange;
     use super::*;
-    use crate::format::ext::Ext;
-    use crate::format::flags::Flags;
-    use crate::format::record::{Draft, Kind, Record};
-    use crate::sys::Pages;
+    use crate::format::record::Draft;
     use crate::sys::heap::HeapFs;
-    use crate::types::{Epoch, FencingToken, FileId, KeyHash, NamespaceId, SegmentId, Timestamp};
-
-    const STORE: [u8; 16] = [7; 16];
-    const SEGMENT_BYTES: u32 = 256 << 10;
-
-    fn release() -> Record<'static> {
-        let now = Timestamp::from_ms(1);
-        Record {
-            kind: Kind::Release,
-            flags: Flags::default(),
-            token: FencingToken::new(Epoch(1), 1),
-            key_hash: KeyHash(1),
-            namespace: NamespaceId(1),
-            expires: now,
-            until: now,
-            at: now,
-            code: 0,
-            attempt: 1,
-            body_len: 0,
-            body_crc: 0,
-            ext: Ext::default(),
-            key: b"key",
-            body: &[],
-        }
-    }
+    use crate::types::KeyHash;
 
     #[test]
     fn a_round_syncs_the_file_of_whatever_was_appended_before_it() {
-        let fs = HeapFs::new();
-        let mut filling = Filling::start(&fs, FileId(0), 2, SEGMENT_BYTES, Pages::Small).unwrap();
-        filling.step(&fs, u64::MAX).unwrap();
-        let now = Timestamp::from_ms(1);
-        let file = filling.finish(&fs, &STORE, SegmentId(0), Generation(1), now);
-        let file = Arc::new(file.unwrap());
+        let file = data_file(&HeapFs::new(), 2);
         let lanes = Lanes::new(Append::Mapped, SEGMENT_BYTES, 0, true, 1, true);
-        let segment = |n: u32| {
-            let generation = Generation(1 + u64::from(n));
-            Segment::new(&STORE, Arc::clone(&file), SegmentId(n), generation, DATA_START).unwrap()
-        };
         // Whoever makes the file has entered one of its segments, and somebody fills it at once.
-        lanes.add_prepared(segment(0));
+        lanes.add_prepared(segment(&file, 0));
         let appended = lanes.append(
-            &Draft::new(&release()),
+            &Draft::new(&release(b"key", KeyHash(1))),
             Class::Claims,
             RoomChange::default(),
             Append::Mapped,
@@ -172,7 +136,7 @@ mod tests {
         let plan = lanes.begin_round().unwrap();
         assert_eq!(plan.files.len(), 1);
         assert!(Arc::ptr_eq(&plan.files[0], &file));
-        lanes.add_prepared(segment(1));
+        lanes.add_prepared(segment(&file, 1));
         assert_eq!(lanes.shared().files.len(), 1, "once each");
     }
 }
