@@ -18,6 +18,6 @@ if [ $# -eq 0 ]; then
         case $name in kill | soak | tidy) ;; *) set -- "$@" --test "$name" ;; esac
     done
 fi
-cargo llvm-cov --no-report --release test "$@"
+cargo llvm-cov --no-report --release test --all-features "$@"
 cargo llvm-cov report --release --ignore-filename-regex 'tests/|sys/(sim|explored)|testing|schedules' \
     --show-missing-lines

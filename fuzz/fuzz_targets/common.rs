@@ -4,9 +4,14 @@ use std::cell::OnceCell;
 use std::time::Duration;
 
 use refrain::testing::{SimClock, SimDisk};
-use refrain::{Claim, Durability, OpenError, Options, Policy, StoreError};
+use refrain::{Claim, Durability, Fingerprint, OpenError, Options, Policy, StoreError};
 
 const KEYS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// What names the namespace may ask for one.
+fn fingerprint() -> Fingerprint {
+    Fingerprint::of(b"payload")
+}
 
 fn options(disk: &SimDisk, clock: &SimClock) -> Options {
     Options::new("unused")
@@ -62,7 +67,7 @@ fn salvage(disk: &SimDisk, clock: &SimClock) {
     for key in KEYS {
         drop(orders.lookup(key).expect("a lookup"));
     }
-    let claim = orders.claim("new", None).expect("a claim");
+    let claim = orders.claim("new", fingerprint()).expect("a claim");
     if let Claim::Acquired(lease) = claim {
         lease.complete("outcome").expect("a granted claim can be completed");
     }
@@ -82,7 +87,7 @@ fn open_by_indexes(disk: &SimDisk) {
             Err(other) => panic!("{key}: {other}"),
         }
     }
-    if let Ok(Claim::Acquired(lease)) = orders.claim("new", None) {
+    if let Ok(Claim::Acquired(lease)) = orders.claim("new", fingerprint()) {
         lease.complete("outcome").expect("a granted claim can be completed");
     }
     clock.advance(Duration::from_secs(100_000));
@@ -113,7 +118,7 @@ pub fn open_and_use(disk: &SimDisk) {
     for key in KEYS {
         drop(orders.lookup(key).expect("a lookup"));
     }
-    if let Ok(Claim::Acquired(lease)) = orders.claim("new", None) {
+    if let Ok(Claim::Acquired(lease)) = orders.claim("new", fingerprint()) {
         lease.complete("outcome").expect("a granted claim can be completed");
     }
     drop(orders);
