@@ -60,7 +60,7 @@ impl Handle {
         // A waker may drop the last handle on the thread itself, which ends by itself then.
         let is_self = thread.thread().id() == thread::current().id();
         if !is_self {
-            // A panic of the thread has poisoned the store or changed nothing.
+            // A panic of the thread has poisoned the store.
             thread.join().unwrap_or_default();
         }
     }

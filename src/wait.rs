@@ -59,7 +59,8 @@ impl HeldKey {
     /// Ready when the claim of `held` has ended, as far as is known, or with `false` when the time is over.
     fn poll(&mut self, held: FencingToken, context: &Context<'_>) -> Poll<Result<bool, WaitError>> {
         let left = self.left();
-        if left.is_zero() {
+        // An heir has just been told that the key is held; anybody else has looked at nothing yet.
+        if self.is_heir && left.is_zero() {
             return Poll::Ready(Ok(false));
         }
         let Self { space, key, hash, is_heir, place, timer, .. } = self;
@@ -67,6 +68,9 @@ impl HeldKey {
         let polled = space.handle.poll_held(&key, &space.state, held, *is_heir, place, context)?;
         if polled.is_ready() {
             return Poll::Ready(Ok(true));
+        }
+        if left.is_zero() {
+            return Poll::Ready(Ok(false));
         }
         space.handle.wake_at(space.handle.timeline.now().after(left), timer, context);
         Poll::Pending

@@ -572,3 +572,113 @@ fn a_thread_that_sleeps_takes_over_when_the_lease_ends() {
     });
     assert_eq!(heirs, [2]);
 }
+
+/// Somebody takes over before maintenance has seen that the lease is over: whoever waits for the old claim is told.
+#[test]
+fn a_takeover_is_told_to_who_waits_for_the_claim_before_it() {
+    let clock = SimClock::new();
+    let (store, space) = open(&clock);
+    let held = lease(&space, "key", SECOND);
+    let Ok(Claim::InProgress(holder)) = space.claim("key", None) else { panic!("free") };
+    let wait = |time: Duration| Task::new(space.wait("key", &holder, time));
+    let (mut look, mut late) = (wait(10 * HOUR).begun(), wait(SECOND).begun());
+    clock.advance(2 * SECOND);
+    let second = lease(&space, "key", HOUR);
+    assert_eq!((look.woken(), late.woken()), (1, 1));
+    assert!(look.ready().unwrap());
+    assert!(late.ready().unwrap(), "whatever the time is: it has ended");
+    assert!(wait(Duration::ZERO).ready().unwrap());
+    drop((held, second));
+    assert_eq!(store.stats().waiters, 0);
+}
+
+/// Also after a release there is somebody to take the key: the next one in the line, if the first does not come.
+#[test]
+fn a_released_key_whose_heir_does_not_come_is_offered_to_the_next() {
+    let clock = SimClock::new();
+    type Free = fn(&Namespace, Lease);
+    let ways: [Free; 2] = [
+        |_, lease| lease.release().unwrap(),
+        |space, _| {
+            space.forget("key", "by hand", "a test").unwrap();
+        },
+    ];
+    for free in ways {
+        let (store, space) = open(&clock);
+        let held = lease(&space, "key", HOUR);
+        let [first, second] = [(); 2].map(|()| wait(&space, "key"));
+        free(&space, held);
+        assert_eq!([first.woken(), second.woken()], [1, 0]);
+        // The first is never polled.
+        clock.advance(SECOND);
+        store.maintain(Duration::MAX);
+        assert_eq!(second.woken(), 1);
+    }
+}
+
+/// Nobody can end a claim in a store that is poisoned: whoever waits for that is told, and whoever comes later.
+#[test]
+fn a_failure_is_told_to_who_waits_for_a_claim_to_end() {
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let breaks = Arc::clone(&is_broken);
+    let fs = HookFs::new(HeapFs::new(), move |operation, _| {
+        let fails = operation == "sync" && breaks.load(Ordering::SeqCst);
+        if fails { Err(std::io::Error::other("broken")) } else { Ok(()) }
+    });
+    let store = Options::new("unused").file_system(fs).manual_maintenance(true).open().unwrap();
+    let space = store.namespace("space").unwrap();
+    let _held = space.claim("key", None).unwrap().acquired().unwrap();
+    let Ok(Claim::InProgress(holder)) = space.claim("key", None) else { panic!("free") };
+    let mut before = Task::new(space.wait("key", &holder, HOUR)).begun();
+    is_broken.store(true, Ordering::SeqCst);
+    assert!(space.claim("another", None).is_err());
+    store.maintain(Duration::MAX);
+    assert_eq!(before.woken(), 1);
+    assert!(matches!(before.ready(), Err(WaitError::Store(StoreError::Poisoned { .. }))));
+    let after = Task::new(space.wait("key", &holder, HOUR)).ready();
+    assert!(matches!(after, Err(WaitError::Store(StoreError::Poisoned { .. }))), "{after:?}");
+}
+
+/// A write that fails, and a sync that takes its time before it does: the store's thread has nothing else to look after, and
+/// tells those who wait at once.
+#[test]
+fn a_failure_wakes_the_thread_that_tells_it() {
+    for broken in ["write", "sync"] {
+        let is_broken = Arc::new(AtomicBool::new(false));
+        let breaks = Arc::clone(&is_broken);
+        let fs = HookFs::new(HeapFs::new(), move |operation, name| {
+            let is_it = operation == broken && name.starts_with("data");
+            if !is_it || !breaks.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            if operation == "sync" {
+                thread::sleep(SECOND);
+            }
+            Err(std::io::Error::other("broken"))
+        });
+        let store = Options::new("unused").file_system(fs).open().unwrap();
+        let space = store.define("space", &Policy::default().lease(HOUR)).unwrap();
+        let _held = space.claim("key", None).unwrap().acquired().unwrap();
+        let mut waiter = wait(&space, "key");
+        // The thread has seen that everything is durable, and sleeps.
+        thread::sleep(SECOND);
+        is_broken.store(true, Ordering::SeqCst);
+        assert!(space.claim("another", None).is_err());
+        while waiter.woken() == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(matches!(waiter.ready(), Err(ClaimError::Store(StoreError::Poisoned { .. }))));
+    }
+}
+
+#[test]
+fn a_wait_for_a_key_that_cannot_be_is_refused() {
+    let (_store, space) = open(&SimClock::new());
+    let _held = lease(&space, "key", HOUR);
+    let Ok(Claim::InProgress(holder)) = space.claim("key", None) else { panic!("free") };
+    for key in [&[][..], &[0; 4097][..]] {
+        let answer = space.wait(key, &holder, SECOND).wait();
+        let is_refused = matches!(answer, Err(WaitError::Store(StoreError::KeyLength { .. })));
+        assert!(is_refused, "{answer:?}");
+    }
+}

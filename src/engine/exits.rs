@@ -197,9 +197,9 @@ impl Engine {
                     self.end_entry(&mut shard, found.position, location, now.lower);
                     End::Free
                 };
-                let called = shard.ended(found.record, end);
+                let called = self.ended(&mut shard, found.record, end);
                 drop(shard);
-                called.wake();
+                self.wake(called);
                 return Ok(self.changed((), durability));
             }
             // Only after several crashes on a full disk, see `wal::lane`.
@@ -383,9 +383,9 @@ impl Engine {
             return Ok(None);
         };
         shard.table.replace(found.position, location, true);
-        let called = shard.ended(old, End::Decided);
+        let called = self.ended(&mut shard, old, End::Decided);
         drop(shard);
-        called.wake();
+        self.wake(called);
         Ok(Some(Completion { token, kept, expires: record.expires }))
     }
 

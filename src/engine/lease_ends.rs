@@ -14,6 +14,7 @@ use super::state::Standing;
 use crate::error::StoreError;
 use crate::sys::pin::Pin;
 use crate::sys::sync::Mutex;
+use crate::sys::wakers::wake_all;
 use crate::types::{FencingToken, KeyHash, Timestamp};
 use crate::wheel::Wheel;
 
@@ -119,11 +120,10 @@ impl LeaseEnds {
     /// Wakes everybody: the store is closed.
     fn wake_all(&self) {
         let calls = std::mem::take(&mut self.waiting.lock().calls);
-        for call in calls.into_values() {
-            if let Call::Waker(waker) = call {
-                waker.wake();
-            }
-        }
+        wake_all(calls.into_values().filter_map(|call| match call {
+            Call::Waker(waker) => Some(waker),
+            Call::Key(_) => None,
+        }));
     }
 }
 
@@ -138,7 +138,7 @@ impl Engine {
     pub(super) fn call_due(&self, now: Timestamp) -> Option<Duration> {
         for call in self.lease_ends.take_due(now) {
             match call {
-                Call::Waker(waker) => waker.wake(),
+                Call::Waker(waker) => wake_all([waker]),
                 Call::Key(hash) => self.end_held(hash),
             }
         }

@@ -5,12 +5,14 @@
 //! thread sleeps until something was written or comes due, then looks around every few milliseconds
 //! until there is nothing left to do.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
-use crate::error::{CloseError, StoreError};
+use crate::error::{CloseError, Failure, StoreError};
 use crate::sys::pin::{Grace, drop_later};
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
@@ -186,7 +188,14 @@ impl Engine {
             drop(signal);
             // Cleared first: a change that comes later sets it again.
             background.is_active.store(false, Ordering::Release);
-            next = self.look(None);
+            // Whatever it met, its promises would be kept by nobody: rounds that nobody asks for, room, time.
+            let looked = catch_unwind(AssertUnwindSafe(|| self.look(None)));
+            next = looked.unwrap_or_else(|_| {
+                let panicked = std::io::Error::other("the store's thread panicked");
+                let cause = Failure::new("maintain", PathBuf::from("the store"), panicked);
+                drop(self.wal.fail(cause));
+                Next::In(IDLE_MARK)
+            });
         }
     }
 

@@ -52,8 +52,8 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
-use crate::sys::sync::Mutex;
 use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sys::sync::{Mutex, yield_now};
 use crate::table::{Position, Route, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
@@ -69,6 +69,9 @@ use purge::PurgeCounts;
 use shard::{Shard, ShardGuard, ShardState};
 use time::Timeline;
 use waiters::WaiterLimits;
+
+/// How often whoever finds marks full tries to change that.
+const RELIEF_ROUNDS: usize = 10_000;
 
 /// When a change is acknowledged, for the whole store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -325,9 +328,13 @@ impl Engine {
         class: Class,
         change: RoomChange,
     ) -> Result<Option<Location>, StoreError> {
-        let location = self.wal.append(draft, class, change)?;
+        let location = self.wal.append(draft, class, change);
         self.background.note();
-        Ok(location)
+        if location.is_err() {
+            // Those who wait for keys must hear of it.
+            self.background.wake();
+        }
+        location
     }
 
     /// Ends the entry of a key that is free by the record at `location`. In a salvaged store it is
@@ -348,11 +355,37 @@ impl Engine {
 
     /// Makes room. `Ok(Some)`: that was not possible, for this reason.
     fn make_room(&self, growths: u64) -> Result<Option<Arc<Failure>>, StoreError> {
+        if self.wal.is_crowded() {
+            return self.relieve();
+        }
         match self.wal.grow_now(growths, self.timeline.now()) {
             Ok(()) => Ok(None),
             Err(StoreError::Io(cause)) => Ok(Some(cause)),
             Err(error) => Err(error),
         }
+    }
+
+    /// Seals what is full, and makes it stable, until marks can list more segments: maintenance is late.
+    #[cold]
+    fn relieve(&self) -> Result<Option<Arc<Failure>>, StoreError> {
+        for _ in 0..RELIEF_ROUNDS {
+            let passage = self.wal.pass()?;
+            self.wal.seal_aged(&passage, self.timeline.monotonic(), 0)?;
+            drop(passage);
+            // One makes what was sealed durable, and the other one says so.
+            for _ in 0..2 {
+                self.wal.want_mark();
+                let ticket = self.wal.rounds.ticket();
+                let ended = self.wal.rounds.wait(ticket, &self.wal.poison, &self.leader());
+                ended.map_err(|cause| StoreError::Poisoned { cause })?;
+            }
+            if !self.wal.is_crowded() {
+                return Ok(None);
+            }
+            // Somebody else is sealing.
+            yield_now();
+        }
+        Ok(Some(no_room()))
     }
 
     /// Whether an outcome is to be shown to nobody before it is durable.

@@ -117,9 +117,9 @@ impl Engine {
                     let location = self.append(&draft, Class::Claims, change)?;
                     if let Some(location) = location {
                         self.end_entry(&mut shard, found.position, location, now.lower);
-                        let called = shard.ended(old, End::Free);
+                        let called = self.ended(&mut shard, old, End::Free);
                         drop(shard);
-                        called.wake();
+                        self.wake(called);
                         return Ok(self.changed(None, *durability));
                     }
                     drop(shard);
@@ -239,12 +239,12 @@ impl Engine {
                 match found {
                     Some(found) => {
                         self.end_entry(&mut shard, found.position, location, now.lower);
-                        called = shard.ended(found.record, End::Free);
+                        called = self.ended(&mut shard, found.record, End::Free);
                     }
                     None => shard.table.insert(way.route, location, false),
                 }
                 drop(shard);
-                called.wake();
+                self.wake(called);
                 return Ok(Forgot::Key(state));
             }
             drop(shard);

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
-use super::waiters::{Called, End, Waiters};
+use super::waiters::Waiters;
 use crate::error::Failure;
-use crate::format::record_ref::RecordRef;
 use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::table::{Buckets, Table};
@@ -55,7 +54,12 @@ impl Shard {
     }
 
     pub(crate) fn lock<'a>(&'a self, wal: &'a Wal) -> ShardGuard<'a> {
-        ShardGuard { state: self.inner.state.lock(), leases: &self.inner.leases, wal }
+        ShardGuard {
+            state: self.inner.state.lock(),
+            leases: &self.inner.leases,
+            wal,
+            was_panicking: std::thread::panicking(),
+        }
     }
 
     pub(crate) fn leases(&self) -> usize {
@@ -74,18 +78,7 @@ pub(crate) struct ShardGuard<'a> {
     state: MutexGuard<'a, ShardState>,
     leases: &'a AtomicUsize,
     wal: &'a Wal,
-}
-
-impl ShardState {
-    /// The claim that `record` is of has ended. Whoever is called is to be woken when the shard is not locked
-    /// any more.
-    #[inline]
-    pub(crate) fn ended(&mut self, record: RecordRef<'_>, end: End) -> Called {
-        if self.waiters.is_empty() {
-            return Called::default();
-        }
-        self.waiters.ended(record, end)
-    }
+    was_panicking: bool,
 }
 
 impl ShardGuard<'_> {
@@ -111,7 +104,7 @@ impl DerefMut for ShardGuard<'_> {
 
 impl Drop for ShardGuard<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !self.was_panicking && std::thread::panicking() {
             let panicked = std::io::Error::other("a thread panicked while it changed a shard");
             let cause = Failure::new("finish a change of", PathBuf::from("a shard"), panicked);
             drop(self.wal.fail(cause));

@@ -17,16 +17,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::Engine;
 use super::lease_ends::{Call, LeaseEndWait, LeaseEnds};
 use super::namespaces::{Key, NamespaceState};
-use super::shard::ShardGuard;
+use super::shard::{ShardGuard, ShardState};
 use super::state::Standing;
+use super::{Engine, check_key};
 use crate::error::{TooManyWaiters, WaitError, WaiterScope};
 use crate::format::record::{Kind, Record};
 use crate::format::record_ref::RecordRef;
 use crate::sys::pin::Pin;
 use crate::sys::sync::atomic::{AtomicUsize, Ordering};
+use crate::sys::wakers::wake_all;
 use crate::types::{FencingToken, KeyHash, NamespaceId, Timestamp};
 
 /// A free key whose heir does not come is offered to the next one after this time.
@@ -83,13 +84,10 @@ pub(crate) enum End {
 /// Those who are to be woken, with no lock held: it is foreign code.
 #[derive(Debug, Default)]
 #[must_use = "whoever was called is to be woken"]
-pub(crate) struct Called(Vec<Waker>);
-
-impl Called {
-    #[inline]
-    pub(crate) fn wake(self) {
-        self.0.into_iter().for_each(Waker::wake);
-    }
+pub(crate) struct Called {
+    wakers: Vec<Waker>,
+    /// Maintenance would look too late.
+    is_late: bool,
 }
 
 impl Line {
@@ -105,10 +103,16 @@ impl Line {
                 continue;
             }
             if let Some(waker) = waiter.waker.take() {
-                called.0.push(waker);
+                called.wakers.push(waker);
                 heirs -= usize::from(waiter.is_heir);
             }
         }
+    }
+
+    /// Calls those who are no heirs: the claim that they wait for was taken over.
+    fn call_others(&mut self, called: &mut Called) {
+        let others = self.waiting.iter_mut().filter(|waiter| !waiter.is_heir);
+        called.wakers.extend(others.filter_map(|waiter| waiter.waker.take()));
     }
 
     /// Sees to it that there is an alarm at `at` or earlier. Whether maintenance would look too late.
@@ -133,11 +137,22 @@ impl Waiters {
     }
 
     /// The claim that `record` is of has ended.
-    pub(super) fn ended(&mut self, record: RecordRef<'_>, end: End) -> Called {
+    fn ended(
+        &mut self,
+        record: RecordRef<'_>,
+        end: End,
+        look_at: Timestamp,
+        ends: &LeaseEnds,
+    ) -> Called {
         let mut called = Called::default();
-        let line = self.line(record.key_hash(), record.namespace(), record.key());
+        let hash = record.key_hash();
+        let line = self.line(hash, record.namespace(), record.key());
         if let Some(line) = line {
             line.call(end, &mut called);
+            if end == End::Free {
+                // A4: who was called may not come.
+                called.is_late = line.alarm_by(look_at, hash, ends);
+            }
         }
         called
     }
@@ -171,6 +186,26 @@ impl Waiters {
 }
 
 impl Engine {
+    /// The claim that `record` is of has ended. Whoever is called is to be woken when the shard is not locked
+    /// any more.
+    #[inline]
+    pub(super) fn ended(&self, shard: &mut ShardState, record: RecordRef<'_>, end: End) -> Called {
+        if shard.waiters.is_empty() {
+            return Called::default();
+        }
+        let look_at = self.timeline.now().after(PATIENCE);
+        shard.waiters.ended(record, end, look_at, &self.lease_ends)
+    }
+
+    /// Wakes whoever was called, with no lock held.
+    #[inline]
+    pub(super) fn wake(&self, called: Called) {
+        if called.is_late {
+            self.background.wake();
+        }
+        wake_all(called.wakers);
+    }
+
     /// Waits for the claim of `held` to have ended. Ready when it has, as far as is known: look again.
     pub(crate) fn poll_held(
         &self,
@@ -182,6 +217,7 @@ impl Engine {
         context: &Context<'_>,
     ) -> Poll<Result<(), WaitError>> {
         self.check_process()?;
+        check_key(key)?;
         // Foreign code: called with no lock held.
         let mut waker = Some(context.waker().clone());
         let way = self.way(key.hash);
@@ -189,6 +225,8 @@ impl Engine {
         let mut seen = None;
         self.find_unlocked(key, &way, &mut seen, &pin)?;
         let mut shard = self.lock(way.shard)?;
+        // Under the lock: whoever is called because of it is in a list by now, or sees it.
+        self.wal.poison.check_before()?;
         let now = self.timeline.read();
         let found = self.find(&shard, key, way.route, &mut seen, &pin)?;
         let until = found.and_then(|found| {
@@ -250,17 +288,15 @@ impl Engine {
         let Some(line) = shard.waiters.line(key.hash, key.namespace.id, key.bytes) else {
             return;
         };
-        let (mut called, mut is_late) = (Called::default(), false);
+        let mut called = Called::default();
         if record.kind == Kind::Complete {
             line.call(End::Decided, &mut called);
         } else {
-            is_late = line.alarm_by(record.until, key.hash, &self.lease_ends);
+            line.call_others(&mut called);
+            called.is_late = line.alarm_by(record.until, key.hash, &self.lease_ends);
         }
         drop(shard);
-        called.wake();
-        if is_late {
-            self.background.wake();
-        }
+        self.wake(called);
     }
 
     /// Counts one who waits, if there may be one more.
@@ -296,7 +332,7 @@ impl Engine {
         self.waiters.fetch_sub(1, Ordering::Relaxed);
         // Foreign code, both.
         drop(waker);
-        called.wake();
+        self.wake(called);
     }
 
     /// Looks at the keys of a hash that somebody waits for: their lease may be over.
@@ -336,7 +372,7 @@ impl Engine {
         }
         shard.waiters.lines.insert(hash, lines);
         drop((shard, pin));
-        called.wake();
+        self.wake(called);
     }
 
     /// Calls everybody: the store is closed, or poisoned.
@@ -350,7 +386,7 @@ impl Engine {
             let lines = shard.waiters.lines.values_mut().flatten();
             lines.for_each(|line| line.call(End::Decided, &mut called));
         }
-        called.wake();
+        self.wake(called);
     }
 }
 

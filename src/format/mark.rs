@@ -6,7 +6,8 @@
 //! 48  count x { segment 4 | durable 4 | attempted 4 | zeros 4 | generation 8 }
 //! ```
 //!
-//! Each round writes one mark before it syncs, into the slots of a file that it syncs. The mark of
+//! Each round writes one mark before it syncs, into the slots of a file that it syncs; in parts, of which each stands for
+//! itself, when one slot has no room for it. The mark of
 //! round r lists every segment that may hold records of round r or of the one before: `durable` is
 //! its tail when the last *completed* round began, so it is proven; `attempted` is its tail when
 //! round r began, which the end of round r will have made durable, though nothing on disk proves
@@ -19,13 +20,17 @@ use super::{Fields, FieldsMut, PAGE_BYTES, ROLE_MARK};
 use crate::checksum::Place;
 use crate::types::{Epoch, FileId, Generation, SegmentId, Timestamp};
 
-/// Slots of a file; a mark takes at most one, and successive marks take successive ones.
+/// Slots of a file. Each part of a mark takes one, and successive parts and marks take successive ones.
 pub(crate) const SLOTS: usize = 7;
+/// Parts of a mark at most: those of the mark before are not written over.
+pub(crate) const PARTS_MAX: usize = SLOTS / 2;
 
 pub(crate) const HEADER_BYTES: usize = 48;
 pub(crate) const ENTRY_BYTES: usize = 24;
 /// Entries a slot has room for.
 pub(crate) const ENTRIES_MAX: usize = (PAGE_BYTES - HEADER_BYTES) / ENTRY_BYTES;
+/// Segments that a mark can list.
+pub(crate) const LISTED_MAX: usize = PARTS_MAX * ENTRIES_MAX;
 
 const MAGIC: [u8; 4] = *b"RFmk";
 const CRC_OFFSET: usize = HEADER_BYTES - 4;
@@ -57,12 +62,20 @@ fn place(store_id: &[u8; 16], file: FileId, slot: usize) -> Place {
 }
 
 impl Mark {
-    /// The bytes for `slot` of `file`. At most [`ENTRIES_MAX`] entries are written: those that
-    /// prove something (`durable` beyond nothing) come first.
+    /// The parts that the mark is written in, one at least; `None`: it lists more than it can.
+    pub(crate) fn parts(&self) -> Option<impl Iterator<Item = Self>> {
+        let count = self.entries.len().div_ceil(ENTRIES_MAX).max(1);
+        let part = |part: usize| {
+            let entries = self.entries.iter().skip(part * ENTRIES_MAX).take(ENTRIES_MAX);
+            Self { entries: entries.copied().collect(), ..*self }
+        };
+        (count <= PARTS_MAX).then(|| (0..count).map(part))
+    }
+
+    /// The bytes of a part for `slot` of `file`.
     pub(crate) fn encode(&self, store_id: &[u8; 16], file: FileId, slot: usize) -> Vec<u8> {
-        let proven = self.entries.iter().filter(|entry| entry.durable > 0);
-        let unproven = self.entries.iter().filter(|entry| entry.durable == 0);
-        let entries: Vec<_> = proven.chain(unproven).take(ENTRIES_MAX).collect();
+        let entries = &self.entries;
+        debug_assert!(entries.len() <= ENTRIES_MAX);
         let mut bytes = vec![0; HEADER_BYTES + entries.len() * ENTRY_BYTES];
         let mut fields = FieldsMut::new(&mut bytes);
         fields
@@ -171,10 +184,9 @@ mod tests {
 
     #[test]
     fn a_mark_comes_back_and_every_flipped_bit_is_noticed() {
-        let mut written = mark(3);
+        let written = mark(3);
         let bytes = written.encode(&STORE, FileId(1), 4);
         let read = Mark::decode(&page(&bytes), &STORE, FileId(1), 4).unwrap();
-        written.entries.sort_by_key(|entry| entry.durable == 0);
         assert_eq!(read, written);
         for bit in 0..bytes.len() * 8 {
             let mut bad = page(&bytes);
@@ -193,11 +205,30 @@ mod tests {
     }
 
     #[test]
-    fn what_proves_something_goes_first_when_a_slot_is_full() {
-        let bytes = mark(2 * ENTRIES_MAX).encode(&STORE, FileId(1), 0);
-        assert!(bytes.len() <= PAGE_BYTES);
-        let read = Mark::decode(&page(&bytes), &STORE, FileId(1), 0).unwrap();
-        assert_eq!(read.entries.len(), ENTRIES_MAX);
-        assert!(read.entries.iter().all(|entry| entry.durable > 0));
+    fn a_mark_that_is_too_long_for_one_slot_is_written_in_parts_and_leaves_nothing_out() {
+        for (count, wanted) in
+            [(0, 1), (1, 1), (ENTRIES_MAX, 1), (ENTRIES_MAX + 1, 2), (LISTED_MAX, 3)]
+        {
+            let whole = mark(count);
+            let parts: Vec<_> = whole.parts().unwrap().collect();
+            assert_eq!(parts.len(), wanted, "{count}");
+            let mut entries = Vec::new();
+            for (slot, part) in parts.iter().enumerate() {
+                let bytes = part.encode(&STORE, FileId(1), slot);
+                assert!(bytes.len() <= PAGE_BYTES);
+                let read = Mark::decode(&page(&bytes), &STORE, FileId(1), slot).unwrap();
+                assert_eq!(read, *part);
+                let Mark { epoch, round, clock, stable, .. } = read;
+                assert_eq!(
+                    Mark { epoch, round, clock, stable, entries: whole.entries.clone() },
+                    whole
+                );
+                entries.extend(read.entries);
+            }
+            assert_eq!(entries, whole.entries);
+        }
+        assert!(mark(LISTED_MAX + 1).parts().is_none());
+        // The mark before is not written over.
+        const { assert!(2 * PARTS_MAX <= SLOTS) };
     }
 }

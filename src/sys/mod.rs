@@ -27,6 +27,7 @@ pub(crate) mod sim;
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) mod sim_clock;
 pub(crate) mod sync;
+pub(crate) mod wakers;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};

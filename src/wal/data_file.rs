@@ -260,29 +260,39 @@ impl DataFile {
         self.file.sync_data().map_err(|error| Failure::new("sync", self.path.clone(), error))
     }
 
-    /// Writes a mark into the next slot. The caller syncs the file.
+    /// Writes a mark into the next slots. The caller syncs the file.
     pub(crate) fn write_mark(&self, store_id: &[u8; 16], mark: &Mark) -> Result<(), Arc<Failure>> {
-        let slot = self.mark_slot.load(Ordering::Relaxed);
-        self.mark_slot.store((slot + 1) % mark::SLOTS, Ordering::Relaxed);
-        let bytes = mark.encode(store_id, self.header.file, slot);
         let failed = |error| Failure::new("write", self.path.clone(), error);
-        self.file.write_at(&[IoSlice::new(&bytes)], file::mark_offset(slot)).map_err(failed)
+        // What is appended to is bounded; a mark that left something out would pass damage off as a torn tail.
+        let too_many = || std::io::Error::other("a mark of more segments than it can list");
+        let parts = mark.parts().ok_or_else(|| failed(too_many()))?;
+        for part in parts {
+            let slot = self.mark_slot.load(Ordering::Relaxed);
+            self.mark_slot.store((slot + 1) % mark::SLOTS, Ordering::Relaxed);
+            let bytes = part.encode(store_id, self.header.file, slot);
+            self.file.write_at(&[IoSlice::new(&bytes)], file::mark_offset(slot)).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Reads all whole marks, and goes on writing behind the newest.
     pub(crate) fn read_marks(&self, store_id: &[u8; 16]) -> IoResult<Vec<Mark>> {
         let mut marks = Vec::new();
-        let mut newest = None;
-        for slot in 0..mark::SLOTS {
+        let mut rounds = [None; mark::SLOTS];
+        for (slot, round) in rounds.iter_mut().enumerate() {
             let mut page = [0; PAGE_BYTES];
             self.file.read_at(&mut page, file::mark_offset(slot))?;
             if let Some(mark) = Mark::decode(&page, store_id, self.header.file, slot) {
-                newest = newest.max(Some((mark.epoch, mark.round, slot)));
+                *round = Some((mark.epoch, mark.round));
                 marks.push(mark);
             }
         }
-        if let Some((_, _, slot)) = newest {
-            self.mark_slot.store((slot + 1) % mark::SLOTS, Ordering::Relaxed);
+        // Behind the last part of the newest one.
+        let newest = rounds.iter().max().copied().flatten();
+        let next = |slot: usize| (slot + 1) % mark::SLOTS;
+        let is_last = |slot: &usize| rounds[*slot] == newest && rounds[next(*slot)] != newest;
+        if let Some(slot) = (0..mark::SLOTS).find(is_last).filter(|_| newest.is_some()) {
+            self.mark_slot.store(next(slot), Ordering::Relaxed);
         }
         Ok(marks)
     }
@@ -292,4 +302,43 @@ fn segment_offset(header: &Header, segment: SegmentId) -> u64 {
     let index = segment.0 - header.first.0;
     debug_assert!(index < header.segments);
     file::SEGMENTS_START + u64::from(index) * u64::from(header.segment_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{STORE, data_file};
+    use super::*;
+    use crate::format::mark::{ENTRIES_MAX, Entry};
+    use crate::sys::heap::HeapFs;
+
+    /// Whatever slots the parts of the newest mark lie in, the next one spares them.
+    #[test]
+    fn a_mark_goes_behind_the_last_part_of_the_one_before() {
+        for first in 0..mark::SLOTS {
+            for count in [0, ENTRIES_MAX, ENTRIES_MAX + 1, 3 * ENTRIES_MAX] {
+                let file = data_file(&HeapFs::new(), 1);
+                let entry = Entry {
+                    segment: SegmentId(0),
+                    generation: Generation(1),
+                    durable: 0,
+                    attempted: 4096,
+                };
+                let mark =
+                    |round, count| Mark { round, entries: vec![entry; count], ..Mark::default() };
+                for round in 0..first as u64 {
+                    file.write_mark(&STORE, &mark(round, 0)).unwrap();
+                }
+                file.write_mark(&STORE, &mark(100, count)).unwrap();
+                let of_newest = |file: &DataFile| {
+                    let marks = file.read_marks(&STORE).unwrap();
+                    marks.iter().filter(|mark| mark.round == 100).map(|it| it.entries.len()).sum()
+                };
+                // As an open finds it.
+                file.mark_slot.store(0, Ordering::Relaxed);
+                assert_eq!(count, of_newest(&file));
+                file.write_mark(&STORE, &mark(101, 3 * ENTRIES_MAX)).unwrap();
+                assert_eq!(count, of_newest(&file), "{first}");
+            }
+        }
+    }
 }

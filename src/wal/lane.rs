@@ -124,10 +124,14 @@ impl LaneState {
         found.unwrap_or_else(|| self.other_stream(class, lanes))
     }
 
+    /// How many streams a lane has at most, where there are so many. One more is for large records.
+    pub(super) fn streams_max(lanes: usize) -> usize {
+        STREAMS_MAX.min(STREAMS_ALL / (lanes + 1))
+    }
+
     #[cold]
     fn other_stream(&mut self, class: Class, lanes: usize) -> usize {
-        // One more is for large records.
-        let most = STREAMS_MAX.min(STREAMS_ALL / (lanes + 1));
+        let most = Self::streams_max(lanes);
         let exact = STREAMS_EXACT.min(most - most / 3);
         let class = if self.streams.len() < exact { class } else { class.rounded_up() };
         if let Some(found) = self.streams.iter().position(|it| it.class == class) {

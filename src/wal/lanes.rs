@@ -40,6 +40,7 @@ use super::pool::{BEHIND_MAX, Pool, usable_bytes};
 use super::segments::Segment;
 use super::stream::{Active, Ended, Index, SealedSegment, Stream};
 use crate::error::Failure;
+use crate::format::mark::LISTED_MAX;
 use crate::format::record::{Draft, WORD_BYTES};
 use crate::sys::extent::ExtentWriter;
 use crate::sys::point::{Point, reach};
@@ -107,6 +108,10 @@ pub(super) struct Shared {
     /// generation has passed them (R9).
     pub(super) settled: Vec<(SegmentId, Generation, u32)>,
     pub(super) files: Vec<Arc<DataFile>>,
+    /// How many segments are active.
+    pub(super) active: usize,
+    /// Whether somebody found that a mark could list no more segments.
+    pub(super) is_crowded: bool,
     /// How many segments of claims became active.
     claims: u64,
     /// How many segments became active.
@@ -127,7 +132,7 @@ const LANE_SHIFT: u32 = u64::BITS - LANES_MAX.trailing_zeros();
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// When an active segment of claims that is needed to the end is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// So many segments in a mark are many: it has room for 168, see [`crate::format::mark`].
+/// So many segments in a mark are many: one slot has room for 168, see [`crate::format::mark`].
 const LISTED_MANY: usize = 130;
 /// A lane's credit is one part in so many of a segment.
 const CREDIT_PART: u64 = 32;
@@ -163,7 +168,21 @@ impl All<'_> {
     }
 }
 
+impl Shared {
+    /// How many segments a mark would list at the most.
+    fn listed(&self) -> usize {
+        self.active + self.ended.len() + self.unstable.len() + self.settled.len()
+    }
+}
+
 impl Lanes {
+    /// Whether somebody found that a mark could list no more segments, and that it still could not.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let mut shared = self.shared();
+        shared.is_crowded = shared.is_crowded && shared.listed() >= LISTED_MAX;
+        shared.is_crowded
+    }
+
     /// `headroom_bytes` of prepared segments are wanted at least. So many lanes at most, a power of two.
     pub(crate) fn new(
         append: Append,
@@ -395,6 +414,11 @@ impl Lanes {
             }
         }
         if !fits {
+            if self.has_rounds && shared.listed() >= LISTED_MAX {
+                // R9: the next mark lists all that are not stable. Some must become so first.
+                shared.is_crowded = true;
+                return Err(AppendError::NoRoom);
+            }
             self.rotate(lane, &mut shared, stream);
         }
         shared.set_held(held_after);
@@ -443,14 +467,16 @@ impl Lanes {
         shared.claims += u64::from(lane.streams[stream].class == Class::Claims);
         let active = Active::new(segment, writer, index, order, activation);
         lane.streams[stream].active = Some(active);
+        shared.active += 1;
     }
 
     /// Ends the stream's active segment. Its index is written later, with no lock held.
-    fn end(&self, lane: &mut LaneState, shared: &mut Shared, stream: usize) {
+    pub(super) fn end(&self, lane: &mut LaneState, shared: &mut Shared, stream: usize) {
         let class = lane.streams[stream].class;
         if let Some(active) = lane.streams[stream].active.take() {
             let ended = active.end(class, shared.claims);
             shared.ended.push(ended);
+            shared.active -= 1;
         }
     }
 

@@ -319,6 +319,11 @@ impl Wal {
         }
     }
 
+    /// See [`Lanes::is_crowded`].
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.lanes.is_crowded()
+    }
+
     /// Whether everything appended is durable and a durable mark says so.
     pub(crate) fn is_proven(&self) -> bool {
         self.lanes.is_proven()

@@ -115,13 +115,22 @@ impl Lanes {
         if self.is_lazy && met_since < MET_OFTEN {
             return;
         }
-        let all = self.all();
+        let mut all = self.all();
         // For each new lane one to spare, and one of claims and one of completions.
         let needed = self.spare() + 1 + 3 * in_use as u64;
         let room = all.shared.prepared.len() * self.usable;
         // They take it for good.
         if 4 * needed <= most && room >= all.shared.held + needed * self.usable {
             self.in_use.store(2 * in_use, Ordering::Release);
+            // With more lanes each has fewer streams: those that are too many end.
+            let most = LaneState::streams_max(2 * in_use);
+            let All { lanes, shared } = &mut all;
+            for lane in lanes {
+                for stream in most..lane.streams.len() {
+                    self.end(lane, shared, stream);
+                }
+                lane.streams.truncate(most);
+            }
         }
     }
 
@@ -226,10 +235,14 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::class::Class;
     use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
     use super::super::lane::{Append, RoomChange};
+    use super::super::lanes::LANES_MAX;
     use super::*;
+    use crate::format::mark::ENTRIES_MAX;
     use crate::format::record::Draft;
     use crate::hash::mix;
     use crate::sys::heap::HeapFs;
@@ -257,6 +270,35 @@ mod tests {
 
     fn room_of(key_len: usize) -> u64 {
         Draft::new(&release(&vec![b'k'; key_len], KeyHash(0))).room() as u64
+    }
+
+    /// However many streams there were before there are more lanes.
+    #[test]
+    fn a_mark_lists_the_active_segments_of_all_lanes() {
+        let lanes = Lanes::new(Append::Mapped, SEGMENT_BYTES, 0, true, LANES_MAX, false);
+        let file = data_file(&HeapFs::new(), 700);
+        (0..700).for_each(|number| lanes.add_prepared(segment(&file, number)));
+        let exact = (10..40).map(|seconds| Class::exact(Duration::from_secs(seconds)));
+        let geometric = (3..31).map(|bits| Class::geometric(Duration::from_secs(1 << bits)));
+        let classes: Vec<_> = exact.chain(geometric).collect();
+        let fill = || {
+            for hash in (0..LANES_MAX as u64).map(|lane| KeyHash(lane << 60)) {
+                let draft = Draft::new(&release(b"key", hash));
+                for class in &classes {
+                    let change = RoomChange::default();
+                    lanes.append(&draft, *class, change, Append::Mapped).unwrap();
+                }
+            }
+        };
+        fill();
+        while lanes.in_use() < LANES_MAX {
+            lanes.widen(10_000);
+            fill();
+            // One more lane is for large records.
+            let active = lanes.all().active().count();
+            assert!(active <= ENTRIES_MAX / 2 + lanes.in_use(), "{active}");
+            assert_eq!(active, lanes.shared().active);
+        }
     }
 
     /// W3. Everything is filled to the brim, each lane's last segment with it, and then claims end one after the other,

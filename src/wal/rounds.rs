@@ -23,6 +23,7 @@ use super::poison::Poison;
 use crate::error::Failure;
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard, Unparker, parker, yield_now};
+use crate::sys::wakers::wake_all;
 
 /// The number of a round that has not begun when the ticket is taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -175,9 +176,7 @@ impl Rounds {
     /// Wakes all futures. For a store that is poisoned or over; called with no lock held.
     pub(crate) fn wake_futures(&self) {
         let sleepers = std::mem::take(&mut self.state.lock().futures);
-        for sleeper in sleepers {
-            sleeper.waker.wake();
-        }
+        wake_all(sleepers.into_iter().map(|sleeper| sleeper.waker));
     }
 
     /// Waits for the round under way, and lets none begin any more: everything is durable, or the
@@ -257,7 +256,7 @@ impl Rounds {
         drop(state);
         wake(threads);
         // Wakers are foreign code: called with no lock held.
-        woken.into_iter().for_each(Waker::wake);
+        wake_all(woken);
         is_stranded
     }
 
@@ -297,7 +296,10 @@ impl<L: Leader> Drop for EndRound<'_, L> {
             let panicked = std::io::Error::other("the thread that led the round panicked");
             Err(Failure::new("sync", PathBuf::new(), panicked))
         });
-        if self.rounds.end(self.poison, result) {
+        let has_failed = result.is_err();
+        let is_stranded = self.rounds.end(self.poison, result);
+        // Behind the poison: whoever looks must find it, and tell those who wait for something else.
+        if is_stranded || has_failed {
             self.leader.wanted();
         }
     }
