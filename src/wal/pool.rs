@@ -114,3 +114,34 @@ impl Pool {
         least
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{data_file, segment};
+    use super::*;
+    use crate::sys::heap::HeapFs;
+    use crate::types::SegmentId;
+
+    #[test]
+    fn what_lies_beside_goes_first_unless_another_has_waited_for_long() {
+        let (one, other) = (data_file(&HeapFs::new(), 4), data_file(&HeapFs::new(), 4));
+        let filled = || {
+            let mut pool = Pool::default();
+            for (file, number) in [(&other, 3), (&one, 1), (&other, 2), (&one, 0)] {
+                pool.add(segment(file, number), 10);
+            }
+            pool
+        };
+        let take = |beside: Option<&Arc<DataFile>>, activations: u64| {
+            let mut pool = filled();
+            let order: Vec<_> = pool.in_turn(beside, activations).map(|it| it.id).collect();
+            let first = pool.take(beside, activations).unwrap().id;
+            assert_eq!((first, order.len(), pool.len()), (order[0], 4, 3));
+            order.into_iter().map(|SegmentId(number)| number).collect::<Vec<_>>()
+        };
+        assert_eq!(take(None, 10), [0, 1, 2, 3]);
+        assert_eq!(take(Some(&other), 10), [2, 3, 0, 1]);
+        assert_eq!(take(Some(&other), 10 + BEHIND_MAX), [2, 3, 0, 1]);
+        assert_eq!(take(Some(&other), 11 + BEHIND_MAX), [0, 1, 2, 3], "the first is old");
+    }
+}

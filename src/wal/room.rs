@@ -9,7 +9,7 @@
 //! all classes go to the stream of claims, so that no class takes a segment for one record. Copies
 //! may use two of the three, and leave what was reserved before the last round, too: what gave it back
 //! may not be durable. Where no more than that is left, the active segment of claims is not sealed for
-//! its age: exits count on it. So after any one end of the process each granted claim can be ended.
+//! its age: exits count on it. So after any one kill each granted claim can be ended (a power cut: docs/decisions/0007-room.md).
 //!
 //! Credit. Each lane holds some room that counts as reserved already, and that its claims take and its exits give
 //! back, so that few appends look at what is shared. It is given where it leaves what must be spared, and with a segment
@@ -270,6 +270,33 @@ mod tests {
 
     fn room_of(key_len: usize) -> u64 {
         Draft::new(&release(&vec![b'k'; key_len], KeyHash(0))).room() as u64
+    }
+
+    #[test]
+    fn a_store_is_told_to_grow_before_it_has_to() {
+        // Three that are spared, and an eighth of 64 beyond them.
+        let lanes = Lanes::new(Append::Mapped, SEGMENT_BYTES, 0, true, 1, true);
+        let roomy = Lanes::new(Append::Mapped, SEGMENT_BYTES, 15 << 18, true, 1, true);
+        let [file, other] = [(); 2].map(|()| data_file(&HeapFs::new(), 24));
+        for prepared in 0..24 {
+            let told = |lanes: &Lanes| {
+                let it = lanes.supply(64);
+                (it.is_short, it.is_scarce, it.is_low, it.lacks_headroom, it.is_ample)
+            };
+            let is_low = prepared < 11;
+            let wanted = (prepared < 3, prepared < 7, is_low, is_low, prepared >= 16);
+            assert_eq!(told(&lanes), wanted, "{prepared}");
+            let wanted = (prepared < 3, prepared < 7, is_low, prepared < 15, prepared >= 22);
+            assert_eq!(told(&roomy), wanted, "{prepared}");
+            lanes.add_prepared(segment(&file, prepared));
+            roomy.add_prepared(segment(&other, prepared));
+        }
+        // What is reserved comes on top.
+        lanes.hold(8 * lanes.usable);
+        assert!(lanes.supply(64).is_ample);
+        lanes.hold(1);
+        assert!(!lanes.supply(64).is_ample);
+        assert_eq!(lanes.supply(64).held, 8 * lanes.usable + 1);
     }
 
     /// However many streams there were before there are more lanes.

@@ -159,6 +159,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_kept_leaves_no_tick_to_come_back_at() {
+        let mut wheel = Wheel::new(100);
+        (0..2000).for_each(|n| wheel.insert(101 + 37 * n, n));
+        wheel.retain(|n| *n >= 1000);
+        assert_eq!(wheel.len(), 1000);
+        let first = 101 + 37 * 1000;
+        assert!(wheel.next().unwrap() <= first && wheel.next().unwrap() > 101 + 37 * 900);
+        assert_eq!(due(&mut wheel, first), [1000]);
+        wheel.retain(|_| false);
+        assert_eq!((wheel.len(), wheel.next()), (0, None));
+    }
+
+    #[test]
     fn what_is_over_comes_back_at_the_next_tick() {
         let mut wheel = Wheel::new(100);
         wheel.insert(3, 1);
