@@ -159,15 +159,19 @@ fn a_bad_waker_does_not_end_the_stores_thread() {
     let _held = space.claim_with("key", &short).unwrap().acquired().unwrap();
     let (bad, is_called, ..) = wakers();
     let _wait = begin(space.claim_or_wait("key", &ClaimOptions::new(), HOUR), &bad);
-    while !is_called.load(Ordering::SeqCst) {
+    let wait = || {
+        assert!(store.poisoned().is_none());
         thread::sleep(Duration::from_millis(1));
+    };
+    while !is_called.load(Ordering::SeqCst) {
+        wait();
     }
     for n in 0..5 {
         let before = store.stats().rounds;
         let claim = space.claim(format!("{n}"), None).unwrap().acquired().unwrap();
         claim.complete("done").unwrap();
         while store.stats().rounds == before {
-            thread::sleep(Duration::from_millis(1));
+            wait();
         }
     }
     assert!(store.poisoned().is_none());
