@@ -6,7 +6,6 @@ mod support;
 
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
@@ -497,27 +496,4 @@ fn promises_of_threads_and_types_hold() {
     is_shared::<refrain::Namespace>();
     is_sent::<refrain::Lease>();
     is_sent::<refrain::Commit<refrain::Claim, ClaimError>>();
-}
-
-/// A waker whose owner has no good code.
-struct Panics;
-
-impl Wake for Panics {
-    fn wake(self: Arc<Self>) {
-        panic!("the waker panics, as it is meant to");
-    }
-}
-
-#[test]
-fn a_waker_that_panics_leaves_no_lease_behind() {
-    let store = options(counting().0, Durability::Sync).manual_maintenance(true).open().unwrap();
-    let orders = store.namespace("orders").unwrap();
-    let mut waits = pin!(orders.once_async("seen", &ClaimOptions::new()));
-    let waker = Waker::from(Arc::new(Panics));
-    assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    // It leads the round, and wakes who waits for it.
-    let claim = catch_unwind(AssertUnwindSafe(|| orders.claim("claimed", None)));
-    assert!(claim.is_err(), "the waker was woken");
-    assert!(matches!(orders.claim("claimed", None).unwrap(), Claim::InProgress(_)));
-    store.close().unwrap();
 }

@@ -150,6 +150,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
             &[
                 "explored",
                 "sync",
+                "wakers",
                 "point",
                 "pin",
                 "prefetch",

@@ -102,8 +102,7 @@ impl Judged {
     }
 }
 
-/// A lease that was counted and has no handle yet: not counted any more when its call fails, or a waker panics
-/// while it waits.
+/// A lease that was counted and has no handle yet: not counted any more when its call fails.
 struct CountedLease<'a> {
     engine: &'a Engine,
     hash: KeyHash,
