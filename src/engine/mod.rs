@@ -11,7 +11,7 @@
 //! 5. the lane: who appends.
 //! 6. `wal.meta`: who changes the meta file. Held across its sync.
 //! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
-//!    threads that wait for rounds under its shard; nobody takes a shard under rounds.)
+//!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
 //! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
 //! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
