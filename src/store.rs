@@ -203,6 +203,7 @@ mod tests {
     use crate::options::Options;
     use crate::sys::heap::HeapFs;
     use crate::sys::pin::Pin;
+    use crate::sys::sim::{Fault, SimDisk};
     use crate::sys::sim_clock::SimClock;
     use crate::types::SegmentId;
 
@@ -258,5 +259,24 @@ mod tests {
         assert!(!wal.is_proven(), "the mark tells of a time before");
         wal.sync_round(|| timeline.now()).unwrap();
         assert!(wal.is_proven());
+    }
+
+    /// Those who wait for keys are told by the store's thread, which sleeps.
+    #[test]
+    fn a_write_or_sync_that_fails_calls_the_thread() {
+        for operation in ["write", "sync"] {
+            let disk = SimDisk::new(1);
+            let options = Options::new("unused").file_system(disk.mount()).clock(SimClock::new());
+            let store = options.segment_bytes(256 << 10).manual_maintenance(true).open().unwrap();
+            let space = store.define("space", &Policy::default()).unwrap();
+            let _held = space.claim("key", None).unwrap();
+            store.maintain(Duration::MAX);
+            let background = &store.handle.background;
+            assert!(!background.is_wanted(), "{operation}");
+            let error = std::io::ErrorKind::Other;
+            disk.fail(Fault { operation, after: 0, times: 1, error });
+            space.claim("another", None).unwrap_err();
+            assert!(background.is_wanted(), "{operation}");
+        }
     }
 }

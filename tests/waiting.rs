@@ -640,7 +640,7 @@ fn a_failure_is_told_to_who_waits_for_a_claim_to_end() {
 }
 
 /// A write that fails, and a sync that takes its time before it does: the store's thread has nothing else to look after, and
-/// tells those who wait at once. (Without being woken it would tell them too, at its next look: how much later is not judged.)
+/// tells those who wait at once. (Without being called it would tell them too, at its next look: that it is called is shown by a test in `src/store.rs`.)
 #[test]
 fn a_failure_wakes_the_thread_that_tells_it() {
     for broken in ["write", "sync"] {

@@ -153,6 +153,12 @@ impl Background {
         self.changed.notify_one();
     }
 
+    /// Whether somebody has called the thread since it looked last.
+    #[cfg(test)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.signal.lock().is_wanted
+    }
+
     /// Ends [`Engine::run_background`].
     pub(crate) fn stop(&self) {
         self.signal.lock().stops = true;
