@@ -346,6 +346,23 @@ impl Mismatch {
     }
 }
 
+/// The request is older than what the store remembers: had it been completed at once, the key would be forgotten by now. Nothing
+/// is known of the key, and nobody is granted it: it may have been done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutsideWindow {
+    pub(crate) first_sent: Timestamp,
+    pub(crate) remembered_since: Timestamp,
+}
+
+impl OutsideWindow {
+    accessors! {
+        /// When the request was first sent, as the caller said.
+        first_sent: Option<SystemTime> = self => self.first_sent.to_system();
+        /// A request that was first sent at this time, or later, is remembered.
+        remembered_since: Option<SystemTime> = self => self.remembered_since.to_system();
+    }
+}
+
 /// What `lookup` finds. `lookup_with` shows the outcome as an [`OutcomeRef`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use = "a lookup changes nothing; its answer is all there is"]
@@ -384,6 +401,8 @@ pub enum Once {
     Mismatch(Mismatch),
     /// The store was salvaged, and what was lost may have been about this key.
     InDoubt(Gap),
+    /// The request is older than what is remembered.
+    OutsideWindow(OutsideWindow),
 }
 
 /// The first sight of a key by `once`.

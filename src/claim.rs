@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::answer::{Gap, InProgress, Mismatch, Outcome, Parked};
+use crate::answer::{Gap, InProgress, Mismatch, Outcome, OutsideWindow, Parked};
 use crate::engine::Settling;
 use crate::engine::claims::Told;
 use crate::engine::namespaces::Key;
@@ -29,6 +29,9 @@ pub enum Claim {
     /// The store was salvaged, and what was lost may have been about this key: the work may have been
     /// done. Somebody must find out.
     InDoubt(Gap),
+    /// The request was first sent ([`ClaimOptions::first_sent`]) so long ago that its key, had it been completed then,
+    /// would be forgotten by now: the work may have been done. Somebody must find out.
+    OutsideWindow(OutsideWindow),
 }
 
 impl Claim {
@@ -85,5 +88,9 @@ impl Told for Claim {
 
     fn in_doubt(it: Gap) -> Self {
         Self::InDoubt(it)
+    }
+
+    fn outside_window(it: OutsideWindow) -> Self {
+        Self::OutsideWindow(it)
     }
 }

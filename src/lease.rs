@@ -17,6 +17,8 @@ use crate::engine::lease_ends::LeaseEndWait;
 use crate::engine::namespaces::{Key, NamespaceState};
 use crate::error::{CompleteError, LeaseError, StoreError};
 use crate::handle::{Handle, SharedSpace, Space};
+use crate::lost::LeaseLost;
+use crate::renewer::Renewer;
 use crate::request::CompleteOptions;
 use crate::types::{FencingToken, KeyHash, Timestamp};
 
@@ -178,6 +180,31 @@ impl Lease {
     /// [`Lease::park`] without waiting.
     pub fn park_async(self) -> Commit<(), LeaseError> {
         self.commit(self.space.handle.park(&self.named(), self.token, None))
+    }
+
+    /// Whether the lease is still its owner's, so that it can be renewed or completed: nobody has taken the key over,
+    /// and the claim has not ended some other way. It says what was so a moment ago: what keeps a late owner from acting is
+    /// the token, refused by whoever carries the work out.
+    ///
+    /// # Errors
+    ///
+    /// What any call can fail with: nobody can tell then.
+    pub fn is_current(&self) -> Result<bool, StoreError> {
+        match self.space.handle.check_owner(&self.named(), self.token) {
+            Ok(_) => Ok(true),
+            Err(LeaseError::Store(error)) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// A wait for the lease to be lost: taken over, ended some other way, or over. See [`LeaseLost`].
+    pub fn lost(&self) -> LeaseLost {
+        LeaseLost::new(Arc::clone(&self.space), &self.key, self.token)
+    }
+
+    /// What renews the lease for as long as the work takes, and tells when that fails. See [`Renewer`].
+    pub fn renewer(&self) -> Renewer {
+        Renewer::new(Arc::clone(&self.space), &self.named(), self.token, self.deadline)
     }
 
     /// A wait for the lease to be over, for work that is to stop then. See [`LeaseEnd`].

@@ -38,6 +38,8 @@
 //! * [`Store`] is opened with [`Options`]; [`Namespace`]s are sets of keys under a [`Policy`].
 //! * [`Namespace::claim`] answers a [`Claim`]; a granted one holds a [`Lease`], which is renewed,
 //!   completed, released or parked. The same calls exist on the namespace, by key and token.
+//! * [`Lease::lost`] tells its owner that a lease is lost, and a [`Renewer`] renews it while the work goes on.
+//! * [`PartsKey`] makes keys of several parts, and keys of the steps within a piece of work.
 //! * [`Namespace::claim_batch`] and its siblings take several keys in one call.
 //! * [`Namespace::once`] marks a key before the work, at most once; [`Namespace::lookup`] changes
 //!   nothing.
@@ -67,12 +69,15 @@
 //!
 //! # Features
 //!
-//! None by default. `cli` builds the command `refrain`, and changes nothing in the library.
+//! None by default. `json` makes fingerprints of JSON payloads however they are written (`JsonFields`), `blake3` makes them
+//! with that digest (`Fingerprint::of_blake3`). `cli` builds the command `refrain`, and changes nothing in the library.
 //! `test-util` adds a clock that tests move by hand (`testing::SimClock`).
 //!
 //! The state table, the format, clocks and decisions are in the repository under `docs/`.
 
 mod answer;
+#[cfg(feature = "json")]
+mod canonical;
 mod checksum;
 mod chunked;
 mod claim;
@@ -82,10 +87,14 @@ mod error;
 mod format;
 mod handle;
 mod hash;
+mod held;
+mod key;
 mod lease;
+mod lost;
 mod namespace;
 mod options;
 mod policy;
+mod renewer;
 mod report;
 mod request;
 mod stats;
@@ -101,8 +110,10 @@ mod wheel;
 
 pub use answer::{
     Acceptance, Body, BodyKept, Completion, EndCause, First, Gap, InProgress, KeyState, Lapsed,
-    Lookup, Mismatch, Once, Orphan, Outcome, OutcomeRef, Parked, Previous, Renewed,
+    Lookup, Mismatch, Once, Orphan, Outcome, OutcomeRef, OutsideWindow, Parked, Previous, Renewed,
 };
+#[cfg(feature = "json")]
+pub use canonical::{JsonError, JsonFields};
 pub use claim::Claim;
 pub use commit::Commit;
 pub use error::{
@@ -110,12 +121,15 @@ pub use error::{
     NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
     TooManyWaiters, WaitError, WaiterScope,
 };
+pub use key::PartsKey;
 pub use lease::{Lease, LeaseEnd};
+pub use lost::{LeaseLost, Lost};
 pub use namespace::Namespace;
 pub use options::{Durability, Options};
 pub use policy::{
     DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem,
 };
+pub use renewer::{Renewer, RenewerThread, Renewing};
 pub use report::{Damage, RecoveryReport, SalvageReport, TornTail};
 pub use request::{ClaimOptions, CompleteOptions, Resolution};
 pub use stats::StoreStats;

@@ -60,7 +60,8 @@ impl Store {
     fn ensure(&self, name: &str, wanted: Wanted<'_>) -> Result<Namespace, NamespaceError> {
         let engine = &self.handle;
         engine.check_open()?;
-        let state = engine.namespaces.ensure(&engine.wal, name, wanted)?;
+        let state =
+            engine.namespaces.ensure(&engine.wal, name, wanted, || engine.timeline.now())?;
         Ok(Namespace::new(Arc::clone(&self.handle), state))
     }
 

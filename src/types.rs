@@ -110,6 +110,13 @@ impl Timestamp {
         Self::from_ms(self.0.saturating_add(ms))
     }
 
+    /// Saturates at the first.
+    #[inline]
+    pub(crate) fn before(self, span: Duration) -> Self {
+        let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(ms))
+    }
+
     /// How long after `earlier` this is; zero when it is not after.
     #[inline]
     pub(crate) fn since(self, earlier: Self) -> Duration {
@@ -198,7 +205,7 @@ impl Location {
 ///
 /// The digest is not keyed by the store, so it survives an export, and equal payloads give equal
 /// fingerprints everywhere. [`Fingerprint::of`] guards against mistakes, not against an adversary
-/// who crafts two payloads of one digest; such callers give a cryptographic digest to
+/// who crafts two payloads of one digest; such callers take BLAKE3 (feature `blake3`), or give a cryptographic digest of their own to
 /// [`Fingerprint::from_digest`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
@@ -209,11 +216,31 @@ pub struct Fingerprint {
 impl Fingerprint {
     const CALLER: u8 = 0;
     const XXH3_128: u8 = 1;
+    #[cfg(feature = "blake3")]
+    const BLAKE3: u8 = 2;
+    /// Added to the digest's number: of JSON in canonical form, version 1.
+    #[cfg(feature = "json")]
+    const JSON: u8 = 16;
 
     /// The XXH3 128-bit digest of `payload`.
     #[must_use]
     pub fn of(payload: &[u8]) -> Self {
         Self { algorithm: Self::XXH3_128, digest: xxh3_128(payload).to_le_bytes() }
+    }
+
+    /// The first 128 bits of the BLAKE3 digest of `payload`: to find two payloads with one digest takes 2^64 tries.
+    #[cfg(feature = "blake3")]
+    #[must_use]
+    pub fn of_blake3(payload: &[u8]) -> Self {
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&blake3::hash(payload).as_bytes()[..16]);
+        Self { algorithm: Self::BLAKE3, digest }
+    }
+
+    /// The same digest, of JSON in canonical form: it is never that of plain bytes.
+    #[cfg(feature = "json")]
+    pub(crate) fn of_json(self) -> Self {
+        Self { algorithm: self.algorithm + Self::JSON, ..self }
     }
 
     /// A digest the caller computed. It never equals one made by [`Fingerprint::of`].
@@ -226,7 +253,7 @@ impl Fingerprint {
         Self { algorithm, digest }
     }
 
-    /// Which digest this is: 0 the caller's, 1 XXH3-128.
+    /// Which digest this is: 0 the caller's, 1 XXH3-128, 2 BLAKE3; 16 more of JSON in canonical form, version 1.
     #[must_use]
     pub const fn algorithm(&self) -> u8 {
         self.algorithm

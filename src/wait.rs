@@ -4,96 +4,17 @@ use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
-
-use smallvec::SmallVec;
 
 use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::Settling;
-use crate::engine::lease_ends::LeaseEndWait;
-use crate::engine::namespaces::Key;
-use crate::engine::waiters::KeyWait;
 use crate::error::{ClaimError, WaitError};
 use crate::handle::SharedSpace;
+use crate::held::{HeldKey, Role, wait_for};
 use crate::request::ClaimOptions;
-use crate::sys::sync::{Unparker, parker};
-use crate::types::{FencingToken, KeyHash};
-
-/// A place in the list of a key, and a time to give up.
-struct HeldKey {
-    space: SharedSpace,
-    key: SmallVec<[u8; 48]>,
-    hash: KeyHash,
-    is_heir: bool,
-    /// By the monotonic clock.
-    gives_up_at: Duration,
-    place: KeyWait,
-    timer: LeaseEndWait,
-}
-
-impl HeldKey {
-    fn new(space: SharedSpace, key: &[u8], is_heir: bool, timeout: Duration) -> Self {
-        let hash = space.state.key(key).hash;
-        let gives_up_at = space.handle.timeline.monotonic().saturating_add(timeout);
-        Self {
-            space,
-            key: SmallVec::from_slice(key),
-            hash,
-            is_heir,
-            gives_up_at,
-            place: KeyWait::default(),
-            timer: LeaseEndWait::default(),
-        }
-    }
-
-    fn key(&self) -> Key<'_> {
-        Key { namespace: &self.space.state, bytes: &self.key, hash: self.hash }
-    }
-
-    fn left(&self) -> Duration {
-        self.gives_up_at.saturating_sub(self.space.handle.timeline.monotonic())
-    }
-
-    /// Ready when the claim of `held` has ended, as far as is known, or with `false` when the time is over.
-    fn poll(&mut self, held: FencingToken, context: &Context<'_>) -> Poll<Result<bool, WaitError>> {
-        let left = self.left();
-        // An heir has just been told that the key is held; anybody else has looked at nothing yet.
-        if self.is_heir && left.is_zero() {
-            return Poll::Ready(Ok(false));
-        }
-        let Self { space, key, hash, is_heir, place, timer, .. } = self;
-        let key = Key { namespace: &space.state, bytes: key, hash: *hash };
-        let polled = space.handle.poll_held(&key, &space.state, held, *is_heir, place, context)?;
-        if polled.is_ready() {
-            return Poll::Ready(Ok(true));
-        }
-        if left.is_zero() {
-            return Poll::Ready(Ok(false));
-        }
-        space.handle.wake_at(space.handle.timeline.now().after(left), timer, context);
-        Poll::Pending
-    }
-
-    /// Leaves, with the key or without it.
-    fn leave(&mut self, has_key: bool) {
-        // In a forked child the locks may be held by threads that are not there.
-        if self.space.handle.is_child() {
-            return;
-        }
-        self.space.handle.lease_ends.cancel(&mut self.timer);
-        let Self { space, key, hash, place, .. } = self;
-        let key = Key { namespace: &space.state, bytes: key, hash: *hash };
-        space.handle.stop_waiting(&key, place, has_key);
-    }
-}
-
-impl Drop for HeldKey {
-    fn drop(&mut self) {
-        self.leave(false);
-    }
-}
+use crate::types::FencingToken;
 
 /// A claim that waits while somebody else holds the key. From [`crate::Namespace::claim_or_wait`].
 ///
@@ -120,7 +41,7 @@ impl ClaimWait {
         options: ClaimOptions,
         timeout: Duration,
     ) -> Self {
-        Self { held: HeldKey::new(space, key, true, timeout), options, commit: None }
+        Self { held: HeldKey::new(space, key, Role::Heir, timeout), options, commit: None }
     }
 
     /// Blocks the thread until there is an answer.
@@ -150,7 +71,7 @@ impl ClaimWait {
     /// Asks until there is an answer other than that the key is held, or no time left.
     fn poll_answer(&mut self, context: &Context<'_>) -> Poll<Result<(), ClaimError>> {
         while self.commit.is_none() {
-            let (space, key) = (&self.held.space, self.held.key());
+            let (space, key) = (self.held.space(), self.held.key());
             let answered =
                 Settling::later(|settling| Claim::ask(space, &key, &self.options, settling));
             self.options = self.options.again();
@@ -163,7 +84,7 @@ impl ClaimWait {
                 }
             }
             self.held.leave(matches!(answered.result, Ok(Claim::Acquired(_))));
-            self.commit = Some(Commit::new(Arc::clone(&self.held.space.handle), answered));
+            self.commit = Some(Commit::new(Arc::clone(&self.held.space().handle), answered));
         }
         Poll::Ready(Ok(()))
     }
@@ -213,7 +134,7 @@ impl HeldWait {
         token: FencingToken,
         timeout: Duration,
     ) -> Self {
-        Self { held: HeldKey::new(space, key, false, timeout), token }
+        Self { held: HeldKey::new(space, key, Role::Watcher, timeout), token }
     }
 
     /// Blocks the thread until the claim has ended, or the time is over.
@@ -244,28 +165,6 @@ impl Future for HeldWait {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.poll_end(context)
-    }
-}
-
-/// Polls, and sleeps until the task is woken or so much time has passed.
-fn wait_for<T>(time: Duration, poll: impl FnOnce(&Context<'_>) -> Poll<T>) -> Option<T> {
-    let parker = parker();
-    let waker = Waker::from(Arc::new(Sleeper(parker.unparker().clone())));
-    match poll(&Context::from_waker(&waker)) {
-        Poll::Ready(it) => Some(it),
-        Poll::Pending => {
-            parker.park_timeout(time);
-            None
-        }
-    }
-}
-
-/// A thread that sleeps.
-struct Sleeper(Unparker);
-
-impl Wake for Sleeper {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
 

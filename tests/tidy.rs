@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 /// in this list; modules of one line do not meet.
 const LAYERS: &[&[&str]] = &[
     &["types", "chunked", "report", "policy", "sys"],
-    &["hash", "answer"],
+    &["hash", "answer", "canonical"],
     &["checksum", "error"],
     &["format"],
     &["table", "wal", "wheel"],
     &["engine"],
-    &["handle", "stats", "request"],
-    &["commit"],
+    &["handle", "stats", "request", "key"],
+    &["commit", "held"],
+    &["lost"],
+    &["renewer"],
     &["lease"],
     &["claim"],
     &["wait"],
@@ -274,6 +276,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
             "src/sys/region.rs",
             "src/table/linear.rs",
             // JSON's.
+            "src/canonical.rs",
             "src/bin/refrain/args.rs",
             "src/bin/refrain/input.rs",
             "src/bin/refrain/key.rs",

@@ -4,12 +4,10 @@
 mod support;
 
 use std::collections::HashSet;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -20,53 +18,10 @@ use refrain::{
     StoreError, WaitError, WaiterScope,
 };
 use support::disk::HookFs;
+use support::task::Task;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
-
-#[derive(Default)]
-struct Count(AtomicU32);
-
-impl Wake for Count {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// A future that is polled by hand, and what has woken its task.
-struct Task<F> {
-    future: Pin<Box<F>>,
-    count: Arc<Count>,
-}
-
-impl<F: Future> Task<F> {
-    fn new(future: F) -> Self {
-        Self { future: Box::pin(future), count: Arc::default() }
-    }
-
-    fn poll(&mut self) -> Poll<F::Output> {
-        let waker = Waker::from(Arc::clone(&self.count));
-        self.future.as_mut().poll(&mut Context::from_waker(&waker))
-    }
-
-    /// Polls a future that is not ready.
-    fn begun(mut self) -> Self {
-        assert!(self.poll().is_pending());
-        self
-    }
-
-    fn ready(&mut self) -> F::Output {
-        match self.poll() {
-            Poll::Ready(it) => it,
-            Poll::Pending => panic!("not ready"),
-        }
-    }
-
-    /// How often it was woken since it was last asked.
-    fn woken(&self) -> u32 {
-        self.count.0.swap(0, Ordering::SeqCst)
-    }
-}
 
 fn open(clock: &SimClock) -> (Store, Namespace) {
     open_with(clock, |options| options)

@@ -11,7 +11,9 @@ use super::shard::ShardGuard;
 use super::state::{self, Standing, first_held_bytes, held_bytes};
 use super::time::Now;
 use super::{Answered, CallDurability, Engine, Found, Seen, Settle, Settling, Way};
-use crate::answer::{EndCause, First, Gap, InProgress, Mismatch, Once, Outcome, Parked, Previous};
+use crate::answer::{
+    EndCause, First, Gap, InProgress, Mismatch, Once, Outcome, OutsideWindow, Parked, Previous,
+};
 use crate::error::{ClaimError, Failure};
 use crate::format::ext::{Ext, PreviousClaim};
 use crate::format::flags::{BodyState, Flags};
@@ -44,6 +46,7 @@ pub(crate) trait Told {
     fn mismatch(it: Mismatch) -> Self;
     fn parked(it: Parked) -> Self;
     fn in_doubt(it: Gap) -> Self;
+    fn outside_window(it: OutsideWindow) -> Self;
 }
 
 /// A key that was taken.
@@ -86,6 +89,7 @@ enum Judged {
     Taken(Standing, Timestamp),
     Mismatch(Standing),
     InDoubt(Box<Gap>),
+    OutsideWindow(OutsideWindow),
 }
 
 impl Judged {
@@ -97,7 +101,7 @@ impl Judged {
             Self::Taken(standing, _) | Self::Mismatch(standing) => {
                 matches!(standing, Standing::Done | Standing::Held)
             }
-            Self::Free { .. } | Self::InDoubt(_) => false,
+            Self::Free { .. } | Self::InDoubt(_) | Self::OutsideWindow(_) => false,
         }
     }
 }
@@ -320,6 +324,12 @@ impl Engine {
         now: Timestamp,
         question: &Question<'_>,
     ) -> Judged {
+        if takeover.is_none()
+            && let Some(first_sent) = question.request.first_sent
+            && let Some(remembered_since) = question.forgotten(first_sent, now)
+        {
+            return Judged::OutsideWindow(OutsideWindow { first_sent, remembered_since });
+        }
         if !self.gaps.exist() {
             return Judged::Free { takeover };
         }
@@ -335,10 +345,11 @@ impl Engine {
     #[inline(always)]
     fn show<T: Told>(&self, judged: Judged, seen: Option<&Seen<'_>>) -> Result<T, ClaimError> {
         let Some(seen) = seen else {
-            let Judged::InDoubt(gap) = judged else {
-                unreachable!("a free key is granted, and what is taken was seen")
-            };
-            return Ok(T::in_doubt(*gap));
+            return Ok(match judged {
+                Judged::InDoubt(gap) => T::in_doubt(*gap),
+                Judged::OutsideWindow(outside) => T::outside_window(outside),
+                _ => unreachable!("a free key is granted, and what is taken was seen"),
+            });
         };
         let record = seen.record;
         Ok(match judged {
@@ -353,6 +364,7 @@ impl Engine {
             }
             Judged::Mismatch(standing) => T::mismatch(state::mismatch(record, standing)),
             Judged::InDoubt(gap) => T::in_doubt(*gap),
+            Judged::OutsideWindow(outside) => T::outside_window(outside),
             Judged::Free { .. } | Judged::Taken(Standing::Absent | Standing::Lapsed(_), _) => {
                 unreachable!("a free key is granted")
             }
@@ -418,6 +430,19 @@ impl<'a> Question<'a> {
         Ok(Self { key, request, taking, rule, differs: false, no_room: None })
     }
 
+    /// Whether a key that was completed when the request was first sent may be forgotten by now; gives since when they are remembered.
+    #[cold]
+    fn forgotten(&self, first_sent: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        let namespace = self.key.namespace;
+        let mut dedupe_ttl = namespace.policy.load().dedupe_ttl;
+        if self.taking == Taking::Once {
+            // Who marks a key for a time of his own does so each time.
+            dedupe_ttl = dedupe_ttl.min(self.request.dedupe_ttl.map_or(dedupe_ttl, whole_ms));
+        }
+        let since = namespace.remembered_since(dedupe_ttl, now);
+        (first_sent < since).then_some(since)
+    }
+
     /// Counts a differing fingerprint, when the call has its answer. A refusal is an answer of its own.
     #[inline]
     fn count(&self) {
@@ -461,6 +486,10 @@ impl Told for Once {
 
     fn in_doubt(it: Gap) -> Self {
         Self::InDoubt(it)
+    }
+
+    fn outside_window(it: OutsideWindow) -> Self {
+        Self::OutsideWindow(it)
     }
 }
 

@@ -128,6 +128,26 @@ impl Engine {
         }
     }
 
+    /// Whether a claim is its owner's: what ends or renews it is refused otherwise. `Ok(false)`: it is, but its
+    /// lease is over.
+    pub(crate) fn check_owner(
+        &self,
+        key: &Key<'_>,
+        token: FencingToken,
+    ) -> Result<bool, LeaseError> {
+        self.check_change(key)?;
+        let way = self.way_to_change(key.hash);
+        let pin = Pin::new();
+        let mut seen = None;
+        self.find_unlocked(key, &way, &mut seen, &pin)?;
+        let shard = self.lock(way.shard)?;
+        let now = self.timeline.read();
+        match self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)? {
+            Ok((found, judged)) => Ok(judged < found.record.until()),
+            Err(refusal) => Err(refusal.into_lease_error(token)),
+        }
+    }
+
     /// Gives a claim back without an outcome: the key is free.
     pub(crate) fn release(
         &self,

@@ -8,7 +8,7 @@
 use super::Engine;
 use crate::answer::{Acceptance, Gap};
 use crate::error::{GapError, StoreError};
-use crate::format::names::{Entry, NamespaceEntry};
+use crate::format::names::{Entry, NamespaceEntry, Raise};
 use crate::sys::sync::RwLock;
 use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::types::{AUDIT_BYTES_MAX, Epoch, Timestamp};
@@ -84,11 +84,19 @@ fn end_ms(list: &[Gap]) -> u64 {
 }
 
 /// The entries of the names file, apart.
-pub(crate) fn split(entries: Vec<Entry>) -> (Vec<NamespaceEntry>, Vec<Gap>) {
-    let (mut namespaces, mut gaps) = (Vec::new(), Vec::<Gap>::new());
+#[derive(Debug, Default)]
+pub(crate) struct Split {
+    pub(crate) namespaces: Vec<NamespaceEntry>,
+    pub(crate) raises: Vec<Raise>,
+    pub(crate) gaps: Vec<Gap>,
+}
+
+pub(crate) fn split(entries: Vec<Entry>) -> Split {
+    let Split { mut namespaces, mut raises, mut gaps } = Split::default();
     for entry in entries {
         match entry {
             Entry::Namespace(entry) => namespaces.push(entry),
+            Entry::Raise(raise) => raises.push(raise),
             Entry::Gap(gap) => gaps.push(gap),
             Entry::Acceptance(id, acceptance) => {
                 if let Some(gap) = gaps.iter_mut().find(|gap| gap.id == id) {
@@ -97,7 +105,7 @@ pub(crate) fn split(entries: Vec<Entry>) -> (Vec<NamespaceEntry>, Vec<Gap>) {
             }
         }
     }
-    (namespaces, gaps)
+    Split { namespaces, raises, gaps }
 }
 
 impl Engine {

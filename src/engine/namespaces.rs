@@ -11,13 +11,16 @@ use crossbeam_utils::CachePadded;
 
 use crate::error::NamespaceError;
 use crate::format::meta::Meta;
-use crate::format::names::{Entry, NamespaceEntry};
+use crate::format::names::{Entry, NamespaceEntry, Raise};
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
-use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId};
+use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId, Timestamp};
 use crate::wal::Wal;
+
+/// Completions that have read the old policy are taken to be written within this time after a change.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(60);
 
 /// One namespace.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(crate) struct NamespaceState {
     /// On lines of its own: handles are counted beside this state, by everybody who claims.
     pub(crate) hasher: CachePadded<KeyHasher>,
     pub(crate) policy: SharedPolicy,
+    /// Times at which its dedupe window became longer.
+    raises: RwLock<Vec<Raise>>,
     /// Whether the policy is the default that came with the first use of the name.
     is_implicit: AtomicBool,
     /// Fingerprint mismatches met so far.
@@ -49,6 +54,16 @@ impl NamespaceState {
     #[inline]
     pub(crate) fn key<'a>(&'a self, bytes: &'a [u8]) -> Key<'a> {
         Key { namespace: self, bytes, hash: self.hasher.hash(bytes) }
+    }
+
+    /// Since when whatever was first asked for is remembered, if it was completed at once and for `dedupe_ttl`. What was
+    /// asked for before a window became longer may have been completed under the shorter one.
+    pub(crate) fn remembered_since(&self, dedupe_ttl: Duration, now: Timestamp) -> Timestamp {
+        // A window that ends at this moment is over.
+        let since = |ttl: Duration| Timestamp::from_ms(now.before(ttl).ms() + 1);
+        let raises = self.raises.read();
+        let raised = raises.iter().map(|raise| raise.at.min(since(raise.dedupe_ttl)));
+        raised.fold(since(dedupe_ttl), Timestamp::max)
     }
 }
 
@@ -75,7 +90,7 @@ pub(crate) enum Wanted<'a> {
 
 impl Namespaces {
     /// The namespaces that the names file lists. Later entries of a namespace replace earlier ones.
-    pub(crate) fn new(secret: Secret, entries: Vec<NamespaceEntry>) -> Self {
+    pub(crate) fn new(secret: Secret, entries: Vec<NamespaceEntry>, raises: Vec<Raise>) -> Self {
         let namespaces = Self {
             secret,
             by_name: RwLock::default(),
@@ -84,6 +99,11 @@ impl Namespaces {
         };
         for entry in entries {
             namespaces.enter(&entry);
+        }
+        for raise in raises {
+            if let Some(known) = namespaces.by_id(raise.namespace) {
+                known.raises.write().push(raise);
+            }
         }
         namespaces
     }
@@ -99,6 +119,7 @@ impl Namespaces {
             name: entry.name.clone(),
             hasher: CachePadded::new(self.secret.hasher(entry.namespace)),
             policy: SharedPolicy::new(&entry.policy),
+            raises: RwLock::default(),
             is_implicit: AtomicBool::new(entry.implicit),
             mismatches: AtomicU64::new(0),
             waiters: AtomicUsize::new(0),
@@ -134,6 +155,7 @@ impl Namespaces {
         wal: &Wal,
         name: &str,
         wanted: Wanted<'_>,
+        now: impl Fn() -> Timestamp,
     ) -> Result<Arc<NamespaceState>, NamespaceError> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(NamespaceError::NameLength { len: name.len() });
@@ -152,7 +174,7 @@ impl Namespaces {
         if let Some(settled) = self.settled(name, wanted)? {
             return Ok(settled);
         }
-        self.change(wal, name, wanted)
+        self.change(wal, name, wanted, now)
     }
 
     /// The namespace, when nothing needs to be written for it.
@@ -191,6 +213,7 @@ impl Namespaces {
         wal: &Wal,
         name: &str,
         wanted: Wanted<'_>,
+        now: impl Fn() -> Timestamp,
     ) -> Result<Arc<NamespaceState>, NamespaceError> {
         let _passage = wal.pass()?;
         wal.poison.check_before()?;
@@ -203,6 +226,18 @@ impl Namespaces {
             Wanted::Any => (Policy::default(), true),
             Wanted::Defined(policy) | Wanted::Altered(policy) => (*policy, false),
         };
+        if let Some(known) = self.by_name(name) {
+            let before = known.policy.load().dedupe_ttl;
+            if before < policy.dedupe_ttl {
+                // First: should only this one come to be, keys are just held for older than they are.
+                let at = now().after(UNDER_WAY_MAX);
+                let raise = Raise { namespace, at, dedupe_ttl: before };
+                if !wal.append_entry(&Entry::Raise(raise), |_| ())? {
+                    return Err(NamespaceError::TooMany);
+                }
+                known.raises.write().push(raise);
+            }
+        }
         let entry = NamespaceEntry { namespace, name: name.to_owned(), policy, implicit };
         let count = |meta: &mut Meta| meta.namespaces = highest.max(namespace.0);
         if wal.append_entry(&Entry::Namespace(entry.clone()), count)? {

@@ -62,6 +62,7 @@ struct Line {
 struct Waiter {
     number: u64,
     is_heir: bool,
+    is_counted: bool,
     /// `None`: it was called, and has not looked since.
     waker: Option<Waker>,
 }
@@ -70,6 +71,15 @@ struct Waiter {
 #[derive(Debug, Default)]
 pub(crate) struct KeyWait {
     number: Option<u64>,
+    /// It is the holder's own: no bound is for him.
+    is_holders: bool,
+}
+
+impl KeyWait {
+    /// Of who holds the key, and is to be told when he does not any more.
+    pub(crate) fn of_holder() -> Self {
+        Self { number: None, is_holders: true }
+    }
 }
 
 /// What the end of a claim means for who waits.
@@ -157,14 +167,14 @@ impl Waiters {
         called
     }
 
-    /// Takes a waiter out: its waker, if it was not called, and whoever is called in its place (A3).
+    /// Takes a waiter out, and tells who is called in its place (A3).
     fn leave(
         &mut self,
         key: &Key<'_>,
         number: u64,
         has_key: bool,
         ends: &LeaseEnds,
-    ) -> Option<(Option<Waker>, Called)> {
+    ) -> Option<(Waiter, Called)> {
         let lines = self.lines.get_mut(&key.hash)?;
         let at = lines.iter().position(|it| it.is_of(key.namespace.id, key.bytes))?;
         let line = &mut lines[at];
@@ -181,7 +191,7 @@ impl Waiters {
                 self.lines.remove(&key.hash);
             }
         }
-        Some((waiter.waker, called))
+        Some((waiter, called))
     }
 }
 
@@ -260,7 +270,10 @@ impl Engine {
         if let Some(known) = known {
             std::mem::swap(&mut known.waker, &mut waker);
         } else {
-            if let Err(refusal) = self.admit(namespace, line.waiting.len()) {
+            let is_counted = !wait.is_holders;
+            let counted = line.waiting.iter().filter(|waiter| waiter.is_counted).count();
+            let admitted = if is_counted { self.admit(namespace, counted) } else { Ok(()) };
+            if let Err(refusal) = admitted {
                 wait.number = None;
                 if line.waiting.is_empty() {
                     lines.swap_remove(at);
@@ -270,7 +283,7 @@ impl Engine {
                 }
                 return Poll::Ready(Err(refusal.into()));
             }
-            line.waiting.push(Waiter { number, is_heir, waker: waker.take() });
+            line.waiting.push(Waiter { number, is_heir, is_counted, waker: waker.take() });
         }
         let is_late = line.alarm_by(until, key.hash, &self.lease_ends);
         drop(shard);
@@ -327,11 +340,13 @@ impl Engine {
         let mut shard = self.shards[self.shard_of(key.hash)].lock(&self.wal);
         let left = shard.waiters.leave(key, number, has_key, &self.lease_ends);
         drop(shard);
-        let Some((waker, called)) = left else { return };
-        key.namespace.waiters.fetch_sub(1, Ordering::Relaxed);
-        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        let Some((waiter, called)) = left else { return };
+        if waiter.is_counted {
+            key.namespace.waiters.fetch_sub(1, Ordering::Relaxed);
+            self.waiters.fetch_sub(1, Ordering::Relaxed);
+        }
         // Foreign code, both.
-        drop(waker);
+        drop(waiter);
         self.wake(called);
     }
 
@@ -377,9 +392,6 @@ impl Engine {
 
     /// Calls everybody: the store is closed, or poisoned.
     pub(super) fn call_all(&self) {
-        if self.waiters.load(Ordering::Relaxed) == 0 {
-            return;
-        }
         let mut called = Called::default();
         for shard in &self.shards {
             let mut shard = shard.lock(&self.wal);

@@ -192,6 +192,7 @@ mod tests {
             ("names", names::HEADER_BYTES),
             ("gap", names::HEADER_BYTES),
             ("acceptance", names::HEADER_BYTES),
+            ("raise", names::HEADER_BYTES),
             ("file", file::HEADER_BYTES),
             ("mark", mark::HEADER_BYTES),
             ("mark entry", mark::ENTRY_BYTES),

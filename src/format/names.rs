@@ -7,7 +7,8 @@
 //!           16  lease_ms 8 | replay_ms 8 | dedupe_ms 8 | late_grace_ms 8
 //! gap        8  gap 4 | epoch 4 | from_ms 8 | to_ms 8 | until_ms 8 | bytes 8
 //! acceptance 8  gap 4 | zeros 4 | at_ms 8 | zeros 24
-//! every     48  name, or what the gap is, or one byte of length, the actor, the reason;
+//! raise      8  namespace 4 | zeros 4 | at_ms 8 | dedupe_ms 8 | zeros 16
+//! every     48  name, or what the gap is, or one byte of length, the actor, the reason, or `raised`;
 //!               zeros to a multiple of 8
 //! ```
 //!
@@ -21,7 +22,7 @@ use std::time::Duration;
 use super::{Fields, FieldsMut, ROLE_NAMES};
 use crate::answer::{Acceptance, Gap};
 use crate::checksum::Place;
-use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
+use crate::policy::{DEDUPE_TTL_MAX, FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
 use crate::types::{AUDIT_BYTES_MAX, Epoch, NAME_BYTES_MAX, NamespaceId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 48;
@@ -36,6 +37,10 @@ const GRACE_UNSET: u64 = u64::MAX;
 const KIND_NAMESPACE: u16 = 0;
 const KIND_GAP: u16 = 1;
 const KIND_ACCEPTANCE: u16 = 2;
+const KIND_RAISE: u16 = 3;
+
+/// The text of a raise: each entry has one.
+const RAISED: &[u8] = b"raised";
 
 /// What a gap is takes at most this many bytes.
 pub(crate) const WHAT_BYTES_MAX: usize = 511;
@@ -61,6 +66,15 @@ pub(crate) struct NamespaceEntry {
     pub(crate) implicit: bool,
 }
 
+/// Keys of a namespace were forgotten sooner before this time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Raise {
+    pub(crate) namespace: NamespaceId,
+    pub(crate) at: Timestamp,
+    /// The dedupe window that was in force up to then.
+    pub(crate) dedupe_ttl: Duration,
+}
+
 /// One entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Entry {
@@ -69,6 +83,8 @@ pub(crate) enum Entry {
     Gap(Gap),
     /// The gap of this number is accepted.
     Acceptance(u32, Acceptance),
+    /// A dedupe window is about to become longer.
+    Raise(Raise),
 }
 
 fn ms(span: Duration) -> u64 {
@@ -97,6 +113,10 @@ impl Entry {
                 text.extend_from_slice(acceptance.reason.as_bytes());
                 KIND_ACCEPTANCE
             }
+            Self::Raise(_) => {
+                text.extend_from_slice(RAISED);
+                KIND_RAISE
+            }
         };
         let len = HEADER_BYTES + text.len();
         let mut bytes = vec![0; len.next_multiple_of(8)];
@@ -116,6 +136,9 @@ impl Entry {
             }
             Self::Acceptance(gap, acceptance) => {
                 fields.u32(*gap).zeros(4).u64(acceptance.at.ms()).zeros(24);
+            }
+            Self::Raise(Raise { namespace, at, dedupe_ttl }) => {
+                fields.u32(namespace.0).zeros(4).u64(at.ms()).u64(ms(*dedupe_ttl)).zeros(16);
             }
         }
         fields.put(&text);
@@ -161,6 +184,7 @@ impl Entry {
             KIND_NAMESPACE => NamespaceEntry::decode(&mut fields, text).map(Self::Namespace),
             KIND_GAP => decode_gap(&mut fields, text).map(Self::Gap),
             KIND_ACCEPTANCE => decode_acceptance(&mut fields, text),
+            KIND_RAISE => decode_raise(&mut fields, text).map(Self::Raise),
             _ => None,
         };
         entry.filter(|_| pad_is_zero).map(|entry| (entry, bytes.len()))
@@ -266,6 +290,16 @@ fn decode_acceptance(fields: &mut Fields<'_>, text: &[u8]) -> Option<Entry> {
     reserved_is_zero.then_some(Entry::Acceptance(gap, Acceptance { at, actor, reason }))
 }
 
+fn decode_raise(fields: &mut Fields<'_>, text: &[u8]) -> Option<Raise> {
+    let namespace = NamespaceId(fields.u32());
+    let mut reserved_is_zero = fields.zeros(4);
+    let (at, dedupe_ttl) = (Timestamp::from_ms(fields.u64()), Duration::from_millis(fields.u64()));
+    reserved_is_zero &= fields.zeros(16);
+    let is_valid =
+        reserved_is_zero && text == RAISED && namespace.0 != 0 && dedupe_ttl <= DEDUPE_TTL_MAX;
+    is_valid.then_some(Raise { namespace, at, dedupe_ttl })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,6 +344,7 @@ mod tests {
             Entry::Namespace(implicit),
             Entry::Gap(gap),
             Entry::Acceptance(3, acceptance),
+            Entry::Raise(Raise { namespace: NamespaceId(4), at, dedupe_ttl: DEDUPE_TTL_MAX }),
         ];
         for entry in entries {
             let bytes = entry.encode(&STORE, 96);

@@ -331,7 +331,11 @@ mod tests {
                 file.write_mark(&STORE, &mark(100, count)).unwrap();
                 let of_newest = |file: &DataFile| {
                     let marks = file.read_marks(&STORE).unwrap();
-                    marks.iter().filter(|mark| mark.round == 100).map(|it| it.entries.len()).sum()
+                    marks
+                        .iter()
+                        .filter(|mark| mark.round == 100)
+                        .map(|it| it.entries.len())
+                        .sum::<usize>()
                 };
                 // As an open finds it.
                 file.mark_slot.store(0, Ordering::Relaxed);

@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod disk;
 pub mod model;
 pub mod simulation;
+pub mod task;
 pub mod traces;
 pub mod world;
 

@@ -12,14 +12,14 @@ use super::indexes::offer_indexes;
 use super::scan::{Records, Scan, Scanner, Sealed, corrupt};
 use super::winners::Winners;
 use crate::answer::Gap;
-use crate::engine::gaps::split;
+use crate::engine::gaps::{Split, split};
 use crate::error::OpenError;
 use crate::format::file;
 use crate::format::file::id_of_name;
 use crate::format::index::ENTRY_BYTES;
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
-use crate::format::names::NamespaceEntry;
+use crate::format::names::{NamespaceEntry, Raise};
 use crate::format::record::TERMINATOR_BYTES;
 use crate::format::record_ref::RecordRef;
 use crate::format::segment::{Content, DATA_START, Trailer, index_offset, trailer_offset};
@@ -109,6 +109,7 @@ pub(super) struct Found {
     pub(super) unlisted: Vec<String>,
     pub(super) names_end: u64,
     pub(super) namespaces: Vec<NamespaceEntry>,
+    pub(super) raises: Vec<Raise>,
     pub(super) gaps: Vec<Gap>,
     pub(super) segments: Vec<Sealed>,
     pub(super) scanned: Vec<Scanned>,
@@ -174,7 +175,7 @@ pub(super) fn read(
         // The state that was lost may have counted more.
         entries.extend(names.load_rest(fs)?);
     }
-    let (namespaces, gaps) = split(entries);
+    let Split { namespaces, raises, gaps } = split(entries);
     let highest = namespaces.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
     if highest != meta.namespaces && !is_fallback {
         let what = format!("it ends at namespace {highest}, not {}", meta.namespaces);
@@ -209,6 +210,7 @@ pub(super) fn read(
         unlisted,
         names_end,
         namespaces,
+        raises,
         gaps,
         segments,
         scanned: Vec::new(),

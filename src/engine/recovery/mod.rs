@@ -188,7 +188,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         served.map_err(failed)?;
     }
 
-    let Found { files, meta, winners, namespaces, gaps, segments, scanned, .. } = found;
+    let Found { files, meta, winners, namespaces, raises, gaps, segments, scanned, .. } = found;
     let wal = Wal::new(WalParts {
         fs,
         store_id: meta.store_id,
@@ -228,7 +228,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             Expiry::new(timeline.now(), sealed),
         ),
         purge_counts: PurgeCounts::default(),
-        namespaces: Namespaces::new(meta.secret, namespaces),
+        namespaces: Namespaces::new(meta.secret, namespaces, raises),
         gaps: Gaps::new(gaps),
         lease_ends: LeaseEnds::new(timeline.now()),
         waiters: AtomicUsize::new(0),

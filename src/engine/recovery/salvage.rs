@@ -79,7 +79,7 @@ pub(crate) fn salvage(
     let epoch = stored.max(epoch).max(vouched.epoch);
     let clock = meta.map_or(Timestamp::default(), |meta| meta.clock).max(vouched.clock).max(at);
     report.bytes_lost = losses.list.iter().map(|loss| loss.bytes).sum();
-    let next = split(entries).1.iter().map(|gap| gap.id + 1).max().unwrap_or(0);
+    let next = split(entries).gaps.iter().map(|gap| gap.id + 1).max().unwrap_or(0);
     let to = engine.timeline.now().max(clock);
     let gaps = gaps_of(std::mem::take(&mut losses.list), next, epoch, to);
     report.gaps = gaps.len();

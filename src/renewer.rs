@@ -1,0 +1,219 @@
+//! Renewing a lease for as long as its work takes, and telling its owner when that fails.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::engine::lease_ends::LeaseEndWait;
+use crate::engine::namespaces::Key;
+use crate::error::LeaseError;
+use crate::handle::SharedSpace;
+use crate::lost::LeaseLost;
+use crate::sys::sync::Mutex;
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
+use crate::types::{FencingToken, KeyHash, Timestamp};
+
+/// How long to wait before it is tried again to renew a lease in a store that is full, at most.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// What renews a lease. From [`crate::Lease::renewer`].
+///
+/// It renews whenever a third of the lease has passed, so that two renewals may fail before it is over. A
+/// renewal never waits for the disk.
+#[must_use = "nothing is renewed before it runs"]
+pub struct Renewer {
+    space: SharedSpace,
+    key: SmallVec<[u8; 48]>,
+    hash: KeyHash,
+    token: FencingToken,
+    deadline: Timestamp,
+    lease: Option<Duration>,
+}
+
+impl Renewer {
+    pub(crate) fn new(
+        space: SharedSpace,
+        key: &Key<'_>,
+        token: FencingToken,
+        deadline: Timestamp,
+    ) -> Self {
+        let (hash, key) = (key.hash, SmallVec::from_slice(key.bytes));
+        Self { space, key, hash, token, deadline, lease: None }
+    }
+
+    /// Renews for this time, in place of the policy's lease: 100 ms up to the dedupe window.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// As a future, for any executor: beside the work, whichever of them is ready first.
+    pub fn run(self) -> Renewing {
+        let lost = LeaseLost::new(Arc::clone(&self.space), &self.key, self.token);
+        let renews_at = self.renews_at();
+        Renewing { renewer: self, lost, timer: LeaseEndWait::default(), renews_at }
+    }
+
+    /// In a thread of its own, which ends when what is returned is dropped, or the lease is lost.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no thread to give.
+    pub fn in_thread(self) -> io::Result<RenewerThread> {
+        let state =
+            Arc::new(ThreadState { is_over: AtomicBool::new(false), lost: Mutex::new(None) });
+        let shared = Arc::clone(&state);
+        let renew = move || {
+            let waker = Waker::from(Arc::new(Parked(thread::current())));
+            let mut context = Context::from_waker(&waker);
+            let mut renewing = self.run();
+            while !shared.is_over.load(Ordering::Acquire) {
+                match Pin::new(&mut renewing).poll(&mut context) {
+                    Poll::Pending => thread::park(),
+                    Poll::Ready(error) => {
+                        *shared.lost.lock() = Some(error);
+                        return;
+                    }
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("refrain-renewer".to_owned()).spawn(renew)?;
+        Ok(RenewerThread { state, thread: Some(thread) })
+    }
+
+    fn renews_at(&self) -> Timestamp {
+        let now = self.space.handle.timeline.now();
+        now.after(self.deadline.since(now) / 3)
+    }
+
+    /// Renews; an error is for the owner.
+    fn renew(&mut self) -> Result<Timestamp, LeaseError> {
+        let Self { space, key, hash, token, lease, .. } = self;
+        let key = Key { namespace: &space.state, bytes: key, hash: *hash };
+        match space.handle.renew(&key, *token, *lease) {
+            Ok(renewed) => {
+                self.deadline = renewed.deadline;
+                Ok(self.renews_at())
+            }
+            // The lease is as it was.
+            Err(error @ LeaseError::Full { .. }) => {
+                let now = space.handle.timeline.now();
+                let left = self.deadline.since(now);
+                if left.is_zero() {
+                    return Err(error);
+                }
+                Ok(now.after((left / 3).min(RETRY_MAX)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Renews a lease while it is polled. From [`Renewer::run`].
+///
+/// Ready when the lease is lost, with what a renewal was refused with: the owner's work is to stop.
+/// [`LeaseError::Completed`] says that it is done. A takeover, or an end, is told at once. In a store that is full it tries on
+/// until the lease is over. Dropping it ends it; the lease stays as it is.
+#[must_use = "a future does nothing unless it is polled"]
+pub struct Renewing {
+    renewer: Renewer,
+    lost: LeaseLost,
+    timer: LeaseEndWait,
+    renews_at: Timestamp,
+}
+
+impl Future for Renewing {
+    type Output = LeaseError;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<LeaseError> {
+        let this = &mut *self;
+        loop {
+            // Whatever has become of it, a renewal says so best.
+            let is_lost = this.lost.poll_lost(context).is_ready();
+            let handle = &this.renewer.space.handle;
+            if !is_lost && handle.timeline.now() < this.renews_at {
+                handle.wake_at(this.renews_at, &mut this.timer, context);
+                return Poll::Pending;
+            }
+            match this.renewer.renew() {
+                Ok(renews_at) => this.renews_at = renews_at,
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+    }
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        let handle = &self.renewer.space.handle;
+        // In a forked child the lock may be held by a thread that is not there.
+        if !handle.is_child() {
+            handle.lease_ends.cancel(&mut self.timer);
+        }
+    }
+}
+
+/// A thread that renews a lease. From [`Renewer::in_thread`]. Dropping it ends the thread; the lease stays as it is.
+#[must_use = "the thread ends when this is dropped"]
+pub struct RenewerThread {
+    state: Arc<ThreadState>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct ThreadState {
+    is_over: AtomicBool,
+    lost: Mutex<Option<LeaseError>>,
+}
+
+/// A thread that sleeps until there is something to look at.
+struct Parked(Thread);
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl RenewerThread {
+    /// Why the lease is lost, once it is: the work is to stop.
+    #[must_use]
+    pub fn lost(&self) -> Option<LeaseError> {
+        self.state.lost.lock().clone()
+    }
+}
+
+impl Drop for RenewerThread {
+    fn drop(&mut self) {
+        self.state.is_over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has nothing to say that `lost` does not.
+            thread.join().unwrap_or_default();
+        }
+    }
+}
+
+impl fmt::Debug for Renewer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewer").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Renewing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewing").field("token", &self.renewer.token).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RenewerThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RenewerThread").field("lost", &self.lost()).finish_non_exhaustive()
+    }
+}
