@@ -1,17 +1,23 @@
-//! A panic that is not the store's: of whoever holds something of it, or of a waker.
+//! Foreign code: a panic that is not the store's, of whoever holds something of it or of a waker; and a waker that
+//! drops the store.
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
+
+mod support;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use refrain::testing::HeapFs;
-use refrain::{Claim, ClaimOptions, Durability, Lease, Namespace, Options, Store};
+use refrain::testing::{HeapFs, SimClock};
+use refrain::{
+    Claim, ClaimError, ClaimOptions, Commit, Durability, Lease, Namespace, Options, Store,
+};
+use support::disk::HookFs;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -175,4 +181,55 @@ fn a_bad_waker_does_not_end_the_stores_thread() {
         }
     }
     assert!(store.poisoned().is_none());
+}
+
+/// A task that is dropped when it is woken, with the last of what holds its store open.
+struct Dropped {
+    task: Mutex<Option<(Commit<Claim, ClaimError>, Namespace, Store)>>,
+    is_gone: AtomicBool,
+}
+
+impl Wake for Dropped {
+    fn wake(self: Arc<Self>) {
+        drop(self.task.lock().unwrap().take());
+        self.is_gone.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The store's thread calls the waker in the midst of a look, in which it would go on to write the time down.
+#[test]
+fn nothing_is_written_to_a_store_that_its_own_thread_has_ended() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let dropped = Arc::new(Dropped { task: Mutex::new(None), is_gone: AtomicBool::new(false) });
+    let late = Arc::new(Mutex::new(vec![]));
+    let (task, seen) = (Arc::clone(&dropped), Arc::clone(&late));
+    let hooked = HookFs::new(fs.clone(), move |operation, name| {
+        let changes =
+            matches!(operation, "write" | "sync" | "create" | "fill" | "remove" | "rename");
+        if changes && task.is_gone.load(Ordering::SeqCst) {
+            seen.lock().unwrap().push(format!("{operation} {name}"));
+        }
+        Ok(())
+    });
+    let options = || Options::new("unused").segment_bytes(256 << 10).clock(clock.clone());
+    let store = options().file_system(hooked).open().unwrap();
+    let space = store.namespace("space").unwrap();
+    clock.advance(Duration::from_secs(60));
+    let mut commit = space.claim_async("key", &ClaimOptions::new());
+    let mut task = dropped.task.lock().unwrap();
+    let waker = Waker::from(Arc::clone(&dropped));
+    assert!(Pin::new(&mut commit).poll(&mut Context::from_waker(&waker)).is_pending());
+    *task = Some((commit, space, store));
+    drop(task);
+    // Its directory is free when the thread has ended.
+    let store = loop {
+        match options().file_system(fs.clone()).open() {
+            Ok(store) => break store,
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert!(dropped.is_gone.load(Ordering::SeqCst));
+    assert!(store.report().clean);
+    let late = late.lock().unwrap();
+    assert!(late.is_empty(), "{late:?}");
 }

@@ -432,6 +432,8 @@ impl Engine {
         }
         let is_open = self.shards.iter().all(|shard| !shard.lock(&self.wal).is_closed);
         if is_open {
+            // A waker may have dropped it in the midst of a look, which goes on behind this.
+            self.wal.shut_gate();
             // Nobody is left to tell; the next open recovers whatever this leaves.
             self.end().unwrap_or_default();
         }
