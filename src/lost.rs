@@ -69,6 +69,9 @@ impl LeaseLost {
             self.held.leave(false);
             return Poll::Ready(match polled {
                 Poll::Ready(Err(WaitError::Store(error))) => Lost::Store(error),
+                Poll::Ready(Err(WaitError::TooManyWaiters(_))) => {
+                    unreachable!("no bound is for who holds the key")
+                }
                 _ => match self.check() {
                     // It was renewed in between.
                     None => continue,
