@@ -183,9 +183,12 @@ fn a_bad_waker_does_not_end_the_stores_thread() {
     assert!(store.poisoned().is_none());
 }
 
+/// What holds a store open.
+type Holds = (Commit<Claim, ClaimError>, Namespace, Store);
+
 /// A task that is dropped when it is woken, with the last of what holds its store open.
 struct Dropped {
-    task: Mutex<Option<(Commit<Claim, ClaimError>, Namespace, Store)>>,
+    task: Mutex<Option<Holds>>,
     is_gone: AtomicBool,
 }
 
