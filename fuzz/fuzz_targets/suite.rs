@@ -7,5 +7,7 @@ pub mod bytes;
 pub mod calls;
 #[path = "../../tests/support/model.rs"]
 pub mod model;
+#[path = "../../tests/support/task.rs"]
+pub mod task;
 #[path = "../../tests/support/world.rs"]
 pub mod world;

@@ -1,18 +1,22 @@
 //! A store and its model side by side: operations drive both, and every answer is compared whole.
 
+use std::collections::VecDeque;
+use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     Body, Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, Durability,
-    FencingToken, Fingerprint, FingerprintRule, LeaseError, Lookup, NamespaceError, OnOrphan, Once,
-    Options, Outcome, Reference, Resolution, ResolveError, Store,
+    FencingToken, Fingerprint, FingerprintRule, Lease, LeaseError, LeaseLost, Lookup, Lost,
+    NamespaceError, OnOrphan, Once, Options, Outcome, Reference, Resolution, ResolveError, Store,
 };
 
 use super::calls::Face;
 use super::model::{
     Ask, Bring, Bytes, Done, Entry, Exit, Key, Model, Rules, State, Stored, Token, Verdict,
 };
+
+use super::task::Task;
 
 pub const SEGMENT_BYTES: u64 = 256 << 10;
 
@@ -51,6 +55,8 @@ pub enum Step {
 }
 
 pub const NAMESPACES: usize = 3;
+/// Leases that are looked at after each step.
+const LEASES: usize = 6;
 
 /// Every key of the tests: in which namespace, and its bytes.
 pub fn keys() -> Vec<Key> {
@@ -89,6 +95,8 @@ pub struct World {
     /// All tokens that a key was given.
     given: Vec<Vec<Token>>,
     bodies: Vec<Bytes>,
+    /// Some of the leases that were granted last, and whether they are lost, until that was told.
+    leases: VecDeque<(usize, Lease, Option<Task<LeaseLost>>)>,
     /// How often each thing happened.
     pub seen: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -125,7 +133,17 @@ impl World {
         ];
         let given = vec![Vec::new(); keys.len()];
         let seen = std::collections::BTreeMap::new();
-        let mut world = Self { fs, clock, store: None, model, keys, given, bodies, seen };
+        let mut world = Self {
+            fs,
+            clock,
+            store: None,
+            model,
+            keys,
+            given,
+            bodies,
+            leases: VecDeque::new(),
+            seen,
+        };
         world.open(64, 0);
         for namespace in 0..NAMESPACES {
             world.namespace(namespace);
@@ -210,6 +228,11 @@ impl World {
 
     /// Does one step on both, and compares.
     pub fn step(&mut self, step: &Step) {
+        self.take(step);
+        self.compare_leases();
+    }
+
+    fn take(&mut self, step: &Step) {
         match step.clone() {
             Step::Claim { key, fingerprint, reference, lease, quick } => {
                 let lease = match lease % 4 {
@@ -273,6 +296,40 @@ impl World {
         }
     }
 
+    /// Whether leases are their owners', and what is told of those that are lost.
+    fn compare_leases(&mut self) {
+        let mut told = vec![];
+        for (index, lease, lost) in &mut self.leases {
+            let state = self.model.state(&self.keys[*index]);
+            let token = lease.token().get();
+            let is_own = state.claim().is_some_and(|claimed| claimed.token == token);
+            assert_eq!(lease.is_current().unwrap(), is_own, "{state:?}");
+            let Some(Poll::Ready(how)) = lost.as_mut().map(Task::poll) else {
+                let runs = is_own && matches!(state, State::Held(_));
+                assert!(runs || lost.is_none(), "nothing is told of {state:?}");
+                continue;
+            };
+            told.push(match how {
+                Lost::LeaseEnded => {
+                    assert!(is_own && !matches!(state, State::Held(_)), "{state:?}");
+                    "lease ended"
+                }
+                Lost::Fenced { current } => {
+                    assert!(!is_own && state.token() == Some(current.get()), "{state:?}");
+                    "lease fenced"
+                }
+                Lost::Ended => {
+                    let others = state.token().is_some_and(|current| current != token);
+                    assert!(!is_own && !others, "{state:?}");
+                    "claim ended"
+                }
+                other => panic!("a loss nobody knows: {other:?}"),
+            });
+            *lost = None;
+        }
+        told.into_iter().for_each(|what| self.see(what));
+    }
+
     fn claim(&mut self, key: usize, ask: &Ask, quick: bool) {
         let (index, key) = self.key(key);
         let verdict = self.model.judge(&key, ask);
@@ -309,6 +366,11 @@ impl World {
                 let State::Held(claimed) = self.model.state(&key) else { panic!() };
                 assert_eq!(got.deadline().map(ms_of), Some(claimed.deadline));
                 assert_eq!(got.guaranteed_until().map(ms_of), claimed.forgotten_at);
+                let lost = Task::new(got.lost()).begun();
+                self.leases.push_back((index, got, Some(lost)));
+                if self.leases.len() > LEASES {
+                    self.leases.pop_front();
+                }
             }
             (Verdict::Done(done), Ok(Claim::Completed(outcome))) => {
                 self.see("claim completed");
@@ -675,6 +737,7 @@ impl World {
     }
 
     fn close(&mut self, shards: u8, mode: u8, back_ms: u64, forward_ms: u64) {
+        self.leases.clear();
         self.store.take().unwrap().close().unwrap();
         self.see("close");
         // While the store is closed, time goes on and the wall clock may be set back.
@@ -690,6 +753,7 @@ impl World {
 
     fn kill(&mut self, shards: u8, mode: u8, forward_ms: u64) {
         // The process dies: nothing is written any more, no destructor runs, the lock falls.
+        self.leases.clear();
         self.store.take().unwrap().abandon();
         self.see("kill");
         let wall = self.model.now + forward_ms;
