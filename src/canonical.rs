@@ -5,7 +5,7 @@
 //! neighbour.
 
 use serde::ser::{Serialize, Serializer};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use crate::types::Fingerprint;
 
@@ -40,13 +40,14 @@ enum Choice {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// It is no JSON, or nested more than 127 deep.
+    /// It is no JSON, or nested more than 127 deep, or has a text that begins with `$serde_json::private::`.
     #[error("the payload cannot be read: {what}")]
     Syntax {
         /// What is wrong, and where.
         what: String,
     },
-    /// It has a number that a double does not hold: what differs from it would look the same. Write it as a text.
+    /// It has a number that a double does not hold, in a field that counts or in another: what differs from it would look the
+    /// same. Write it as a text.
     #[error("a double does not hold the number {number}")]
     Number {
         /// The number as the payload has it.
@@ -122,6 +123,7 @@ impl JsonFields {
     /// What counts of a payload, and which fields do, in the form of RFC 8785.
     fn canonical(&self, payload: &[u8]) -> Result<Vec<u8>, JsonError> {
         let unreadable = |error: serde_json::Error| JsonError::Syntax { what: error.to_string() };
+        check_tokens(payload)?;
         let mut payload: Value = serde_json::from_slice(payload).map_err(unreadable)?;
         let choice = match self.choice {
             Choice::Only => "only",
@@ -129,8 +131,7 @@ impl JsonFields {
         };
         let counts = match self.choice {
             Choice::Only => {
-                let field =
-                    |pointer: &String| Some((pointer.clone(), payload.pointer(pointer)?.clone()));
+                let field = |path: &String| Some((path.clone(), payload.pointer(path)?.clone()));
                 Value::Object(self.pointers.iter().filter_map(field).collect())
             }
             Choice::Without => {
@@ -138,7 +139,6 @@ impl JsonFields {
                 payload
             }
         };
-        check_numbers(&counts)?;
         let pointers = self.pointers.iter().cloned().map(Value::String).collect();
         let about = Map::from_iter([
             (choice.to_owned(), Value::Array(pointers)),
@@ -169,21 +169,61 @@ fn remove(payload: &mut Value, pointer: &str) {
     }
 }
 
-fn check_numbers(value: &Value) -> Result<(), JsonError> {
-    match value {
-        Value::Number(number) if !is_held(number) => {
-            Err(JsonError::Number { number: number.to_string() })
+/// How `serde_json` says in its own tongue that an object is none: what begins so is refused, whatever features it is built
+/// with.
+const PRIVATE: &str = "$serde_json::private::";
+
+/// Refuses what reading would take for something else: numbers that a double does not hold, and texts that mean something to the
+/// reader. What is no JSON is for the reader to refuse.
+fn check_tokens(payload: &[u8]) -> Result<(), JsonError> {
+    let mut rest = payload;
+    while let Some(first) = rest.first() {
+        let len = match first {
+            b'"' => text_len(rest),
+            b'-' | b'0'..=b'9' => {
+                let is_part =
+                    |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
+                rest.iter().take_while(|byte| is_part(byte)).count()
+            }
+            _ => 1,
+        };
+        let (token, behind) = rest.split_at(len);
+        rest = behind;
+        let Ok(token) = std::str::from_utf8(token) else { continue };
+        if *first == b'"' {
+            // Escapes may hide any part of it.
+            let may_be = token.contains("private") || token.contains('\\');
+            if may_be
+                && serde_json::from_str(token).is_ok_and(|text: String| text.starts_with(PRIVATE))
+            {
+                return Err(JsonError::Syntax {
+                    what: format!("{token} has a meaning of its own"),
+                });
+            }
+        } else if len > 1 && !is_held(token) {
+            return Err(JsonError::Number { number: token.to_owned() });
         }
-        Value::Array(values) => values.iter().try_for_each(check_numbers),
-        Value::Object(fields) => fields.values().try_for_each(check_numbers),
-        _ => Ok(()),
     }
+    Ok(())
 }
 
-/// Whether the double that is nearest to the number is written as the same number.
-fn is_held(number: &Number) -> bool {
-    let Some(double) = number.as_f64().filter(|double| double.is_finite()) else { return false };
-    decimal(&number.to_string()) == decimal(&format!("{double:e}"))
+/// The bytes of a text with its quotes, or all there are if it has no end.
+fn text_len(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// Whether the double that is nearest to the number is written as the same number. What is no number is for others to refuse.
+fn is_held(number: &str) -> bool {
+    let Ok(double) = number.parse::<f64>() else { return true };
+    double.is_finite() && decimal(number) == decimal(&format!("{double:e}"))
 }
 
 /// A number as its sign, its digits without zeros around them, and the power of ten of the first.
@@ -275,17 +315,29 @@ mod tests {
         for number in [
             "9007199254740993",
             "0.10000000000000000001",
-            "1e+400",
-            "-1e+400",
+            "1e400",
+            "-1e400",
             "1e-400",
             "12345678901234567890",
         ] {
             let refused = JsonFields::all().fingerprint(format!("[{number}]").as_bytes());
             assert_eq!(refused, Err(JsonError::Number { number: number.to_owned() }));
         }
-        // What does not count may be anything.
-        let only = JsonFields::only(["/a"]).unwrap();
-        only.fingerprint(br#"{"a": 1, "b": 9007199254740993}"#).unwrap();
+        // A text may look like anything, and end in any way.
+        JsonFields::all().fingerprint(br#"["1e400 \\\" 9007199254740993", "\\\\"]"#).unwrap();
+    }
+
+    #[test]
+    fn an_object_that_the_reader_would_take_for_a_number_is_refused() {
+        for payload in [
+            r#"{"amount": {"$serde_json::private::Number": "100"}}"#,
+            r#"{"amount": {"\u0024serde_json::private::Number": "100"}}"#,
+            r#"{"amount": {"$serde_json::\u0070rivate::RawValue": "100"}}"#,
+        ] {
+            let refused = JsonFields::all().fingerprint(payload.as_bytes());
+            assert!(matches!(refused, Err(JsonError::Syntax { .. })), "{payload} {refused:?}");
+        }
+        JsonFields::all().fingerprint(br#"{"private": "serde_json::private"}"#).unwrap();
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum Lost {
 /// Waits for a lease to be lost, on any executor or in a thread. From [`crate::Lease::lost`].
 ///
 /// Another claim's takeover, or any end of this one, is told at once; that the deadline has come, within 8 ms and
-/// one look of maintenance. A renewal, whoever makes it, puts the deadline off. It takes no place from those who
+/// one look of maintenance, which may have to wait for the disk before. A renewal, whoever makes it, puts the deadline off. It takes no place from those who
 /// wait for keys ([`crate::Options::max_waiters`]).
 ///
 /// It keeps no lease: the store can be closed while it waits. Dropping it leaves nothing behind. With

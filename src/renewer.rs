@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::engine::lease_ends::LeaseEndWait;
 use crate::engine::namespaces::Key;
-use crate::error::LeaseError;
+use crate::error::{LeaseError, StoreError};
 use crate::handle::SharedSpace;
 use crate::lost::LeaseLost;
 use crate::sys::sync::Mutex;
@@ -26,7 +26,8 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// What renews a lease. From [`crate::Lease::renewer`].
 ///
 /// It renews whenever a third of the lease has passed, so that two renewals may fail before it is over. A
-/// renewal never waits for the disk.
+/// renewal waits for the disk only where the store is full, or must grow. Work that hangs keeps its key for as long as this
+/// renews: give it a bound of its own.
 #[must_use = "nothing is renewed before it runs"]
 pub struct Renewer {
     space: SharedSpace,
@@ -70,13 +71,14 @@ impl Renewer {
         let state =
             Arc::new(ThreadState { is_over: AtomicBool::new(false), lost: Mutex::new(None) });
         let shared = Arc::clone(&state);
+        let space = Arc::clone(&self.space);
         let renew = move || {
             let waker = Waker::from(Arc::new(Parked(thread::current())));
             let mut context = Context::from_waker(&waker);
             let mut renewing = self.run();
             while !shared.is_over.load(Ordering::Acquire) {
                 match Pin::new(&mut renewing).poll(&mut context) {
-                    Poll::Pending => thread::park(),
+                    Poll::Pending => thread::park_timeout(renewing.left()),
                     Poll::Ready(error) => {
                         *shared.lost.lock() = Some(error);
                         return;
@@ -85,7 +87,7 @@ impl Renewer {
             }
         };
         let thread = thread::Builder::new().name("refrain-renewer".to_owned()).spawn(renew)?;
-        Ok(RenewerThread { state, thread: Some(thread) })
+        Ok(RenewerThread { state, thread: Some(thread), space })
     }
 
     fn renews_at(&self) -> Timestamp {
@@ -121,12 +123,23 @@ impl Renewer {
 /// Ready when the lease is lost, with what a renewal was refused with: the owner's work is to stop.
 /// [`LeaseError::Completed`] says that it is done. A takeover, or an end, is told at once. In a store that is full it tries on
 /// until the lease is over. Dropping it ends it; the lease stays as it is.
+///
+/// The store's thread wakes its task, as it wakes all who wait for a time, and is late when it waits for the disk itself. Where a sync may
+/// take as long as two thirds of the lease, poll it besides by a timer of your own, or take [`Renewer::in_thread`], which keeps its own time. With
+/// [`crate::Options::manual_maintenance`] whoever maintains the store wakes it.
 #[must_use = "a future does nothing unless it is polled"]
 pub struct Renewing {
     renewer: Renewer,
     lost: LeaseLost,
     timer: LeaseEndWait,
     renews_at: Timestamp,
+}
+
+impl Renewing {
+    /// Until it has to renew: whoever would wake it may be waiting for the disk.
+    fn left(&self) -> Duration {
+        self.renews_at.since(self.renewer.space.handle.timeline.now()).max(Duration::from_millis(1))
+    }
 }
 
 impl Future for Renewing {
@@ -165,6 +178,8 @@ impl Drop for Renewing {
 pub struct RenewerThread {
     state: Arc<ThreadState>,
     thread: Option<JoinHandle<()>>,
+    /// So that the thread never drops the last handle: it would wait for the store's thread.
+    space: SharedSpace,
 }
 
 struct ThreadState {
@@ -185,6 +200,10 @@ impl RenewerThread {
     /// Why the lease is lost, once it is: the work is to stop.
     #[must_use]
     pub fn lost(&self) -> Option<LeaseError> {
+        // There the thread is not, and may have left its lock held.
+        if self.space.handle.is_child() {
+            return Some(StoreError::Forked.into());
+        }
         self.state.lost.lock().clone()
     }
 }
@@ -193,6 +212,11 @@ impl Drop for RenewerThread {
     fn drop(&mut self) {
         self.state.is_over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
+            // In a forked child there is no thread. And a waker may drop this on the thread itself.
+            let is_self = thread.thread().id() == thread::current().id();
+            if is_self || self.space.handle.is_child() {
+                return;
+            }
             thread.thread().unpark();
             // It has nothing to say that `lost` does not.
             thread.join().unwrap_or_default();

@@ -144,3 +144,26 @@ fn a_child_is_not_shown_what_its_parent_keeps_and_does_not_give_the_directory_ba
     drop(kept);
     assert!(open(directory.path()).unwrap().report().clean);
 }
+
+/// There is no thread to wait for in the child.
+#[test]
+fn a_renewers_thread_is_dropped_in_a_forked_child_and_goes_on_in_its_parent() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = refrain::Options::new(directory.path()).segment_bytes(256 << 10).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let lease = orders.claim("a", None).unwrap().acquired().unwrap();
+    let mut renewer = Some(lease.renewer().in_thread().unwrap());
+    let (command, code) = fork(move || {
+        let Some(renewer) = renewer.take() else { return 1 };
+        let lost = renewer.lost();
+        drop(renewer);
+        match lost {
+            Some(refrain::LeaseError::Store(StoreError::Forked)) => AS_PROMISED,
+            _ => 2,
+        }
+    });
+    assert_eq!(code, AS_PROMISED);
+    assert!(lease.is_current().unwrap());
+    drop((command, lease));
+    store.close().unwrap();
+}

@@ -3,15 +3,17 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
-    Claim, ClaimError, ClaimOptions, Durability, Lease, LeaseError, Lost, Namespace, OnLeaseEnd,
-    Options, Policy, Resolution, Store, StoreError,
+    Claim, ClaimError, ClaimOptions, Durability, Lease, LeaseError, Lookup, Lost, Namespace,
+    OnLeaseEnd, Options, Policy, Resolution, Store, StoreError,
 };
 use support::disk::HookFs;
 use support::task::Task;
@@ -285,6 +287,83 @@ fn a_renewer_tries_on_in_a_full_store_until_the_lease_is_over() {
             assert!(matches!(error, LeaseError::Full { .. }), "{error:?}");
         }
     }
+}
+
+/// The store's thread, which wakes whoever waits for a time, is itself waiting for the disk.
+#[test]
+fn a_renewer_in_a_thread_renews_beside_a_sync_that_hangs() {
+    let is_slow = Arc::new(AtomicBool::new(false));
+    let (slow, hangs) = (Arc::clone(&is_slow), Arc::new(AtomicBool::new(false)));
+    let is_hanging = Arc::clone(&hangs);
+    let fs = HookFs::new(HeapFs::new(), move |operation, _| {
+        if operation == "sync" && slow.load(Ordering::SeqCst) {
+            is_hanging.store(true, Ordering::SeqCst);
+            for _ in 0..20_000 {
+                if !slow.load(Ordering::SeqCst) {
+                    break;
+                }
+                thread::sleep(SECOND / 1000);
+            }
+            is_hanging.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    });
+    let interval = Durability::Interval(SECOND / 50);
+    let store = Options::new("unused").file_system(fs).durability(interval).open().unwrap();
+    let space = store.define("space", &Policy::default().lease(SECOND)).unwrap();
+    let lease = claim(&space, "key");
+    let renewer = lease.renewer().in_thread().unwrap();
+    is_slow.store(true, Ordering::SeqCst);
+    let buffered = ClaimOptions::new().buffered();
+    let _another = space.claim_with("another", &buffered).unwrap();
+    while !hangs.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
+    let deadline = || match space.lookup("key").unwrap() {
+        Lookup::InProgress(holder) => holder.deadline(),
+        other => panic!("{other:?}"),
+    };
+    for _ in 0..2 {
+        let before = deadline();
+        while deadline() == before {
+            thread::sleep(SECOND / 1000);
+        }
+        assert!(hangs.load(Ordering::SeqCst), "it renewed when the sync was over");
+    }
+    is_slow.store(false, Ordering::SeqCst);
+    assert!(renewer.lost().is_none());
+}
+
+/// A task that owns its handles, and is dropped when it is woken.
+struct Dropped(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for Dropped {
+    fn wake(self: Arc<Self>) {
+        let task = self.0.lock().unwrap().take();
+        task.into_iter().for_each(|task| task());
+    }
+}
+
+#[test]
+fn a_renewers_thread_may_be_dropped_on_the_stores_thread_behind_everything_else() {
+    let store = Options::in_memory().open().unwrap();
+    let space = store.namespace("space").unwrap();
+    let lease = claim(&space, "key");
+    let renewer = lease.renewer().in_thread().unwrap();
+    let short = ClaimOptions::new().lease(SECOND / 5);
+    let short = space.claim_with("short", &short).unwrap().acquired().unwrap();
+    let mut lost = Box::pin(short.lost());
+    let (tell, told) = mpsc::channel();
+    let task = Arc::new(Dropped(Mutex::new(None)));
+    let waker = Waker::from(Arc::clone(&task));
+    assert!(lost.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    *task.0.lock().unwrap() = Some(Box::new(move || {
+        drop((lost, short, lease, space, store));
+        drop(renewer);
+        tell.send(()).unwrap();
+    }));
+    drop((task, waker));
+    told.recv_timeout(60 * SECOND).expect("two threads wait for one another");
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
-    Claim, ClaimOptions, Namespace, NamespaceError, Once, Options, OutsideWindow, Policy, Store,
+    Claim, ClaimOptions, Durability, Namespace, NamespaceError, Once, Options, OutsideWindow,
+    Policy, Store,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,6 +36,61 @@ fn outside(claim: Claim) -> OutsideWindow {
         Claim::OutsideWindow(outside) => outside,
         other => panic!("{other:?}"),
     }
+}
+
+/// Purge forgets by the exact clock, and the coarse one is behind it.
+#[test]
+fn what_was_purged_a_moment_ago_is_refused() {
+    let millisecond = Duration::from_millis(1);
+    let window = HOUR + 3 * millisecond;
+    for (phase, step) in [(2, 10), (2, 11), (3, 9), (3, 10), (4, 8), (4, 9), (5, 7), (5, 8)] {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_994);
+        let clock = SimClock::at(start);
+        clock.set_coarse_resolution(4 * millisecond);
+        clock.advance(Duration::from_micros(500 * phase));
+        let options = Options::new("unused").file_system(HeapFs::new()).clock(clock.clone());
+        let options = options.segment_bytes(256 << 10).durability(Durability::Buffered);
+        let store = options.manual_maintenance(true).open().unwrap();
+        let space = store.define("space", &policy(window)).unwrap();
+        let ask = sent(clock.wall());
+        assert!(matches!(space.once_with("key", &ask).unwrap(), Once::First(_)));
+        // Its segment is full, so that it is sealed and purged as a whole.
+        for number in 0..8000 {
+            assert!(matches!(space.once(format!("{number}"), None).unwrap(), Once::First(_)));
+        }
+        store.flush().unwrap();
+        let maintain = || {
+            for _ in 0..3 {
+                store.maintain(Duration::MAX);
+            }
+        };
+        let left = window - 3 * millisecond + Duration::from_micros(500 * step);
+        clock.advance(left - 60 * SECOND);
+        maintain();
+        clock.advance(60 * SECOND);
+        maintain();
+        let answer = space.once_with("key", &ask).unwrap();
+        assert!(!matches!(answer, Once::First(_)), "{phase} {step}");
+    }
+}
+
+/// Versions that do not know raises refuse a store that has some: the feature is there after each kind of opening.
+#[test]
+fn a_store_with_raises_says_so() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let features = || support::disk::read(&fs, "META").chunks(4096).map(|slot| slot[20]).max();
+    let store = open(&fs, &clock);
+    store.define("space", &policy(HOUR)).unwrap();
+    store.alter("space", &policy(HOUR / 2)).unwrap();
+    assert_eq!(features(), Some(0));
+    store.alter("space", &policy(HOUR)).unwrap();
+    assert_eq!(features(), Some(1));
+    store.close().unwrap();
+    drop(store);
+    let store = open(&fs, &clock);
+    store.close().unwrap();
+    let slots = support::disk::read(&fs, "META");
+    assert!(slots.chunks(4096).all(|slot| slot[20] == 1));
 }
 
 /// A key that is completed when it is first sent is told of, or its request is refused: it is never granted again.

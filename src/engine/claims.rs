@@ -326,7 +326,9 @@ impl Engine {
     ) -> Judged {
         if takeover.is_none()
             && let Some(first_sent) = question.request.first_sent
-            && let Some(remembered_since) = question.forgotten(first_sent, now)
+            // Purge forgets by the exact clock.
+            && let Some(remembered_since) =
+                question.forgotten(first_sent, self.timeline.now().max(now))
         {
             return Judged::OutsideWindow(OutsideWindow { first_sent, remembered_since });
         }

@@ -56,6 +56,14 @@ impl NamespaceState {
         Key { namespace: self, bytes, hash: self.hasher.hash(bytes) }
     }
 
+    /// Its window becomes longer. What an earlier raise says of a window that was no shorter, this one says, too.
+    fn raised(&self, raise: Raise) {
+        let mut raises = self.raises.write();
+        // Times rise.
+        raises.retain(|old| old.dedupe_ttl < raise.dedupe_ttl);
+        raises.push(raise);
+    }
+
     /// Since when whatever was first asked for is remembered, if it was completed at once and for `dedupe_ttl`. What was
     /// asked for before a window became longer may have been completed under the shorter one.
     pub(crate) fn remembered_since(&self, dedupe_ttl: Duration, now: Timestamp) -> Timestamp {
@@ -102,7 +110,7 @@ impl Namespaces {
         }
         for raise in raises {
             if let Some(known) = namespaces.by_id(raise.namespace) {
-                known.raises.write().push(raise);
+                known.raised(raise);
             }
         }
         namespaces
@@ -235,7 +243,7 @@ impl Namespaces {
                 if !wal.append_entry(&Entry::Raise(raise), |_| ())? {
                     return Err(NamespaceError::TooMany);
                 }
-                known.raises.write().push(raise);
+                known.raised(raise);
             }
         }
         let entry = NamespaceEntry { namespace, name: name.to_owned(), policy, implicit };

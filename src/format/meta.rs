@@ -90,6 +90,10 @@ impl std::fmt::Debug for FileSet {
     }
 }
 
+/// The feature `incompat` 0: the names file has raises.
+const RAISES: u32 = 1;
+const INCOMPAT_OFFSET: usize = 20;
+
 /// One state of the meta file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Meta {
@@ -108,6 +112,8 @@ pub(crate) struct Meta {
     pub(crate) namespaces: u32,
     /// How much of the names file counts.
     pub(crate) names_bytes: u64,
+    /// Whether it has raises, which earlier versions do not know.
+    pub(crate) has_raises: bool,
     /// No generation at or above this was ever used (R8).
     pub(crate) generation_ceiling: Generation,
     /// Every segment below this was sealed and synced in full.
@@ -140,7 +146,8 @@ impl Meta {
             .put(&MAGIC)
             .u16(FORMAT_MAJOR)
             .u16(FORMAT_MINOR)
-            .zeros(12)
+            .zeros(8)
+            .u32(if self.has_raises { RAISES } else { 0 })
             .u32(SLOT_BYTES as u32);
         let preamble_crc = crc32(&bytes[..PREAMBLE_BYTES - 4]);
         FieldsMut::new(&mut bytes[PREAMBLE_BYTES - 4..]).u32(preamble_crc);
@@ -187,7 +194,7 @@ impl Meta {
         if magic != MAGIC || preamble_crc != Fields::new(&bytes[PREAMBLE_BYTES - 4..]).u32() {
             return Err(Flaw::Damaged);
         }
-        if major != FORMAT_MAJOR || incompat != 0 || ro_compat != 0 {
+        if major != FORMAT_MAJOR || incompat & !RAISES != 0 || ro_compat != 0 {
             return Err(Flaw::Foreign { major, minor, incompat, ro_compat });
         }
         Self::decode_body(bytes).ok_or(Flaw::Damaged)
@@ -229,6 +236,7 @@ impl Meta {
             epoch: Epoch(fields.u32()),
             namespaces: fields.u32(),
             names_bytes: fields.u64(),
+            has_raises: Fields::new(&bytes[INCOMPAT_OFFSET..]).u32() & RAISES != 0,
             generation_ceiling: Generation(fields.u64()),
             stable_generation: Generation(fields.u64()),
             clock: Timestamp::from_ms(fields.u64()),
@@ -273,6 +281,7 @@ mod tests {
             epoch: Epoch(3),
             namespaces: 2,
             names_bytes: 144,
+            has_raises: true,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
             gone_generation: Generation(5),
@@ -313,10 +322,10 @@ mod tests {
     #[test]
     fn another_version_is_named_and_not_called_damaged() {
         let newer = foreign(|bytes| bytes[8] = 3);
-        let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: 0, ro_compat: 0 };
+        let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: RAISES, ro_compat: 0 };
         assert_eq!(Meta::decode(&newer), Err(flaw));
-        let feature = foreign(|bytes| bytes[20] = 1);
-        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 1, .. })));
+        let feature = foreign(|bytes| bytes[20] = 3);
+        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 3, .. })));
         let feature = foreign(|bytes| bytes[16] = 1);
         assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { ro_compat: 1, .. })));
         // An unknown compatible feature is no reason to refuse; the damaged body is.

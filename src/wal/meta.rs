@@ -180,6 +180,7 @@ mod tests {
             epoch: Epoch(0),
             namespaces: 0,
             names_bytes: 0,
+            has_raises: false,
             generation_ceiling: Generation(0),
             stable_generation: Generation(0),
             gone_generation: Generation(0),

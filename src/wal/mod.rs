@@ -360,6 +360,7 @@ impl Wal {
         reach(Point::BehindNameSync);
         let counted = self.meta.update(|meta| {
             meta.names_bytes = end;
+            meta.has_raises |= matches!(entry, Entry::Raise(_));
             count(meta);
         });
         counted.map_err(|cause| self.fail(cause))?;

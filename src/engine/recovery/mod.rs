@@ -156,6 +156,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         }
         meta.names_bytes = found.names_end;
         meta.namespaces = found.namespaces.iter().map(|it| it.namespace.0).max().unwrap_or(0);
+        meta.has_raises = !found.raises.is_empty();
         meta.inode = inode;
         // Not clean from here on: until the page cache is made good below, the next open must
         // distrust it as this one does. Mode and poison stay for the report of that open.
@@ -383,6 +384,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         unfinished: request.is_salvage,
         epoch: Epoch(0),
         namespaces: 0,
+        has_raises: false,
         names_bytes: 0,
         generation_ceiling: Generation(1),
         stable_generation: Generation(0),
