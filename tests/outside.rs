@@ -44,10 +44,11 @@ fn what_was_purged_a_moment_ago_is_refused() {
     let millisecond = Duration::from_millis(1);
     let window = HOUR + 3 * millisecond;
     for (phase, step) in [(2, 10), (2, 11), (3, 9), (3, 10), (4, 8), (4, 9), (5, 7), (5, 8)] {
-        let start = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_994);
+        let start = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_001);
         let clock = SimClock::at(start);
         clock.set_coarse_resolution(4 * millisecond);
-        clock.advance(Duration::from_micros(500 * phase));
+        // Where the ticks of the coarse clock and the whole seconds of purge lie apart.
+        clock.advance(993 * millisecond + Duration::from_micros(500 * phase));
         let options = Options::new("unused").file_system(HeapFs::new()).clock(clock.clone());
         let options = options.segment_bytes(256 << 10).durability(Durability::Buffered);
         let store = options.manual_maintenance(true).open().unwrap();
