@@ -324,6 +324,13 @@ impl Engine {
         now: Timestamp,
         question: &Question<'_>,
     ) -> Judged {
+        if self.gaps.exist() {
+            let newest = record.map(|record| record.token().epoch());
+            let gap = self.gaps.covering(now, newest, question.request.first_sent);
+            if let Some(gap) = gap {
+                return Judged::InDoubt(Box::new(gap));
+            }
+        }
         if takeover.is_none()
             && let Some(first_sent) = question.request.first_sent
             // Purge forgets by the exact clock.
@@ -332,14 +339,7 @@ impl Engine {
         {
             return Judged::OutsideWindow(OutsideWindow { first_sent, remembered_since });
         }
-        if !self.gaps.exist() {
-            return Judged::Free { takeover };
-        }
-        let newest = record.map(|record| record.token().epoch());
-        match self.gaps.covering(now, newest, question.request.first_sent) {
-            Some(gap) => Judged::InDoubt(Box::new(gap)),
-            None => Judged::Free { takeover },
-        }
+        Judged::Free { takeover }
     }
 
     /// Answers with what somebody else did. No shard is locked: records stay what they are under
