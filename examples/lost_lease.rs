@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use refrain::{Claim, ClaimOptions, LeaseError, Lost, Store};
 
-const STEP: Duration = Duration::from_millis(100);
+const STEP: Duration = Duration::from_millis(500);
+const LEASE: Duration = Duration::from_secs(2);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
@@ -15,9 +16,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reports = store.namespace("reports")?;
 
     // The lease is shorter than the work.
-    let short = ClaimOptions::new().lease(3 * STEP);
+    let short = ClaimOptions::new().lease(LEASE);
     let lease = reports.claim_with("report-7", &short)?.acquired().ok_or("a new key")?;
-    let renewer = lease.renewer().lease(3 * STEP).in_thread()?;
+    let renewer = lease.renewer().lease(LEASE).in_thread()?;
     for step in 1..=8 {
         if let Some(error) = renewer.lost() {
             return Err(error.into());
@@ -26,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let others = reports.claim("report-7", None)?;
         assert!(matches!(others, Claim::InProgress(_)), "step {step}: {others:?}");
     }
-    println!("8 steps of {STEP:?} under a lease of {:?}: nobody else got the key", 3 * STEP);
+    println!("8 steps of {STEP:?} under a lease of {LEASE:?}: nobody else got the key");
     lease.complete("the report")?;
     let error = loop {
         match renewer.lost() {
