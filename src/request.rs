@@ -69,8 +69,8 @@ impl ClaimOptions {
     /// agrees with the store's. A request that was first sent after a gap is not in doubt for it
     /// ([`crate::Gap`]), unless the store knows the key from before. One of which nothing is known, and that was first sent
     /// longer ago than the namespace's dedupe window, is [`crate::OutsideWindow`]: what was completed at once with the window of the
-    /// policy may be forgotten by now. So it is for one that was sent before the window was made longer, by the shorter one. What a
-    /// completion asked for ([`CompleteOptions::dedupe_ttl`]) is not known here.
+    /// policy may be forgotten by now. So it is for one that was sent before the window was made longer, by the shorter one (completions that had read the
+    /// old policy are taken to be written within a minute). What a completion asked for ([`CompleteOptions::dedupe_ttl`]) is not known here.
     pub fn first_sent(mut self, at: SystemTime) -> Self {
         self.request.first_sent = Some(Timestamp::from_system(at));
         self
