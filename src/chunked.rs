@@ -36,21 +36,19 @@ impl<T: Default> Chunked<T> {
     /// Where element `index` lies.
     #[inline]
     pub(crate) fn spot(&self, index: u32) -> Spot {
-        let doubling = (index >> self.first_bits).checked_ilog2().map_or(0, |log| log + 1);
-        if doubling == 0 {
+        let Some(log) = index.checked_ilog2().filter(|log| *log >= self.first_bits) else {
             return Spot { chunk: 0, at: index };
-        }
-        let start = 1 << (self.first_bits + doubling - 1);
-        let bits = self.chunk_bits(doubling);
-        let within = index - start;
-        let chunk = 1 + 4 * (doubling - 1) + (within >> bits);
-        Spot { chunk, at: within & ((1 << bits) - 1) }
+        };
+        let bits = Self::chunk_bits(log);
+        // Counted from the chunk that this doubling, which begins at a power of two, would have at zero.
+        let chunk = 1 + 4 * (log - self.first_bits) + (index >> bits) - (1 << (log - bits));
+        Spot { chunk, at: index & ((1 << bits) - 1) }
     }
 
-    /// How many elements each chunk of this doubling has, as a power of two.
+    /// How many elements, as a power of two, each chunk of the doubling has that begins with element `2^log`.
     #[inline]
-    fn chunk_bits(&self, doubling: u32) -> u32 {
-        (self.first_bits + doubling - 1).saturating_sub(2)
+    fn chunk_bits(log: u32) -> u32 {
+        log.saturating_sub(2)
     }
 
     /// The element, once its chunk was made.
@@ -69,8 +67,10 @@ impl<T: Default> Chunked<T> {
     pub(crate) fn ensure(&self, index: u32) -> &T {
         let Spot { chunk, at } = self.spot(index);
         let chunk = self.chunks[chunk as usize].get_or_init(|| {
-            let doubling = chunk.div_ceil(4);
-            let bits = if doubling == 0 { self.first_bits } else { self.chunk_bits(doubling) };
+            let bits = match chunk.checked_sub(1) {
+                None => self.first_bits,
+                Some(later) => Self::chunk_bits(self.first_bits + later / 4),
+            };
             (0..1usize << bits).map(|_| T::default()).collect()
         });
         &chunk[at as usize]

@@ -154,6 +154,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "sync",
                 "wakers",
                 "point",
+                "barrier",
                 "pin",
                 "prefetch",
                 "clock",
@@ -289,7 +290,13 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     (
         "cell",
         "slot",
-        &["docs/STATES.md", "src/engine/state.rs", "src/format/mod.rs", "src/sys/sim/memory.rs"],
+        &[
+            "docs/STATES.md",
+            "src/engine/state.rs",
+            "src/format/mod.rs",
+            "src/sys/pin.rs",
+            "src/sys/sim/memory.rs",
+        ],
     ),
     ("evict", "expire or purge", &[]),
     ("eviction", "expire or purge", &[]),

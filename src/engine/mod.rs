@@ -243,7 +243,7 @@ impl Engine {
 
     /// The current record of a key, found without its shard's lock: what it was at some moment since
     /// the call began. The whole key is compared.
-    #[inline]
+    #[inline(always)]
     fn find_unlocked<'p>(
         &'p self,
         key: &Key<'_>,
@@ -255,6 +255,33 @@ impl Engine {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed);
         }
+        let buckets = way.shard.buckets();
+        match buckets.glance(&way.route) {
+            Some(Sight::Nothing) => {
+                *seen = None;
+                return Ok(());
+            }
+            Some(_) => {}
+            // Most keys that are there are what their bucket shows first: what is found needs no second look.
+            None => {
+                if let Some(slot) = buckets.first_match(&way.route)
+                    && self.is_record_of(key, slot, seen, pin)?
+                {
+                    return Ok(());
+                }
+            }
+        }
+        self.search_unlocked(key, way, seen, pin)
+    }
+
+    #[inline(never)]
+    fn search_unlocked<'p>(
+        &'p self,
+        key: &Key<'_>,
+        way: &Way<'_>,
+        seen: &mut Option<Seen<'p>>,
+        pin: &'p Pin,
+    ) -> Result<(), StoreError> {
         let is_match = |slot: Slot| self.is_record_of(key, slot, seen, pin);
         match way.shard.buckets().find(&way.route, is_match)? {
             Sight::Slot(_) => {}

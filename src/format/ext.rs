@@ -84,42 +84,80 @@ impl Ext {
             fields.u8(TAG_BODY_DIGEST).u8(16).put(&digest);
         }
     }
+}
 
-    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, Flaw> {
-        let mut ext = Self::default();
-        let mut last_tag = 0;
+/// The extensions of a record where they lie.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a>(pub(super) &'a [u8]);
+
+impl<'a> Parts<'a> {
+    /// Whether this version can read them. Everything else here is asked of such as it can.
+    #[inline]
+    pub(super) fn check(self) -> Result<(), Flaw> {
+        let (mut bytes, mut last_tag) = (self.0, 0);
         while let [tag, len, rest @ ..] = bytes {
-            let value = rest.get(..usize::from(*len)).ok_or(Flaw::Ext)?;
-            bytes = &rest[value.len()..];
+            let (value, behind) = rest.split_at_checked(usize::from(*len)).ok_or(Flaw::Ext)?;
             if *tag <= last_tag {
                 return Err(Flaw::Ext);
             }
-            last_tag = *tag;
-            let mut fields = Fields::new(value);
-            match (*tag, value.len()) {
-                (TAG_FINGERPRINT, 17) => {
-                    ext.fingerprint = Some(Fingerprint::from_parts(fields.u8(), fields.array()));
-                }
-                (TAG_REFERENCE, 16) => ext.reference = Some(Reference(fields.array())),
-                (TAG_FIRST_TOKEN, 8) => {
-                    ext.first_token = Some(FencingToken::from_raw(fields.u64()));
-                }
-                (TAG_PREVIOUS, 15) => {
-                    let token = FencingToken::from_raw(fields.u64());
-                    let at = Timestamp::from_ms(fields.u48());
-                    let orphaned = match fields.u8() {
-                        0 => false,
-                        1 => true,
-                        _ => return Err(Flaw::Ext),
-                    };
-                    ext.previous = Some(PreviousClaim { token, at, orphaned });
-                }
-                (TAG_BODY_DIGEST, 16) => ext.body_digest = Some(fields.array()),
-                (tag, _) if tag & TAG_SKIPPABLE != 0 => {}
-                _ => return Err(Flaw::Ext),
+            let is_known = match *tag {
+                TAG_FINGERPRINT => value.len() == 17,
+                TAG_REFERENCE | TAG_BODY_DIGEST => value.len() == 16,
+                TAG_FIRST_TOKEN => value.len() == 8,
+                TAG_PREVIOUS => value.len() == 15 && value[14] <= 1,
+                tag => tag & TAG_SKIPPABLE != 0,
+            };
+            if !is_known {
+                return Err(Flaw::Ext);
             }
+            (bytes, last_tag) = (behind, *tag);
         }
-        if bytes.is_empty() { Ok(ext) } else { Err(Flaw::Ext) }
+        if bytes.is_empty() { Ok(()) } else { Err(Flaw::Ext) }
+    }
+
+    /// The value of this tag.
+    #[inline(always)]
+    fn find(self, wanted: u8) -> Option<Fields<'a>> {
+        let mut bytes = self.0;
+        while let [tag, len, rest @ ..] = bytes {
+            let (value, behind) = rest.split_at_checked(usize::from(*len))?;
+            if *tag == wanted {
+                return Some(Fields::new(value));
+            }
+            bytes = behind;
+        }
+        None
+    }
+
+    #[inline]
+    pub(super) fn fingerprint(self) -> Option<Fingerprint> {
+        let mut fields = self.find(TAG_FINGERPRINT)?;
+        Some(Fingerprint::from_parts(fields.u8(), fields.array()))
+    }
+
+    #[inline]
+    pub(super) fn reference(self) -> Option<Reference> {
+        Some(Reference(self.find(TAG_REFERENCE)?.array()))
+    }
+
+    #[inline]
+    pub(super) fn first_token(self) -> Option<FencingToken> {
+        Some(FencingToken::from_raw(self.find(TAG_FIRST_TOKEN)?.u64()))
+    }
+
+    pub(super) fn all(self) -> Ext {
+        let previous = self.find(TAG_PREVIOUS).map(|mut fields| PreviousClaim {
+            token: FencingToken::from_raw(fields.u64()),
+            at: Timestamp::from_ms(fields.u48()),
+            orphaned: fields.u8() == 1,
+        });
+        Ext {
+            fingerprint: self.fingerprint(),
+            reference: self.reference(),
+            first_token: self.first_token(),
+            previous,
+            body_digest: self.find(TAG_BODY_DIGEST).map(|mut fields| fields.array()),
+        }
     }
 }
 
@@ -127,16 +165,52 @@ impl Ext {
 mod tests {
     use super::*;
 
+    fn decode(bytes: &[u8]) -> Result<Ext, Flaw> {
+        Parts(bytes).check()?;
+        Ok(Parts(bytes).all())
+    }
+
+    #[test]
+    fn each_extension_is_found_behind_any_others() {
+        let token = FencingToken::from_raw(7);
+        let ext = Ext {
+            fingerprint: Some(Fingerprint::from_digest([1; 16])),
+            reference: Some(Reference([2; 16])),
+            first_token: Some(token),
+            previous: Some(PreviousClaim { token, at: Timestamp::from_ms(8), orphaned: true }),
+            body_digest: Some([3; 16]),
+        };
+        // Each set of them.
+        for set in 0..32_u8 {
+            let has = |at: u8| set >> at & 1 != 0;
+            let some = Ext {
+                fingerprint: ext.fingerprint.filter(|_| has(0)),
+                reference: ext.reference.filter(|_| has(1)),
+                first_token: ext.first_token.filter(|_| has(2)),
+                previous: ext.previous.filter(|_| has(3)),
+                body_digest: ext.body_digest.filter(|_| has(4)),
+            };
+            let mut bytes = vec![0; some.len()];
+            some.encode(&mut bytes);
+            bytes.extend([0x81, 2, 7, 7]);
+            assert_eq!(decode(&bytes), Ok(some));
+            let parts = Parts(&bytes);
+            let (fingerprint, first_token) = (parts.fingerprint(), parts.first_token());
+            assert_eq!((fingerprint, first_token), (some.fingerprint, some.first_token));
+            assert_eq!(parts.reference(), some.reference);
+        }
+    }
+
     #[test]
     fn unknown_extensions_are_skipped_if_they_say_so_and_never_repeat() {
-        assert_eq!(Ext::decode(&[0x81, 2, 7, 7]), Ok(Ext::default()));
-        assert_eq!(Ext::decode(&[0x81, 3, 7, 7]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[9, 0]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[5]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[0x82, 0, 0x81, 0]), Err(Flaw::Ext));
-        assert_eq!(Ext::decode(&[0x81, 0, 0x81, 0]), Err(Flaw::Ext));
+        assert_eq!(decode(&[0x81, 2, 7, 7]), Ok(Ext::default()));
+        assert_eq!(decode(&[0x81, 3, 7, 7]), Err(Flaw::Ext));
+        assert_eq!(decode(&[9, 0]), Err(Flaw::Ext));
+        assert_eq!(decode(&[5]), Err(Flaw::Ext));
+        assert_eq!(decode(&[0x82, 0, 0x81, 0]), Err(Flaw::Ext));
+        assert_eq!(decode(&[0x81, 0, 0x81, 0]), Err(Flaw::Ext));
         let mut previous = [0; 17];
         (previous[0], previous[1], previous[16]) = (TAG_PREVIOUS, 15, 2);
-        assert_eq!(Ext::decode(&previous), Err(Flaw::Ext));
+        assert_eq!(decode(&previous), Err(Flaw::Ext));
     }
 }

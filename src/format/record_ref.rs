@@ -4,7 +4,7 @@
 //! one that somebody does.
 
 use super::Fields;
-use super::ext::Ext;
+use super::ext::{Ext, Parts};
 use super::flags::{BodyState, Flags};
 use super::record::{Extents, Flaw, HEADER_BYTES, Kind, Record, WORD_BYTES};
 use crate::checksum::{Place, crc32};
@@ -46,9 +46,7 @@ impl<'a> RecordRef<'a> {
         if !flags.valid_for(kind) || !body_fits || !key_fits || record.namespace().0 == 0 {
             return Err(Flaw::Reserved);
         }
-        if record.ext_len() != 0 {
-            Ext::decode(record.ext_bytes())?;
-        }
+        record.parts().check()?;
         Ok(record)
     }
 
@@ -161,26 +159,23 @@ impl<'a> RecordRef<'a> {
     }
 
     #[inline]
-    fn ext_bytes(self) -> &'a [u8] {
-        &self.rest[..self.ext_len()]
+    fn parts(self) -> Parts<'a> {
+        Parts(&self.rest[..self.ext_len()])
     }
 
-    /// The extensions. Most records have none: who wants one of them asks for that.
+    /// The extensions. Who wants one of them asks for that.
     pub(crate) fn ext(self) -> Ext {
-        match Ext::decode(self.ext_bytes()) {
-            Ok(ext) => ext,
-            Err(_) => unreachable!("the extensions were checked"),
-        }
+        self.parts().all()
     }
 
     #[inline(always)]
     pub(crate) fn fingerprint(self) -> Option<Fingerprint> {
-        if self.ext_len() == 0 { None } else { self.ext().fingerprint }
+        self.parts().fingerprint()
     }
 
     #[inline(always)]
     pub(crate) fn reference(self) -> Option<Reference> {
-        if self.ext_len() == 0 { None } else { self.ext().reference }
+        self.parts().reference()
     }
 
     /// The first attempt's token.
@@ -192,7 +187,7 @@ impl<'a> RecordRef<'a> {
     /// The same, when it was another attempt's.
     #[inline(always)]
     pub(crate) fn earlier_token(self) -> Option<FencingToken> {
-        if self.ext_len() == 0 { None } else { self.ext().first_token }
+        self.parts().first_token()
     }
 
     #[inline]

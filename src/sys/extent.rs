@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::Region;
+use super::prefetch::prefetch;
 
 /// A stretch of a region, see the file's header.
 pub(crate) struct Extent {
@@ -131,6 +132,17 @@ impl Extent {
         // Acquire above) and are not written again while `self` exists (E1), which the borrow
         // outlasts in no case.
         Some(unsafe { slice::from_raw_parts(start.as_ptr(), (to - from) as usize) })
+    }
+
+    /// Asks for the memory of a record's front at `from`, as [`prefetch`] does: header, extensions, key and a body of
+    /// some length.
+    #[inline]
+    pub(crate) fn prefetch(&self, from: u32) {
+        const LINE_BYTES: usize = 64;
+        const FRONT_LINES: usize = 4;
+        for line in 0..FRONT_LINES {
+            prefetch(self.base.as_ptr().wrapping_add(from as usize + line * LINE_BYTES));
+        }
     }
 
     /// Where bytes lie that were borrowed from this extent.

@@ -10,6 +10,7 @@
 //! (owning it), `pin` (borrowing what may be taken away), `fork` (a page the kernel wipes in a
 //! child) and `prefetch` (an instruction).
 
+mod barrier;
 pub(crate) mod clock;
 #[cfg(any(loom, shuttle))]
 pub(crate) mod explored;

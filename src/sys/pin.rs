@@ -1,45 +1,135 @@
 //! Pins: what keeps a thing that was taken out of use readable until its last reader is done.
 //!
-//! Epoch-based reclamation, by crossbeam-epoch: a reader pins, borrows what a [`Shelf`] holds, and
-//! unpins; whoever takes the thing off the shelf has it dropped when every pin that was there is
-//! gone. A pin costs a few nanoseconds and writes to no shared line.
+//! Read-copy-update in user space (Desnoyers, McKenney, Stern, Dagenais, Walpole 2012): a reader pins,
+//! borrows what a [`Shelf`] holds, and unpins; whoever takes the thing off the shelf waits for a [`Grace`],
+//! and drops it then. A pin is two stores to the thread's own line, and none of them is a barrier: the one
+//! that is needed between the reader's store and its loads is made by who waits, in all threads at once,
+//! with `membarrier(2)`. Where the kernel has none, each pin makes its own ([`barrier`](super::barrier)).
 //!
-//! The collector is the process's own and nobody else's: pins of this crate are short (never across
-//! a sync or a wait for another thread), so a [`Grace`] is over soon after it has begun.
+//! Pins are of this crate alone and short (never across a sync or a wait for another thread), so a
+//! [`Grace`] is over soon after it has begun.
 //!
 //! Invariants
 //! - P1  A borrow from a shelf lives no longer than the shelf and the pin it was borrowed under.
 //! - P2  What was taken off a shelf is dropped when all pins are gone that were there at that moment.
+//! - P3  Who has read an era sees what was taken off before it began: eras are raised with Release, after
+//!   that, and read with Acquire, before anything is borrowed. Who has not said so when they are
+//!   looked at, behind the barrier, borrows behind the barrier. So no other pin holds what was taken off
+//!   before an era than those that have said an earlier one.
 #![allow(unsafe_code, reason = "borrows what a shelf holds; see the SAFETY comments")]
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_epoch::{Collector, Guard, LocalHandle};
+use crossbeam_utils::CachePadded;
 
-use super::sync::{sleep, yield_now};
+use super::barrier;
+use super::sync::{PlainMutex as Mutex, sleep, yield_now};
 
-static COLLECTOR: LazyLock<Collector> = LazyLock::new(Collector::new);
+/// Raised by each grace period.
+static ERA: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(1));
+
+/// Of every thread that pins, or has: they are used again, and never given up.
+static READERS: Mutex<Vec<&'static Reader>> = Mutex::new(Vec::new());
+
+/// What is to be dropped, and when.
+static LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
 
 thread_local! {
-    static HANDLE: LocalHandle = COLLECTOR.register();
+    static READER: Own = Own(Reader::take());
+}
+
+/// What a thread says of its pins.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Reader {
+    /// The era in which the first of its pins was made; 0: it has none.
+    era: AtomicU64,
+    /// How many it has. Its own thread's alone.
+    pins: AtomicU32,
+    makes_barriers: bool,
+    is_taken: AtomicBool,
+}
+
+impl Reader {
+    fn take() -> &'static Self {
+        let mut readers = READERS.lock();
+        // Acquire: the thread before is done with it.
+        let free = readers.iter().find(|reader| !reader.is_taken.swap(true, Ordering::Acquire));
+        if let Some(free) = free {
+            return free;
+        }
+        let reader = Box::leak(Box::new(Self {
+            era: AtomicU64::new(0),
+            pins: AtomicU32::new(0),
+            makes_barriers: !barrier::is_for_all(),
+            is_taken: AtomicBool::new(true),
+        }));
+        readers.push(reader);
+        reader
+    }
+
+    fn give_back(&self) {
+        self.is_taken.store(false, Ordering::Release);
+    }
+}
+
+/// A thread's reader.
+struct Own(&'static Reader);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
 }
 
 /// See the file's header. Bound to its thread.
 pub(crate) struct Pin {
-    guard: Guard,
+    reader: &'static Reader,
+    /// Whether the thread had lost its reader, so that this one is given back.
+    is_borrowed: bool,
+    of_thread: PhantomData<*mut ()>,
 }
 
 impl Pin {
     #[inline]
     pub(crate) fn new() -> Self {
-        // While a thread ends it may have lost its handle already.
-        let guard = HANDLE.try_with(LocalHandle::pin);
-        Self { guard: guard.unwrap_or_else(|_| COLLECTOR.register().pin()) }
+        // While a thread ends it may have lost its reader already.
+        match READER.try_with(|own| own.0) {
+            Ok(reader) => Self::of(reader, false),
+            Err(_) => Self::of(Reader::take(), true),
+        }
+    }
+
+    #[inline(always)]
+    fn of(reader: &'static Reader, is_borrowed: bool) -> Self {
+        let pins = reader.pins.load(Ordering::Relaxed);
+        if pins == 0 {
+            // P3. Release: what was read under the pin before comes before, for who sees this one.
+            reader.era.store(ERA.load(Ordering::Acquire), Ordering::Release);
+            barrier::own(reader.makes_barriers);
+        }
+        reader.pins.store(pins + 1, Ordering::Relaxed);
+        Self { reader, is_borrowed, of_thread: PhantomData }
+    }
+}
+
+impl Drop for Pin {
+    #[inline]
+    fn drop(&mut self) {
+        let pins = self.reader.pins.load(Ordering::Relaxed) - 1;
+        self.reader.pins.store(pins, Ordering::Relaxed);
+        if pins == 0 {
+            // Release: what was read comes before.
+            self.reader.era.store(0, Ordering::Release);
+        }
+        if self.is_borrowed {
+            self.reader.give_back();
+        }
     }
 }
 
@@ -52,32 +142,42 @@ impl fmt::Debug for Pin {
 /// A stretch of time that is over when every pin is gone that was there at its beginning.
 #[derive(Debug)]
 pub(crate) struct Grace {
-    is_over: Arc<AtomicBool>,
+    /// Pins of this era, or a later one, came after its beginning.
+    era: u64,
+    /// Whether the barrier was made. Until then nobody knows who is there.
+    is_behind_barrier: AtomicBool,
 }
 
 impl Grace {
     pub(crate) fn begin() -> Self {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&is_over);
-        // Release: what the readers did comes before.
-        Pin::new().guard.defer(move || told.store(true, Ordering::Release));
-        Self { is_over }
+        // Release: who reads this era sees what was taken off before (P3).
+        let era = ERA.fetch_add(1, Ordering::AcqRel) + 1;
+        Self { era, is_behind_barrier: AtomicBool::new(barrier::all()) }
     }
 
-    /// Whether it is over. Helps it on; call it with no pin held.
+    /// Whether it is over.
     pub(crate) fn is_over(&self) -> bool {
-        if self.is_over.load(Ordering::Acquire) {
-            return true;
+        if !self.is_behind_barrier.load(Ordering::Relaxed) {
+            // Somebody has forbidden the call since the process began: nothing is given up until he allows it.
+            if !barrier::all() {
+                return false;
+            }
+            self.is_behind_barrier.store(true, Ordering::Relaxed);
         }
-        Pin::new().guard.flush();
-        self.is_over.load(Ordering::Acquire)
+        READERS.lock().iter().all(|reader| {
+            // Acquire: what was read under pins that are gone comes before.
+            let era = reader.era.load(Ordering::Acquire);
+            era == 0 || era >= self.era
+        })
     }
 
-    /// Waits for it, but not for ever: somebody may hold a pin and wait for us. Whether it is over.
+    /// Waits for it, but not for ever: somebody may hold a pin and wait for us. Whether it is over. Then what others
+    /// have left to be dropped is, as far as its time has come; call it with no pin held.
     pub(crate) fn wait(&self) -> bool {
         const TRIES: u32 = 2000;
         for tried in 0..TRIES {
             if self.is_over() {
+                drop_what_is_over();
                 return true;
             }
             match tried {
@@ -90,11 +190,18 @@ impl Grace {
     }
 }
 
-/// Drops a thing when every pin is gone that is there now.
+/// Drops a thing when every pin is gone that is there now: in this call, or in a later one of this kind, or
+/// when somebody waits for a [`Grace`].
 pub(crate) fn drop_later<T: Send + 'static>(thing: T) {
-    let pin = Pin::new();
-    pin.guard.defer(move || drop(thing));
-    pin.guard.flush();
+    let grace = Grace::begin();
+    LATER.lock().push((grace, Box::new(thing)));
+    drop_what_is_over();
+}
+
+fn drop_what_is_over() {
+    let over: Vec<_> = LATER.lock().extract_if(.., |(grace, _)| grace.is_over()).collect();
+    // Not under the lock: a thing may leave others behind.
+    drop(over);
 }
 
 /// A place for one thing that readers borrow under a pin.
@@ -192,6 +299,7 @@ mod tests {
                 shelf.take();
                 let grace = Grace::begin();
                 for _ in 0..20 {
+                    drop_what_is_over();
                     assert!(!grace.is_over(), "a pin is still there");
                 }
             });
@@ -214,10 +322,11 @@ mod tests {
         assert_eq!(drops.load(Ordering::SeqCst), 2);
     }
 
+    /// The readers look at it several times: if it was dropped meanwhile, something else is there.
     #[test]
     fn readers_meet_whole_things_while_they_change() {
         let drops = Arc::new(AtomicUsize::new(0));
-        let shelf = Shelf::<Counted>::default();
+        let shelf = Shelf::<(AtomicU64, Counted)>::default();
         let rounds = if cfg!(miri) { 20 } else { 20_000 };
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -225,14 +334,18 @@ mod tests {
                 scope.spawn(|| {
                     while !is_over.load(Ordering::SeqCst) {
                         let pin = Pin::new();
-                        if let Some(thing) = shelf.get(&pin) {
-                            assert!(thing.1 < rounds);
+                        let Some((round, _)) = shelf.get(&pin) else { continue };
+                        let first = round.load(Ordering::Relaxed);
+                        for _ in 0..20 {
+                            assert_eq!(round.load(Ordering::Relaxed), first);
+                            std::hint::spin_loop();
                         }
                     }
                 });
             }
             for round in 0..rounds {
-                shelf.put(Arc::new(Counted(Arc::clone(&drops), round)));
+                let counted = Counted(Arc::clone(&drops), round);
+                shelf.put(Arc::new((AtomicU64::new(round), counted)));
             }
             is_over.store(true, Ordering::SeqCst);
         });
@@ -242,4 +355,109 @@ mod tests {
         }
         assert_eq!(drops.load(Ordering::SeqCst) as u64, rounds);
     }
+
+    #[test]
+    fn a_pin_within_another_one_ends_nothing() {
+        let outer = Pin::new();
+        let grace = Grace::begin();
+        let inner = Pin::new();
+        drop(inner);
+        assert!(!grace.is_over(), "the outer pin was there before");
+        drop(outer);
+        // Pins that other tests hold are short.
+        while !grace.wait() {}
+    }
+
+    #[test]
+    fn pins_that_come_later_hold_up_nothing() {
+        let grace = Grace::begin();
+        let _pin = Pin::new();
+        assert!((0..20).any(|_| grace.wait()), "pins that other tests hold are short");
+        assert!(!Grace::begin().is_over(), "this one came before");
+    }
+
+    #[test]
+    fn a_thread_that_ends_leaves_its_reader_to_the_next_one() {
+        let mut known = 0;
+        for threads in 0..200 {
+            std::thread::spawn(|| drop(Pin::new())).join().unwrap();
+            if threads == 0 {
+                known = READERS.lock().len();
+            }
+        }
+        // Some more for the threads of other tests.
+        assert!(READERS.lock().len() < known + 100);
+    }
+
+    /// Its destructor pins when the thread has lost its reader, or before.
+    struct PinsAtEnd(std::sync::mpsc::Sender<bool>);
+
+    impl Drop for PinsAtEnd {
+        fn drop(&mut self) {
+            let pin = Pin::new();
+            let grace = Grace::begin();
+            let is_held = !grace.is_over();
+            drop(pin);
+            while !grace.wait() {}
+            self.0.send(is_held).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_thread_that_ends_can_pin() {
+        use std::cell::RefCell;
+
+        thread_local! {
+            static FIRST: RefCell<Option<PinsAtEnd>> = const { RefCell::new(None) };
+            static LAST: RefCell<Option<PinsAtEnd>> = const { RefCell::new(None) };
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let other = sender.clone();
+        std::thread::spawn(move || {
+            FIRST.with(|it| *it.borrow_mut() = Some(PinsAtEnd(sender)));
+            drop(Pin::new());
+            LAST.with(|it| *it.borrow_mut() = Some(PinsAtEnd(other)));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [true, true]);
+    }
+
+    /// A sandbox may forbid the call at any time.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn nothing_is_given_up_while_the_barrier_is_refused() {
+        use seccompiler::{SeccompAction, SeccompFilter, apply_filter};
+
+        if !barrier::is_for_all() {
+            println!("SKIPPED: this system has no membarrier(2)");
+            return;
+        }
+        let number = i64::from(MEMBARRIER);
+        let refused = SeccompAction::Errno(1);
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter =
+            SeccompFilter::new([(number, Vec::new())].into(), SeccompAction::Allow, refused, arch);
+        let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
+        let drops = Arc::new(AtomicUsize::new(0));
+        let grace = std::thread::scope(|scope| {
+            let refused = scope.spawn(|| {
+                apply_filter(&program).unwrap();
+                drop_later(Counted(Arc::clone(&drops), 1));
+                let grace = Grace::begin();
+                assert!(!grace.is_over() && !grace.is_over());
+                grace
+            });
+            refused.join().unwrap()
+        });
+        while !grace.wait() {}
+        wait_for_all();
+        assert_eq!(drops.load(Ordering::SeqCst), 1);
+    }
+
+    /// Its number.
+    #[cfg(target_arch = "x86_64")]
+    const MEMBARRIER: i32 = 324;
+    #[cfg(not(target_arch = "x86_64"))]
+    const MEMBARRIER: i32 = 283;
 }

@@ -2,17 +2,15 @@
 //! processor with what comes behind; a prefetch is done when it is asked for.
 #![allow(unsafe_code, reason = "an instruction that has no safe name")]
 
-use std::ptr;
-
-/// Asks for the cache line in which `of` begins. A hint: nothing follows from it.
+/// Asks for the cache line in which `of` begins, wherever that is. A hint: nothing follows from it.
 #[inline]
-pub(crate) fn prefetch<T>(of: &T) {
+pub(crate) fn prefetch<T>(of: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: SSE is part of x86-64, and a prefetch neither faults nor changes anything.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(of).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(of.cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = ptr::from_ref(of);
+    let _ = of;
 }

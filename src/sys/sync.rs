@@ -2,7 +2,7 @@
 //! schedules can stand in for the real ones, loom under `--cfg loom` and shuttle under `--cfg shuttle`.
 //!
 //! What is about memory alone (`pin`, `extent`, `region`) has the real ones in any case: neither explorer
-//! sees the bytes of a mapping, nor crossbeam's epochs. Miri and ThreadSanitizer do.
+//! sees the bytes of a mapping, nor what a barrier of all threads does. Miri and ThreadSanitizer do.
 
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use crossbeam_utils::sync::Unparker;
@@ -14,6 +14,9 @@ pub(crate) use std::hint::spin_loop;
 pub(crate) use std::sync::atomic;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::thread::{sleep, yield_now};
+
+/// For what a thread keeps beyond one schedule of an explorer; held for a few instructions.
+pub(crate) use parking_lot::Mutex as PlainMutex;
 
 #[cfg(any(loom, shuttle))]
 pub(crate) use super::explored::{

@@ -140,9 +140,9 @@ impl Buckets {
         Ok(if is_whole && is_same { Sight::Nothing } else { Sight::Unclear })
     }
 
-    /// What the filter alone tells.
-    #[inline]
-    fn glance(&self, route: &Route) -> Option<Sight> {
+    /// What the filter alone tells; nothing, if there may be such a slot.
+    #[inline(always)]
+    pub(crate) fn glance(&self, route: &Route) -> Option<Sight> {
         if self.may_hold(route) {
             return None;
         }
@@ -175,13 +175,11 @@ impl Buckets {
 
     /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
     /// or there may be one further on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn first_match(&self, route: &Route) -> Option<Slot> {
-        if !self.may_hold(route) {
-            return None;
-        }
         let (bucket, tag) = (self.bucket(Place::Main(route.chain)), route.tag);
-        bucket.matches(tag).find_map(|at| bucket.slot(at)).filter(|slot| slot.tag() == tag)
+        let first = bucket.matches(tag).next()?;
+        bucket.slot(first).filter(|slot| slot.tag() == tag)
     }
 
     /// Asks for the memory of the filter that looking for this hash will look at first.
@@ -228,8 +226,8 @@ impl Buckets {
         let bits = self.main.first_bits() + level;
         // Masked to at most 32 bits.
         let low = |bits: u32| (hash.0 & ((1 << bits) - 1)) as u32;
-        let bucket = low(bits);
-        if bucket < split { low(bits + 1) } else { bucket }
+        // Not a branch: nobody can tell beforehand which way it goes.
+        low(bits + u32::from(low(bits) < split))
     }
 
     /// Where the main bucket of this number lies.

@@ -18,13 +18,8 @@ use crate::format::record_ref::RecordRef;
 use crate::sys::extent::Extent;
 use crate::sys::kept::{Hold, KeptBytes};
 use crate::sys::pin::{Pin, Shelf};
-use crate::sys::prefetch::prefetch;
 use crate::sys::sync::atomic::{AtomicU32, Ordering};
 use crate::types::{Generation, Location, SegmentId};
-
-const LINE_BYTES: usize = 64;
-/// Of a record that is loaded beforehand: header, extensions, key and a body of some length.
-const FRONT_LINES: usize = 4;
 
 /// One segment in one generation.
 #[derive(Debug)]
@@ -148,7 +143,8 @@ impl Segments {
         self.shelves.get(id.0)?.get(pin)
     }
 
-    /// The record at `location`, which was found under `pin`, checked whole but for its body.
+    /// The record at `location`, which was found under `pin`, checked whole but for its body. All its lines are asked for at
+    /// once: whoever checks the first one, and then the next, would wait for each.
     #[inline]
     pub(crate) fn record<'p>(
         &'p self,
@@ -157,6 +153,7 @@ impl Segments {
     ) -> Result<RecordRef<'p>, StoreError> {
         let (id, offset) = location.split(self.segment_bytes);
         let segment = self.known(id, pin);
+        segment.extent.prefetch(offset);
         segment.record(offset).map_err(|flaw| segment.corrupt(offset, flaw))
     }
 
@@ -164,9 +161,9 @@ impl Segments {
     #[inline]
     pub(crate) fn prefetch(&self, location: Location, pin: &Pin) {
         let (id, offset) = location.split(self.segment_bytes);
-        let bytes = self.get(id, pin).and_then(|segment| segment.extent.bytes_from(offset));
-        let lines = bytes.unwrap_or_default().iter().step_by(LINE_BYTES);
-        lines.take(FRONT_LINES).for_each(prefetch);
+        if let Some(segment) = self.get(id, pin) {
+            segment.extent.prefetch(offset);
+        }
     }
 
     /// Checks the body of a record that came from `location`.

@@ -13,7 +13,10 @@ mod keys;
 use std::hint::black_box;
 use std::time::Duration;
 
-use refrain::{Claim, Durability, FencingToken, Lease, Lookup, Namespace, Once, Options, Store};
+use refrain::{
+    Claim, Durability, FencingToken, Fingerprint, Lease, Lookup, Namespace, Once, Options, OutcomeRef,
+    Store,
+};
 
 use keys::{BODY, key};
 
@@ -25,10 +28,12 @@ const PRIMITIVES: &[&str] = &[
     "claim_fresh",
     "claim_in_progress",
     "claim_completed",
+    "claim_completed_fingerprint",
     "complete",
     "lookup_missing",
     "lookup_in_progress",
     "lookup_completed",
+    "lookup_with_completed",
     "once_fresh",
     "once_seen",
     "renew",
@@ -106,6 +111,18 @@ fn run(store: &Store, space: &Namespace, primitive: &str, keys: &[Key]) {
                 assert!(matches!(black_box(claim), Claim::Completed(_)));
             });
         }
+        "claim_completed_fingerprint" => {
+            let fingerprint = Fingerprint::of(&BODY);
+            for key in keys {
+                let claim = space.claim(key, fingerprint).expect("room");
+                claim.acquired().expect("a fresh key").complete(BODY).expect("a live lease");
+            }
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let claim = space.claim(key, fingerprint).expect("an answer");
+                assert!(matches!(black_box(claim), Claim::Completed(_)));
+            });
+        }
         "complete" => {
             let mut leases = claim_all(space, keys).into_iter();
             make_ready(store);
@@ -138,6 +155,14 @@ fn run(store: &Store, space: &Namespace, primitive: &str, keys: &[Key]) {
             measured(keys, &mut |key| {
                 let lookup = space.lookup(key).expect("an answer");
                 assert!(matches!(black_box(lookup), Lookup::Completed(_)));
+            });
+        }
+        "lookup_with_completed" => {
+            complete_all(space, keys);
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let is_completed = |lookup: Lookup<OutcomeRef<'_>>| matches!(black_box(lookup), Lookup::Completed(_));
+                assert!(space.lookup_with(key, is_completed).expect("an answer"));
             });
         }
         "once_fresh" => {
