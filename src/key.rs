@@ -84,7 +84,7 @@ impl PartsKey {
         self.with(INT, &part.into().to_le_bytes())
     }
 
-    /// With this UUID, as its sixteen bytes.
+    /// With this UUID, as its sixteen bytes: `Uuid::into_bytes` of the crate `uuid` gives them.
     #[must_use]
     pub fn uuid(self, part: impl Into<[u8; 16]>) -> Self {
         self.with(UUID, &part.into())

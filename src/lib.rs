@@ -70,7 +70,7 @@
 //! # Features
 //!
 //! None by default. `json` makes fingerprints of JSON payloads however they are written (`JsonFields`), `blake3` makes them
-//! with that digest (`Fingerprint::of_blake3`). `cli` builds the command `refrain`, and changes nothing in the library.
+//! with that digest (`Fingerprint::of_blake3`). `uuid` takes the time of a request from a UUID of version 7 (`Namespace::claim_uuid`). `cli` builds the command `refrain`, and changes nothing in the library.
 //! `test-util` adds a clock that tests move by hand (`testing::SimClock`).
 //!
 //! The state table, the format, clocks and decisions are in the repository under `docs/`.
@@ -128,6 +128,7 @@ pub use namespace::Namespace;
 pub use options::{Durability, Options};
 pub use policy::{
     DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem,
+    RefreshOnHit,
 };
 pub use renewer::{Renewer, RenewerThread, Renewing};
 pub use report::{Damage, RecoveryReport, SalvageReport, TornTail};

@@ -56,6 +56,37 @@ pub enum FingerprintRule {
     Enforce,
 }
 
+/// Whether a duplicate extends the dedupe window of a completed key.
+///
+/// It does when less than this share of the policy's window is left, to the whole of it from then on: so a key that is asked
+/// for again and again is remembered on, and written again once in half a window at most. The body is
+/// not kept for longer: the replay window counts from completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum RefreshOnHit {
+    /// The window counts from completion.
+    #[default]
+    Never,
+    /// When less than half of it is left.
+    BelowHalf,
+    /// When less than a quarter of it is left.
+    BelowQuarter,
+    /// When less than an eighth of it is left.
+    BelowEighth,
+}
+
+impl RefreshOnHit {
+    /// Whether a window of which so much is left is to be extended.
+    pub(crate) fn is_due(self, left: Duration, dedupe_ttl: Duration) -> bool {
+        match self {
+            Self::Never => false,
+            Self::BelowHalf => left < dedupe_ttl / 2,
+            Self::BelowQuarter => left < dedupe_ttl / 4,
+            Self::BelowEighth => left < dedupe_ttl / 8,
+        }
+    }
+}
+
 /// The limits and rules of a namespace. Times are kept in whole milliseconds, rounded up.
 ///
 /// Must hold: 100 ms <= lease <= dedupe_ttl, replay_ttl <= dedupe_ttl <= 30 years.
@@ -96,6 +127,8 @@ pub struct Policy {
     pub fingerprint: FingerprintRule,
     /// Whether a claim without a fingerprint is refused.
     pub fingerprint_required: bool,
+    /// Whether a duplicate extends the dedupe window of a completed key.
+    pub refresh_on_hit: RefreshOnHit,
 }
 
 impl Default for Policy {
@@ -110,6 +143,7 @@ impl Default for Policy {
             on_orphan: OnOrphan::default(),
             fingerprint: FingerprintRule::default(),
             fingerprint_required: false,
+            refresh_on_hit: RefreshOnHit::default(),
         }
     }
 }
@@ -163,6 +197,14 @@ impl Policy {
     /// Whether a claim without a fingerprint is refused. Default no.
     pub fn fingerprint_required(mut self, required: bool) -> Self {
         self.fingerprint_required = required;
+        self
+    }
+
+    /// Whether a duplicate, a claim or a mark of a completed key that answers with its outcome, extends the key's dedupe window. Default
+    /// [`RefreshOnHit::Never`]. Holds for keys that are completed from then on, without a window of their own
+    /// ([`crate::CompleteOptions::dedupe_ttl`]).
+    pub fn refresh_on_hit(mut self, rule: RefreshOnHit) -> Self {
+        self.refresh_on_hit = rule;
         self
     }
 
@@ -308,6 +350,17 @@ mod tests {
         assert_eq!(policy.grace_for(Duration::from_secs(90)), Duration::from_secs(90));
         let policy = policy.late_grace(Duration::from_secs(5));
         assert_eq!(policy.grace_for(Duration::from_secs(90)), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_window_is_refreshed_below_its_share() {
+        let rules =
+            [RefreshOnHit::BelowHalf, RefreshOnHit::BelowQuarter, RefreshOnHit::BelowEighth];
+        let ms = Duration::from_millis;
+        for (rule, share) in rules.into_iter().zip([400, 200, 100]) {
+            assert!(rule.is_due(ms(share - 1), ms(800)) && !rule.is_due(ms(share), ms(800)));
+        }
+        assert!(!RefreshOnHit::Never.is_due(ms(0), ms(800)));
     }
 
     #[test]

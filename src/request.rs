@@ -73,6 +73,21 @@ impl ClaimOptions {
     /// old policy are taken to be written within a minute). What a completion asked for ([`CompleteOptions::dedupe_ttl`]) is not known here.
     pub fn first_sent(mut self, at: SystemTime) -> Self {
         self.request.first_sent = Some(Timestamp::from_system(at));
+        self.request.is_sent_by_key = false;
+        self
+    }
+
+    /// When the request was first sent, as its key says: a UUID of version 7 holds the time at which it was made. One that was made longer ago than the
+    /// dedupe window, and of which nothing is known, is [`crate::OutsideWindow`], as with [`ClaimOptions::first_sent`]. Other versions say nothing.
+    ///
+    /// It is the word of whoever made the key, whose clock may be fast: it refuses a request, and takes none out of doubt ([`crate::Gap`]).
+    #[cfg(feature = "uuid")]
+    pub fn first_sent_of(mut self, key: uuid::Uuid) -> Self {
+        if key.get_version_num() == 7 && key.get_variant() == uuid::Variant::RFC4122 {
+            // The upper 48 bits, in milliseconds.
+            self.request.first_sent = Some(Timestamp::from_ms((key.as_u128() >> 80) as u64));
+            self.request.is_sent_by_key = true;
+        }
         self
     }
 

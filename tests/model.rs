@@ -21,6 +21,7 @@ fn advance() -> impl Strategy<Value = u64> {
         Just(500_u64),
         900..1100_u64,
         4000..6000_u64,
+        15_000..20_000_u64,
         Just(20_000_u64),
         25_000..95_000_u64,
         Just(86_400_000_u64),
@@ -57,9 +58,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => key.prop_map(|key| Step::Forget { key }),
         1 => Just(Step::Orphans),
         6 => advance().prop_map(|ms| Step::Advance { ms }),
-        1 => (0..3_usize, 0..8_usize)
+        1 => (0..3_usize, 0..10_usize)
             .prop_map(|(namespace, policy)| Step::Define { namespace, policy }),
-        1 => (0..3_usize, 0..8_usize)
+        1 => (0..3_usize, 0..10_usize)
             .prop_map(|(namespace, policy)| Step::Alter { namespace, policy }),
         1 => (0..4_000_000_000_u64).prop_map(|seconds| Step::SetWall { seconds }),
         1 => Just(Step::Maintain),
@@ -87,6 +88,7 @@ const MUST_BE_SEEN: &[&str] = &[
     "lease ended",
     "lease fenced",
     "claim ended",
+    "window extended",
     "once first",
     "once seen",
     "once in progress",

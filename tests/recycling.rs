@@ -34,6 +34,7 @@ const RECLAIMS: Rules = Rules {
     on_orphan: OnOrphan::KeepLease,
     fingerprint: FingerprintRule::Ignore,
     fingerprint_required: false,
+    refresh_below: None,
 };
 /// The same, but a claim is never forgotten.
 const PARKS: Rules = Rules { parks: true, ..RECLAIMS };

@@ -105,6 +105,7 @@ const MUST_BE_SEEN: &[&str] = &[
     "torn tail",
     "wall clock stepped",
     "what was under way is there",
+    "window extended",
     // Where a process can end.
     "Kill during create",
     "Kill during fill",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::namespaces::Key;
+use super::refresh::{Refresh, refreshes};
 use super::shard::ShardGuard;
 use super::state::{self, Standing, first_held_bytes, held_bytes};
 use super::time::Now;
@@ -35,6 +36,8 @@ pub(crate) struct ClaimRequest {
     pub(crate) dedupe_ttl: Option<Duration>,
     pub(crate) durability: Option<CallDurability>,
     pub(crate) first_sent: Option<Timestamp>,
+    /// That is what the key says, and nobody vouches for it.
+    pub(crate) is_sent_by_key: bool,
     /// The same call has asked before, and waits: what it is told while the key is held was counted.
     pub(crate) is_again: bool,
 }
@@ -77,6 +80,7 @@ struct Question<'a> {
     differs: bool,
     /// Why the store could not grow, once it was asked to.
     no_room: Option<Arc<Failure>>,
+    refresh: Refresh,
 }
 
 /// The key's current record, judged.
@@ -201,9 +205,16 @@ impl Engine {
                 },
             };
             let settle = match judged {
-                Judged::Taken(Standing::Done, _) | Judged::Mismatch(Standing::Done) => {
-                    seen.as_ref().and_then(|seen| self.gate(seen))
+                Judged::Taken(Standing::Done, now) => {
+                    if question.refresh.is_wanted(key, seen.as_ref(), now) {
+                        let durability = request.durability;
+                        question.refresh = self.refresh(key, way, &mut seen, &pin, durability)?;
+                        continue;
+                    }
+                    let settle = seen.as_ref().and_then(|seen| self.gate(seen));
+                    settle.map(|settle| question.refresh.own(settle))
                 }
+                Judged::Mismatch(Standing::Done) => seen.as_ref().and_then(|seen| self.gate(seen)),
                 _ => None,
             };
             if settle.is_none() {
@@ -263,6 +274,7 @@ impl Engine {
             Taking::Once => {
                 let gated = self.is_gated(request.durability);
                 let flags = Flags::default().with_body(BodyState::None).with_gate(gated);
+                let flags = flags.with_refresh(refreshes(&policy, request.dedupe_ttl));
                 (Kind::Complete, flags, now.lower, deadline)
             }
         };
@@ -326,7 +338,8 @@ impl Engine {
     ) -> Judged {
         if self.gaps.exist() {
             let newest = record.map(|record| record.token().epoch());
-            let gap = self.gaps.covering(now, newest, question.request.first_sent);
+            let vouched = question.request.first_sent.filter(|_| !question.request.is_sent_by_key);
+            let gap = self.gaps.covering(now, newest, vouched);
             if let Some(gap) = gap {
                 return Judged::InDoubt(Box::new(gap));
             }
@@ -429,7 +442,15 @@ impl<'a> Question<'a> {
             taking.span(&policy, request)?;
             rule = policy.fingerprint;
         }
-        Ok(Self { key, request, taking, rule, differs: false, no_room: None })
+        Ok(Self {
+            key,
+            request,
+            taking,
+            rule,
+            differs: false,
+            no_room: None,
+            refresh: Refresh::Untried,
+        })
     }
 
     /// Whether a key that was completed when the request was first sent may be forgotten by now; gives since when they are remembered.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::claims::{class_of, dedupe_ttl_of, lease_of};
 use super::namespaces::Key;
+use super::refresh::refreshes;
 use super::shard::{ShardGuard, ShardState};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
@@ -52,6 +53,8 @@ pub(super) struct Prepared<'a> {
     kept: BodyKept,
     body_len: u32,
     body_crc: u32,
+    /// Whether duplicates may extend its window.
+    refreshes: bool,
 }
 
 /// Why an owner is refused.
@@ -322,6 +325,7 @@ impl Engine {
             kept,
             body_len,
             body_crc,
+            refreshes: refreshes(policy, request.dedupe_ttl),
         })
     }
 
@@ -348,7 +352,8 @@ impl Engine {
                 .flags()
                 .rules_only()
                 .with_body(prepared.state)
-                .with_gate(self.is_gated(request.durability)),
+                .with_gate(self.is_gated(request.durability))
+                .with_refresh(prepared.refreshes),
             token,
             expires: now.deadline(prepared.dedupe_ttl),
             until: now.deadline(prepared.replay_ttl),

@@ -13,8 +13,8 @@
 //! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
-//! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `operator`
-//! (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
+//! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
+//! that duplicates extend), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
@@ -32,6 +32,7 @@ pub(crate) mod namespaces;
 pub(crate) mod operator;
 pub(crate) mod purge;
 pub(crate) mod recovery;
+mod refresh;
 #[cfg(all(test, any(loom, shuttle)))]
 mod schedules;
 pub(crate) mod shard;

@@ -13,7 +13,7 @@ use crate::error::NamespaceError;
 use crate::format::meta::Meta;
 use crate::format::names::{Entry, NamespaceEntry, Raise};
 use crate::hash::{KeyHasher, Secret};
-use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
+use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy, RefreshOnHit};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
 use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId, Timestamp};
@@ -332,6 +332,7 @@ impl SharedPolicy {
                 on_orphan: on_orphan_of(rules),
                 fingerprint: fingerprint_of(rules),
                 fingerprint_required: rules >> 24 != 0,
+                refresh_on_hit: refresh_on_hit_of(rules),
             };
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
@@ -358,11 +359,27 @@ fn rules_to_bits(policy: &Policy) -> u32 {
         FingerprintRule::Count => 1,
         FingerprintRule::Enforce => 2,
     };
-    on_lease_end | on_orphan << 8 | fingerprint << 16 | u32::from(policy.fingerprint_required) << 24
+    let refresh_on_hit = match policy.refresh_on_hit {
+        RefreshOnHit::Never => 0,
+        RefreshOnHit::BelowHalf => 1,
+        RefreshOnHit::BelowQuarter => 2,
+        RefreshOnHit::BelowEighth => 3,
+    };
+    let required = u32::from(policy.fingerprint_required);
+    on_lease_end | refresh_on_hit << 4 | on_orphan << 8 | fingerprint << 16 | required << 24
 }
 
 fn on_lease_end_of(bits: u32) -> OnLeaseEnd {
-    if bits & 0xff == 0 { OnLeaseEnd::Reclaim } else { OnLeaseEnd::Park }
+    if bits & 0xf == 0 { OnLeaseEnd::Reclaim } else { OnLeaseEnd::Park }
+}
+
+fn refresh_on_hit_of(bits: u32) -> RefreshOnHit {
+    match bits >> 4 & 0xf {
+        0 => RefreshOnHit::Never,
+        1 => RefreshOnHit::BelowHalf,
+        2 => RefreshOnHit::BelowQuarter,
+        _ => RefreshOnHit::BelowEighth,
+    }
 }
 
 fn on_orphan_of(bits: u32) -> OnOrphan {
@@ -397,10 +414,12 @@ mod tests {
                 .on_lease_end(OnLeaseEnd::Park)
                 .on_orphan(OnOrphan::KeepLease)
                 .fingerprint(FingerprintRule::Ignore)
-                .fingerprint_required(true),
+                .fingerprint_required(true)
+                .refresh_on_hit(RefreshOnHit::BelowEighth),
             Policy::default()
                 .on_orphan(OnOrphan::Park)
                 .fingerprint(FingerprintRule::Count)
+                .refresh_on_hit(RefreshOnHit::BelowHalf)
                 .dedupe_ttl(crate::policy::DEDUPE_TTL_MAX),
         ]
     }

@@ -391,7 +391,7 @@ impl Hold {
 }
 
 /// A completion without the body, whose replay window is over.
-fn bodyless<'p>(old: RecordRef<'p>) -> Record<'p> {
+pub(super) fn bodyless<'p>(old: RecordRef<'p>) -> Record<'p> {
     // A body that is damaged is nobody's any more.
     let body_digest = old.check_body().is_ok().then(|| digest_128(old.body()));
     Record {

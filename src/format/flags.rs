@@ -4,7 +4,7 @@
 //! bits 0-1  completion: what became of the body; park: why
 //! bit  2    completion: nobody may see it before it is durable
 //! bit  3    renewal, park: no room is reserved for another one, or for what ends it
-//! bit  4    reserved
+//! bit  4    completion: a duplicate may extend its window
 //! bit  5    the rule of the claim: park when the lease ends
 //! bits 6-7  the rule of the claim for orphans
 //! ```
@@ -42,7 +42,7 @@ pub(crate) struct Flags(pub(super) u8);
 impl Flags {
     const GATED: u8 = 1 << 2;
     const NO_RENEWAL_ROOM: u8 = 1 << 3;
-    const RESERVED: u8 = 1 << 4;
+    const REFRESHES: u8 = 1 << 4;
     const PARK_ON_LEASE_END: u8 = 1 << 5;
     const ORPHAN_SHIFT: u32 = 6;
 
@@ -101,6 +101,16 @@ impl Flags {
         self.0 & Self::GATED != 0
     }
 
+    /// Marks a completion whose window a duplicate may extend.
+    pub(crate) fn with_refresh(self, refreshes: bool) -> Self {
+        if refreshes { Self(self.0 | Self::REFRESHES) } else { self }
+    }
+
+    #[inline]
+    pub(crate) fn refreshes(self) -> bool {
+        self.0 & Self::REFRESHES != 0
+    }
+
     pub(crate) fn has_renewal_room(self) -> bool {
         self.0 & Self::NO_RENEWAL_ROOM == 0
     }
@@ -126,7 +136,8 @@ impl Flags {
             // The body of a forget (who and why) is kept.
             Kind::Claim | Kind::Renew | Kind::Release | Kind::Forget => low == 0,
         };
-        low_is_valid && self.0 & Self::RESERVED == 0 && self.0 >> Self::ORPHAN_SHIFT <= 2
+        let is_refreshable = kind == Kind::Complete || !self.refreshes();
+        low_is_valid && is_refreshable && self.0 >> Self::ORPHAN_SHIFT <= 2
     }
 }
 
@@ -146,5 +157,10 @@ mod tests {
         let parked = rules.with_parked_by(ParkedBy::Orphaned);
         assert_eq!(parked.parked_by(), ParkedBy::Orphaned);
         assert!(!parked.gated() && parked.has_renewal_room());
+        let refreshes = rules.with_refresh(true);
+        assert!(refreshes.refreshes() && refreshes.rules_only() == rules);
+        let kinds = [Kind::Claim, Kind::Renew, Kind::Park, Kind::Release, Kind::Forget];
+        assert!(refreshes.valid_for(Kind::Complete));
+        assert!(kinds.into_iter().all(|kind| rules.valid_for(kind) && !refreshes.valid_for(kind)));
     }
 }

@@ -92,6 +92,8 @@ impl std::fmt::Debug for FileSet {
 
 /// The feature `incompat` 0: the names file has raises.
 const RAISES: u32 = 1;
+/// The feature `incompat` 1: completions may be written again under their token, with a later end.
+const REFRESHES: u32 = 1 << 1;
 const INCOMPAT_OFFSET: usize = 20;
 
 /// One state of the meta file.
@@ -114,6 +116,8 @@ pub(crate) struct Meta {
     pub(crate) names_bytes: u64,
     /// Whether it has raises, which earlier versions do not know.
     pub(crate) has_raises: bool,
+    /// Whether it has, or has had, a policy that refreshes windows, which earlier versions do not know.
+    pub(crate) has_refreshes: bool,
     /// No generation at or above this was ever used (R8).
     pub(crate) generation_ceiling: Generation,
     /// Every segment below this was sealed and synced in full.
@@ -142,12 +146,14 @@ pub(crate) enum Flaw {
 impl Meta {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; SLOT_BYTES];
+        let incompat = if self.has_raises { RAISES } else { 0 }
+            | if self.has_refreshes { REFRESHES } else { 0 };
         FieldsMut::new(&mut bytes)
             .put(&MAGIC)
             .u16(FORMAT_MAJOR)
             .u16(FORMAT_MINOR)
             .zeros(8)
-            .u32(if self.has_raises { RAISES } else { 0 })
+            .u32(incompat)
             .u32(SLOT_BYTES as u32);
         let preamble_crc = crc32(&bytes[..PREAMBLE_BYTES - 4]);
         FieldsMut::new(&mut bytes[PREAMBLE_BYTES - 4..]).u32(preamble_crc);
@@ -194,7 +200,7 @@ impl Meta {
         if magic != MAGIC || preamble_crc != Fields::new(&bytes[PREAMBLE_BYTES - 4..]).u32() {
             return Err(Flaw::Damaged);
         }
-        if major != FORMAT_MAJOR || incompat & !RAISES != 0 || ro_compat != 0 {
+        if major != FORMAT_MAJOR || incompat & !(RAISES | REFRESHES) != 0 || ro_compat != 0 {
             return Err(Flaw::Foreign { major, minor, incompat, ro_compat });
         }
         Self::decode_body(bytes).ok_or(Flaw::Damaged)
@@ -225,6 +231,7 @@ impl Meta {
         if !valid {
             return None;
         }
+        let incompat = Fields::new(&bytes[INCOMPAT_OFFSET..]).u32();
         let meta = Self {
             sequence,
             store_id,
@@ -236,7 +243,8 @@ impl Meta {
             epoch: Epoch(fields.u32()),
             namespaces: fields.u32(),
             names_bytes: fields.u64(),
-            has_raises: Fields::new(&bytes[INCOMPAT_OFFSET..]).u32() & RAISES != 0,
+            has_raises: incompat & RAISES != 0,
+            has_refreshes: incompat & REFRESHES != 0,
             generation_ceiling: Generation(fields.u64()),
             stable_generation: Generation(fields.u64()),
             clock: Timestamp::from_ms(fields.u64()),
@@ -282,6 +290,7 @@ mod tests {
             namespaces: 2,
             names_bytes: 144,
             has_raises: true,
+            has_refreshes: false,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
             gone_generation: Generation(5),
@@ -309,6 +318,16 @@ mod tests {
         assert_eq!(Meta::decode(&[0; SLOT_BYTES]), Err(Flaw::Blank));
     }
 
+    #[test]
+    fn features_come_back_each_by_itself() {
+        for bits in 0..4_u8 {
+            let (has_raises, has_refreshes) = (bits & 1 != 0, bits & 2 != 0);
+            let meta = Meta { has_raises, has_refreshes, ..meta() };
+            assert_eq!(slot(&meta)[INCOMPAT_OFFSET], bits);
+            assert_eq!(Meta::decode(&slot(&meta)), Ok(meta));
+        }
+    }
+
     /// A slot as another version would write it: a preamble we can read, a body we cannot.
     fn foreign(change: impl Fn(&mut [u8])) -> [u8; SLOT_BYTES] {
         let mut bytes = slot(&meta());
@@ -324,8 +343,8 @@ mod tests {
         let newer = foreign(|bytes| bytes[8] = 3);
         let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: RAISES, ro_compat: 0 };
         assert_eq!(Meta::decode(&newer), Err(flaw));
-        let feature = foreign(|bytes| bytes[20] = 3);
-        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 3, .. })));
+        let feature = foreign(|bytes| bytes[20] = 4);
+        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 4, .. })));
         let feature = foreign(|bytes| bytes[16] = 1);
         assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { ro_compat: 1, .. })));
         // An unknown compatible feature is no reason to refuse; the damaged body is.

@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::{Fields, FieldsMut, ROLE_NAMES};
 use crate::answer::{Acceptance, Gap};
 use crate::checksum::Place;
-use crate::policy::{DEDUPE_TTL_MAX, FingerprintRule, OnLeaseEnd, OnOrphan, Policy};
+use crate::policy::{DEDUPE_TTL_MAX, FingerprintRule, OnLeaseEnd, OnOrphan, Policy, RefreshOnHit};
 use crate::types::{AUDIT_BYTES_MAX, Epoch, NAME_BYTES_MAX, NamespaceId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 48;
@@ -30,6 +30,8 @@ const CRC_OFFSET: usize = 4;
 
 const IMPLICIT: u8 = 1;
 const FINGERPRINT_REQUIRED: u8 = 1 << 1;
+/// Two bits: the share of the window below which a duplicate extends it.
+const REFRESH_SHIFT: u32 = 2;
 /// In place of a grace that follows from the lease.
 const GRACE_UNSET: u64 = u64::MAX;
 
@@ -92,6 +94,11 @@ fn ms(span: Duration) -> u64 {
 }
 
 impl Entry {
+    /// Whether completions may be written again because of it.
+    pub(crate) fn refreshes(&self) -> bool {
+        matches!(self, Self::Namespace(entry) if entry.refreshes())
+    }
+
     /// The bytes for `offset` of the file.
     pub(crate) fn encode(&self, store_id: &[u8; 16], offset: u32) -> Vec<u8> {
         let mut text = Vec::new();
@@ -192,10 +199,20 @@ impl Entry {
 }
 
 impl NamespaceEntry {
+    pub(crate) fn refreshes(&self) -> bool {
+        self.policy.refresh_on_hit != RefreshOnHit::Never
+    }
+
     fn put(&self, fields: &mut FieldsMut<'_>) {
         let policy = &self.policy;
         let flags = if self.implicit { IMPLICIT } else { 0 }
-            | if policy.fingerprint_required { FINGERPRINT_REQUIRED } else { 0 };
+            | if policy.fingerprint_required { FINGERPRINT_REQUIRED } else { 0 }
+            | match policy.refresh_on_hit {
+                RefreshOnHit::Never => 0,
+                RefreshOnHit::BelowHalf => 1,
+                RefreshOnHit::BelowQuarter => 2,
+                RefreshOnHit::BelowEighth => 3,
+            } << REFRESH_SHIFT;
         fields
             .u32(self.namespace.0)
             .u8(flags)
@@ -250,9 +267,15 @@ impl NamespaceEntry {
                 ms => Some(Duration::from_millis(ms)),
             },
             fingerprint_required: flags & FINGERPRINT_REQUIRED != 0,
+            refresh_on_hit: match flags >> REFRESH_SHIFT & 3 {
+                0 => RefreshOnHit::Never,
+                1 => RefreshOnHit::BelowHalf,
+                2 => RefreshOnHit::BelowQuarter,
+                _ => RefreshOnHit::BelowEighth,
+            },
         };
         let name = std::str::from_utf8(text).ok()?.to_owned();
-        let is_valid = flags & !(IMPLICIT | FINGERPRINT_REQUIRED) == 0
+        let is_valid = flags & !(IMPLICIT | FINGERPRINT_REQUIRED | 3 << REFRESH_SHIFT) == 0
             && namespace.0 != 0
             && name.len() <= NAME_BYTES_MAX
             && policy.problems().is_empty();
@@ -318,7 +341,8 @@ mod tests {
                 .on_lease_end(OnLeaseEnd::Park)
                 .on_orphan(OnOrphan::KeepLease)
                 .fingerprint(FingerprintRule::Count)
-                .fingerprint_required(true),
+                .fingerprint_required(true)
+                .refresh_on_hit(RefreshOnHit::BelowQuarter),
             implicit: false,
         }
     }

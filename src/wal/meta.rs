@@ -181,6 +181,7 @@ mod tests {
             namespaces: 0,
             names_bytes: 0,
             has_raises: false,
+            has_refreshes: false,
             generation_ceiling: Generation(0),
             stable_generation: Generation(0),
             gone_generation: Generation(0),

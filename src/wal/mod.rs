@@ -361,6 +361,7 @@ impl Wal {
         let counted = self.meta.update(|meta| {
             meta.names_bytes = end;
             meta.has_raises |= matches!(entry, Entry::Raise(_));
+            meta.has_refreshes |= entry.refreshes();
             count(meta);
         });
         counted.map_err(|cause| self.fail(cause))?;

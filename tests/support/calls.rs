@@ -408,7 +408,7 @@ impl Call {
     }
 
     /// What the model replies, and does. `token` is given out if a new one is; `no_room` says that
-    /// the disk had none for a body.
+    /// the disk had none for a body, or for a longer window.
     pub fn apply(&self, model: &mut Model, token: Option<Token>, no_room: bool) -> Reply {
         let fresh = token.unwrap_or(Token::MAX);
         let with_room = |bring: &Bring| Bring { no_room, ..bring.clone() };
@@ -419,6 +419,10 @@ impl Call {
                     let previous = previous.map(|(token, _, cause)| (token, cause));
                     Reply::Granted { token: fresh, attempt, previous }
                 }
+                Verdict::Done(_) if !no_room => {
+                    let state = model.hit(key);
+                    Reply::Face(Face::of_state(&state, model.now))
+                }
                 other => verdict(other, model.now),
             },
             Self::Once(key, ask, _) => match model.judge(key, ask) {
@@ -426,6 +430,10 @@ impl Call {
                     model.once(key, ask, fresh);
                     let previous = previous.map(|(token, _, cause)| (token, cause));
                     Reply::First { token: fresh, attempt, previous }
+                }
+                Verdict::Done(_) if !no_room => {
+                    let state = model.hit(key);
+                    Reply::Face(Face::of_state(&state, model.now))
                 }
                 other => verdict(other, model.now),
             },

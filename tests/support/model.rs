@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use refrain::{
     BodyKept, EndCause, Fingerprint, FingerprintRule, KeyState, OnLeaseEnd, OnOrphan, Policy,
-    Reference,
+    Reference, RefreshOnHit,
 };
 
 pub type Token = u64;
@@ -28,6 +28,8 @@ pub struct Rules {
     pub on_orphan: OnOrphan,
     pub fingerprint: FingerprintRule,
     pub fingerprint_required: bool,
+    /// A duplicate extends the window when less than one part in so many is left.
+    pub refresh_below: Option<u64>,
 }
 
 impl Rules {
@@ -41,6 +43,7 @@ impl Rules {
             on_orphan: OnOrphan::AsLeaseEnd,
             fingerprint: FingerprintRule::Enforce,
             fingerprint_required: false,
+            refresh_below: None,
         }
     }
 
@@ -53,7 +56,14 @@ impl Rules {
             .on_lease_end(if self.parks { OnLeaseEnd::Park } else { OnLeaseEnd::Reclaim })
             .on_orphan(self.on_orphan)
             .fingerprint(self.fingerprint)
-            .fingerprint_required(self.fingerprint_required);
+            .fingerprint_required(self.fingerprint_required)
+            .refresh_on_hit(match self.refresh_below {
+                None => RefreshOnHit::Never,
+                Some(2) => RefreshOnHit::BelowHalf,
+                Some(4) => RefreshOnHit::BelowQuarter,
+                Some(8) => RefreshOnHit::BelowEighth,
+                Some(other) => panic!("a share nobody can ask for: {other}"),
+            });
         match self.late_grace {
             Some(grace) => policy.late_grace(ms(grace)),
             None => policy,
@@ -119,6 +129,8 @@ pub struct Done {
     pub body: Stored,
     pub replay_until: u64,
     pub expires: u64,
+    /// Whether its window was the policy's, and may be extended.
+    pub refreshes: bool,
     pub fingerprint: Option<Fingerprint>,
     pub reference: Option<Reference>,
 }
@@ -379,6 +391,24 @@ impl Model {
         }
     }
 
+    /// What becomes of a completed key's window when a duplicate is answered with its outcome.
+    pub fn refreshed(&self, key: &Key) -> Option<Done> {
+        let State::Done(done) = self.state(key) else { return None };
+        let rules = self.rules(key.0);
+        let is_due = rules.refresh_below.is_some_and(|parts| {
+            (done.expires - self.now) * parts < rules.dedupe_ttl && done.refreshes
+        });
+        is_due.then(|| Done { expires: self.now + rules.dedupe_ttl, ..done })
+    }
+
+    /// A duplicate was answered with the outcome. Gives what is known then.
+    pub fn hit(&mut self, key: &Key) -> State {
+        if let Some(done) = self.refreshed(key) {
+            self.entries.insert(key.clone(), Entry::Done(done));
+        }
+        self.state(key)
+    }
+
     fn inherited(&self, key: &Key) -> (Option<Claimed>, u16) {
         match self.state(key) {
             State::Lapsed(old, _) => {
@@ -426,6 +456,7 @@ impl Model {
             body: Stored::None,
             replay_until: self.now,
             expires: self.now + ask.dedupe_ttl.unwrap_or(rules.dedupe_ttl),
+            refreshes: rules.refresh_below.is_some() && ask.dedupe_ttl.is_none(),
             fingerprint: old.as_ref().and_then(|old| old.fingerprint).or(ask.fingerprint),
             reference: ask.reference.or(old.and_then(|old| old.reference)),
         };
@@ -526,6 +557,7 @@ impl Model {
                     body,
                     replay_until: self.now + replay,
                     expires: self.now + dedupe,
+                    refreshes: rules.refresh_below.is_some() && bring.dedupe_ttl.is_none(),
                     fingerprint: old.fingerprint,
                     reference: bring.reference.or(old.reference),
                 };
@@ -587,6 +619,7 @@ impl Model {
             body,
             replay_until: self.now + replay,
             expires: self.now + dedupe,
+            refreshes: rules.refresh_below.is_some() && bring.dedupe_ttl.is_none(),
             fingerprint,
             reference: bring.reference.or(reference),
         };

@@ -382,9 +382,16 @@ impl Simulation {
         if new_rounds > 0 {
             self.raise_all();
         }
-        let no_room = matches!(reply, Reply::Completed { kept: BodyKept::NoRoom, .. });
+        let no_room = matches!(reply, Reply::Completed { kept: BodyKept::NoRoom, .. })
+            || self.is_not_extended(call, reply);
         assert!(!no_room || self.has_little_room || self.is_troubled, "there was room");
+        let before = self.model.state(&key);
         let expected = call.apply(&mut self.model, reply.issued(), no_room);
+        if let (State::Done(before), State::Done(after)) = (before, self.model.state(&key))
+            && after.expires > before.expires
+        {
+            self.see("window extended");
+        }
         // Nobody sees the deadline of an orphan, so which of its renewals has survived is not known.
         let is_renewal =
             matches!((reply, &expected), (Reply::Renewed { .. }, Reply::Renewed { .. }));
@@ -417,6 +424,13 @@ impl Simulation {
                 assert!(new_rounds > 0, "shown before its round: {call:?}");
             }
         }
+    }
+
+    /// Whether a duplicate was told of the end that a completed key had, and not of a later one.
+    fn is_not_extended(&self, call: &Call, reply: &Reply) -> bool {
+        let Reply::Face(Face::Done { expires, .. }) = reply else { return false };
+        let is_hit = matches!(call, Call::Claim(..) | Call::Once(..));
+        is_hit && self.model.refreshed(call.key()).is_some_and(|later| later.expires != *expires)
     }
 
     fn failed(&mut self, call: Call, failed: &Failed, was_poisoned: bool) {

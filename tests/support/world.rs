@@ -83,6 +83,8 @@ pub fn policies() -> Vec<Rules> {
         Rules { parks: true, on_orphan: OnOrphan::KeepLease, ..short },
         Rules { fingerprint: FingerprintRule::Ignore, late_grace: Some(0), ..short },
         Rules { fingerprint_required: true, ..short },
+        Rules { refresh_below: Some(2), replay_ttl: 7000, dedupe_ttl: 8000, ..short },
+        Rules { refresh_below: Some(4), ..short },
     ]
 }
 
@@ -381,6 +383,7 @@ impl World {
             }
             (Verdict::Done(done), Ok(Claim::Completed(outcome))) => {
                 self.see("claim completed");
+                let done = self.hit(&key, done);
                 self.compare_outcome(&done, &outcome);
             }
             (Verdict::Held(held), Ok(Claim::InProgress(it))) => {
@@ -403,6 +406,17 @@ impl World {
             (expected, got) => panic!("claim of {key:?}: expected {expected:?}, got {got:?}"),
         }
         self.count_mismatches(key.0);
+    }
+
+    /// The completion that a duplicate was answered with, as it is known then.
+    fn hit(&mut self, key: &Key, done: Done) -> Done {
+        match self.model.hit(key) {
+            State::Done(it) if it != done => {
+                self.see("window extended");
+                it
+            }
+            _ => done,
+        }
     }
 
     fn count_mismatches(&mut self, namespace: usize) {
@@ -467,6 +481,7 @@ impl World {
             }
             (Verdict::Done(done), Ok(Once::Seen(outcome))) => {
                 self.see("once seen");
+                let done = self.hit(&key, done);
                 self.compare_outcome(&done, &outcome);
             }
             (Verdict::Held(held), Ok(Once::InProgress(it))) => {

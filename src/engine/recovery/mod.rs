@@ -40,6 +40,7 @@ use crate::answer::EndCause;
 use crate::error::{Failure, OpenError, StoreError};
 use crate::format::file::id_of_name;
 use crate::format::meta::{FileSet, Meta, Mode as StoredMode, SLOTS};
+use crate::format::names::NamespaceEntry;
 use crate::format::record::Kind;
 use crate::format::{LOCK_NAME, META_NAME, NAMES_NAME, SEGMENT_BYTES_DEFAULT};
 use crate::hash::{SECRET_BYTES, Secret};
@@ -157,6 +158,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         meta.names_bytes = found.names_end;
         meta.namespaces = found.namespaces.iter().map(|it| it.namespace.0).max().unwrap_or(0);
         meta.has_raises = !found.raises.is_empty();
+        meta.has_refreshes = found.namespaces.iter().any(NamespaceEntry::refreshes);
         meta.inode = inode;
         // Not clean from here on: until the page cache is made good below, the next open must
         // distrust it as this one does. Mode and poison stay for the report of that open.
@@ -385,6 +387,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         epoch: Epoch(0),
         namespaces: 0,
         has_raises: false,
+        has_refreshes: false,
         names_bytes: 0,
         generation_ceiling: Generation(1),
         stable_generation: Generation(0),

@@ -2,7 +2,7 @@
 //!
 //! All records compete, releases and forgets and expired ones included; only when all have been
 //! seen are the keys dropped that turn out free. The highest (token, rank) wins; among renewals of
-//! one token the latest deadline; equal ones are copies. The order in which records are offered
+//! one token the latest deadline, among completions the latest end; equal ones are copies. The order in which records are offered
 //! does not matter.
 
 use std::collections::HashMap;
@@ -57,6 +57,8 @@ type Strength = (FencingToken, u8, [Timestamp; 3]);
 fn strength(record: RecordRef<'_>) -> Strength {
     let times = match record.kind() {
         Kind::Renew => [record.until(), record.expires(), record.at()],
+        // A window is extended, never shortened.
+        Kind::Complete => [record.expires(), Timestamp::default(), Timestamp::default()],
         _ => [Timestamp::default(); 3],
     };
     (record.token(), record.kind().rank(), times)
