@@ -87,6 +87,7 @@ mod error;
 mod format;
 mod handle;
 mod hash;
+mod health;
 mod held;
 mod key;
 mod lease;
@@ -121,6 +122,7 @@ pub use error::{
     NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
     TooManyWaiters, WaitError, WaiterScope,
 };
+pub use health::{Health, Serving};
 pub use key::PartsKey;
 pub use lease::{Lease, LeaseEnd};
 pub use lost::{LeaseLost, Lost};
@@ -133,7 +135,7 @@ pub use policy::{
 pub use renewer::{Renewer, RenewerThread, Renewing};
 pub use report::{Damage, RecoveryReport, SalvageReport, TornTail};
 pub use request::{ClaimOptions, CompleteOptions, Resolution};
-pub use stats::StoreStats;
+pub use stats::{CallCounts, NamespaceStats, StoreStats};
 pub use store::Store;
 pub use types::{
     BODY_BYTES_MAX, FencingToken, Fingerprint, KEY_BYTES_MAX, NAME_BYTES_MAX, Reference,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::answer::{Completion, InProgress, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
+use crate::engine::events::Event;
 use crate::engine::namespaces::{Key, NamespaceState};
 use crate::engine::{Answered, Settling};
 use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
@@ -15,6 +16,7 @@ use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
 use crate::policy::Policy;
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
+use crate::stats::{CallCounts, NamespaceStats};
 use crate::sys::sync::atomic::Ordering;
 use crate::types::{FencingToken, Fingerprint};
 use crate::wait::{ClaimWait, HeldWait};
@@ -60,7 +62,22 @@ impl Namespace {
     /// opened.
     #[must_use]
     pub fn fingerprint_mismatches(&self) -> u64 {
-        self.space.state.mismatches.load(Ordering::Relaxed)
+        if self.space.handle.is_child() {
+            return 0;
+        }
+        self.space.state.tally.read()[Event::Differs as usize]
+    }
+
+    /// What calls on it were answered, and what became of its keys, since the store was opened.
+    #[must_use]
+    pub fn stats(&self) -> NamespaceStats {
+        let Space { handle, state } = &**self.space;
+        // A forked child has no store, and no say in its locks.
+        if handle.is_child() {
+            return NamespaceStats::default();
+        }
+        let waiters = state.waiters.load(Ordering::Relaxed);
+        NamespaceStats { calls: CallCounts::of(state), waiters }
     }
 
     /// Asks to be the one worker for `key`. Give the fingerprint of the request's payload, so that

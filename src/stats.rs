@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::engine::Engine;
+use crate::engine::events::Event;
+use crate::engine::namespaces::NamespaceState;
 use crate::sys::sync::atomic::{AtomicU64, Ordering};
 
 /// Sizes and counts of a store.
@@ -41,6 +43,144 @@ pub struct StoreStats {
     pub purge_hold_keys_max: u64,
     /// The longest that a lock was held for that.
     pub purge_hold_max: Duration,
+    /// What calls were answered, and what became of keys, in all namespaces.
+    pub calls: CallCounts,
+}
+
+/// Numbers about one namespace. From [`crate::Namespace::stats`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct NamespaceStats {
+    /// What calls were answered, and what became of keys.
+    pub calls: CallCounts,
+    /// Calls that wait for a key of it, see [`crate::Namespace::claim_or_wait`].
+    pub waiters: usize,
+}
+
+/// What calls were answered, and what became of keys, since the store was opened.
+///
+/// Always counted, each thread for itself, so that a call writes no line for it that another thread
+/// writes. Exact, but for calls that are under way. A call whose answer waits for the disk is counted before the wait; one that
+/// failed with [`crate::StoreError`] is not, unless that came while it waited, or while its outcome was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct CallCounts {
+    /// Claims that were granted, those that took a key over among them.
+    pub granted: u64,
+    /// Keys that `once` has marked as done: [`crate::Once::First`].
+    pub marked: u64,
+    /// Claims and marks among these that took over from a claim whose lease had ended.
+    pub taken_over: u64,
+    /// Those that took over from a claim of a process that is gone.
+    pub taken_over_orphaned: u64,
+    /// Claims and marks of a key that was completed.
+    pub replayed: u64,
+    /// Those of a key that somebody holds. A call that waits is counted here once, and by what it is answered in the end.
+    pub in_progress: u64,
+    /// Those that were answered that the key has another fingerprint.
+    pub mismatches: u64,
+    /// Fingerprints that differed, under [`crate::FingerprintRule::Count`] too.
+    pub differing_fingerprints: u64,
+    /// Claims and marks of a key that is parked.
+    pub parked: u64,
+    /// Those of a key that is in doubt ([`crate::Gap`]).
+    pub in_doubt: u64,
+    /// Those of requests from outside the window.
+    pub outside_window: u64,
+    /// Those that were refused for want of room.
+    pub refused_full: u64,
+    /// Claims that their owners have completed; a completion that is repeated is not counted again.
+    pub completed: u64,
+    /// Claims that their owners have given back.
+    pub released: u64,
+    /// Claims that their owners have parked.
+    pub left_parked: u64,
+    /// Renewals.
+    pub renewed: u64,
+    /// Completions, releases, renewals, and keys parked by their owners, that came behind the end of the lease.
+    pub late: u64,
+    /// Owners who were refused because of a newer token.
+    pub fenced: u64,
+    /// Claims that were resolved.
+    pub resolved: u64,
+    /// Keys that were forgotten by hand.
+    pub forgotten: u64,
+    /// Completed keys that were removed because their time was over. Keys are removed when their segment is recycled: what has expired
+    /// may be counted later, and what expired while the store was closed is in [`crate::RecoveryReport::expired`].
+    pub expired: u64,
+    /// Unfinished claims that were removed: their lease ended, nobody took them over, and their grace is over.
+    pub expired_unfinished: u64,
+}
+
+impl CallCounts {
+    pub(crate) fn of(namespace: &NamespaceState) -> Self {
+        let counts = namespace.tally.read();
+        let of = |event: Event| counts[event as usize];
+        Self {
+            granted: of(Event::Granted),
+            marked: of(Event::Marked),
+            taken_over: of(Event::TakenOver),
+            taken_over_orphaned: of(Event::TakenOverOrphaned),
+            replayed: of(Event::Replayed),
+            in_progress: of(Event::InProgress),
+            mismatches: of(Event::Mismatch),
+            differing_fingerprints: of(Event::Differs),
+            parked: of(Event::Parked),
+            in_doubt: of(Event::InDoubt),
+            outside_window: of(Event::OutsideWindow),
+            refused_full: of(Event::Full),
+            completed: of(Event::Completed),
+            released: of(Event::Released),
+            left_parked: of(Event::LeftParked),
+            renewed: of(Event::Renewed),
+            late: of(Event::Late),
+            fenced: of(Event::Fenced),
+            resolved: of(Event::Resolved),
+            forgotten: of(Event::Forgotten),
+            expired: of(Event::Expired),
+            expired_unfinished: of(Event::ExpiredUnfinished),
+        }
+    }
+
+    /// Claims and marks of keys that were known: replayed, in progress, parked, or with another fingerprint.
+    #[must_use]
+    pub fn duplicates(&self) -> u64 {
+        self.replayed + self.in_progress + self.parked + self.mismatches
+    }
+
+    /// Replayed ones among those that were answered for good, from 0 to 1; `None`: there were none.
+    #[must_use]
+    pub fn replay_rate(&self) -> Option<f64> {
+        let answered = self.granted + self.marked + self.replayed;
+        (answered > 0).then(|| self.replayed as f64 / answered as f64)
+    }
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            granted: self.granted + other.granted,
+            marked: self.marked + other.marked,
+            taken_over: self.taken_over + other.taken_over,
+            taken_over_orphaned: self.taken_over_orphaned + other.taken_over_orphaned,
+            replayed: self.replayed + other.replayed,
+            in_progress: self.in_progress + other.in_progress,
+            mismatches: self.mismatches + other.mismatches,
+            differing_fingerprints: self.differing_fingerprints + other.differing_fingerprints,
+            parked: self.parked + other.parked,
+            in_doubt: self.in_doubt + other.in_doubt,
+            outside_window: self.outside_window + other.outside_window,
+            refused_full: self.refused_full + other.refused_full,
+            completed: self.completed + other.completed,
+            released: self.released + other.released,
+            left_parked: self.left_parked + other.left_parked,
+            renewed: self.renewed + other.renewed,
+            late: self.late + other.late,
+            fenced: self.fenced + other.fenced,
+            resolved: self.resolved + other.resolved,
+            forgotten: self.forgotten + other.forgotten,
+            expired: self.expired + other.expired,
+            expired_unfinished: self.expired_unfinished + other.expired_unfinished,
+        }
+    }
 }
 
 impl StoreStats {
@@ -79,6 +219,12 @@ impl StoreStats {
             room_waits: engine.wal.room_waits(),
             purge_hold_keys_max: read(&counts.hold_slots_max),
             purge_hold_max: Duration::from_nanos(read(&counts.hold_ns_max)),
+            calls: engine
+                .namespaces
+                .all()
+                .iter()
+                .map(|namespace| CallCounts::of(namespace))
+                .fold(CallCounts::default(), CallCounts::add),
         }
     }
 }

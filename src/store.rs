@@ -8,6 +8,7 @@ use crate::answer::{Gap, Orphan};
 use crate::engine::namespaces::Wanted;
 use crate::error::{CloseError, Failure, GapError, NamespaceError, StoreError};
 use crate::handle::Handle;
+use crate::health::Health;
 use crate::namespace::Namespace;
 use crate::policy::Policy;
 use crate::report::RecoveryReport;
@@ -146,6 +147,13 @@ impl Store {
     #[must_use]
     pub fn poisoned(&self) -> Option<Arc<Failure>> {
         self.handle.wal.poison.cause().cloned()
+    }
+
+    /// Whether the store serves, and what it would suffer from first, as it is now. Writes nothing: [`Store::flush`] does, and
+    /// says whether the disk still takes it.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health::of(&self.handle, self.report())
     }
 
     /// Sizes and counts, as they are now. Locks one shard after the other.

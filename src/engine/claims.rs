@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::events::Event;
 use super::namespaces::Key;
 use super::refresh::{Refresh, refreshes};
 use super::shard::ShardGuard;
@@ -22,7 +23,6 @@ use crate::format::record::{Draft, Kind, Record};
 use crate::format::record_ref::RecordRef;
 use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
 use crate::sys::pin::Pin;
-use crate::sys::sync::atomic::Ordering;
 use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
@@ -195,7 +195,7 @@ impl Engine {
                     Try::Judged(judged) => judged,
                     Try::Again => continue,
                     Try::Taken(grant, settle) => {
-                        question.count();
+                        question.count_fingerprint();
                         drop(pin);
                         let counted = CountedLease::of(self, &question);
                         settling.settle(self, settle)?;
@@ -218,11 +218,11 @@ impl Engine {
                 _ => None,
             };
             if settle.is_none() {
-                question.count();
+                question.count_answer(&judged);
                 return self.show(judged, seen.as_ref());
             }
             if settling.is_later() {
-                question.count();
+                question.count_answer(&judged);
                 let told = self.show(judged, seen.as_ref())?;
                 settling.settle(self, settle)?;
                 return Ok(told);
@@ -287,6 +287,16 @@ impl Engine {
         let no_room = &mut question.no_room;
         if !self.grant(shard, key, way, &record, class, reserve, entry, growths, no_room)? {
             return Ok(Try::Again);
+        }
+        key.namespace.count(match taking {
+            Taking::Claim => Event::Granted,
+            Taking::Once => Event::Marked,
+        });
+        if let Some((_, cause)) = takeover {
+            key.namespace.count(match cause {
+                EndCause::Orphaned => Event::TakenOverOrphaned,
+                _ => Event::TakenOver,
+            });
         }
         let previous = takeover.map(|(old, cause)| state::previous(old, cause));
         let (attempt, hash) = (record.attempt, key.hash);
@@ -406,6 +416,7 @@ impl Engine {
         let Some(location) = self.append(&Draft::new(record), class, change)? else {
             drop(shard);
             if let Some(cause) = no_room.take() {
+                key.namespace.count(Event::Full);
                 return Err(ClaimError::Full { cause });
             }
             *no_room = self.make_room(growths)?;
@@ -468,11 +479,28 @@ impl<'a> Question<'a> {
 
     /// Counts a differing fingerprint, when the call has its answer. A refusal is an answer of its own.
     #[inline]
-    fn count(&self) {
+    fn count_fingerprint(&self) {
         let was_counted = self.request.is_again && self.rule == FingerprintRule::Count;
         if self.differs && !was_counted {
-            self.key.namespace.mismatches.fetch_add(1, Ordering::Relaxed);
+            self.key.namespace.count(Event::Differs);
         }
+    }
+
+    /// Counts the answer, when the call has it. One that waits is told once that the key is held.
+    #[inline]
+    fn count_answer(&self, judged: &Judged) {
+        self.count_fingerprint();
+        let event = match judged {
+            Judged::Taken(Standing::Done, _) => Event::Replayed,
+            Judged::Taken(Standing::Held, _) if self.request.is_again => return,
+            Judged::Taken(Standing::Held, _) => Event::InProgress,
+            Judged::Taken(..) => Event::Parked,
+            Judged::Mismatch(_) => Event::Mismatch,
+            Judged::InDoubt(_) => Event::InDoubt,
+            Judged::OutsideWindow(_) => Event::OutsideWindow,
+            Judged::Free { .. } => return,
+        };
+        self.key.namespace.count(event);
     }
 }
 

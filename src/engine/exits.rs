@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::claims::{class_of, dedupe_ttl_of, lease_of};
+use super::events::Event;
 use super::namespaces::Key;
 use super::refresh::refreshes;
 use super::shard::{ShardGuard, ShardState};
@@ -88,7 +89,7 @@ impl Engine {
             let now = self.timeline.read();
             let (found, judged) = self
                 .own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?
-                .map_err(|refusal| refusal.into_lease_error(token))?;
+                .map_err(|refusal| refused(key, refusal).into_lease_error(token))?;
             let old = found.record;
             // Never shorter than it was: recovery takes the latest deadline of one token (R1).
             let deadline = now.deadline(lease).max(old.until());
@@ -124,8 +125,10 @@ impl Engine {
             };
             shard.table.replace(found.position, location, false);
             drop(shard);
-            self.wal.poison.check_after()?;
+            key.namespace.count(Event::Renewed);
             let late_by = (judged >= old.until()).then(|| judged.since(old.until()));
+            count_late(key, late_by.is_some());
+            self.wal.poison.check_after()?;
             let lease_left = deadline.since(now.lower);
             return Ok(Renewed { deadline, lease_left, late_by, expires });
         }
@@ -199,18 +202,21 @@ impl Engine {
             self.find_unlocked(key, &way, &mut seen, &pin)?;
             let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)? {
-                Ok((found, _)) => found,
+            let own = self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?;
+            let (found, judged) = match own {
+                Ok(own) => own,
                 Err(Refusal::Completed(found, _)) => {
                     drop(shard);
                     // That it is completed is told when it is as durable as it was asked to be.
                     return Ok(self.shown(Err(LeaseError::Completed), found));
                 }
-                Err(refusal) => return Err(refusal.into_lease_error(token)),
+                Err(refusal) => return Err(refused(key, refusal).into_lease_error(token)),
             };
-            let (record, change) = match kind {
-                Kind::Park => park_record(found.record, ParkedBy::Owner, now.lower),
-                _ => release_record(found.record, now.lower),
+            let ((record, change), event) = match kind {
+                Kind::Park => {
+                    (park_record(found.record, ParkedBy::Owner, now.lower), Event::LeftParked)
+                }
+                _ => (release_record(found.record, now.lower), Event::Released),
             };
             if let Some(location) = self.append(&Draft::new(&record), Class::Claims, change)? {
                 let end = if kind == Kind::Park {
@@ -223,6 +229,8 @@ impl Engine {
                 let called = self.ended(&mut shard, found.record, end);
                 drop(shard);
                 self.wake(called);
+                key.namespace.count(event);
+                count_late(key, judged >= found.record.until());
                 return Ok(self.changed((), durability));
             }
             // Only after several crashes on a full disk, see `wal::lane`.
@@ -262,14 +270,16 @@ impl Engine {
             self.find_unlocked(key, &way, &mut seen, &pin)?;
             let shard = self.lock(way.shard)?;
             let now = self.timeline.read();
-            let found = match self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)? {
-                Ok((found, _)) => found,
+            let own = self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?;
+            let (found, judged) = match own {
+                Ok(own) => own,
                 Err(Refusal::Completed(found, judged)) => {
                     drop(shard);
                     return self.complete_again(found, judged, request);
                 }
-                Err(refusal) => return Err(refusal.into_complete_error(token)),
+                Err(refusal) => return Err(refused(key, refusal).into_complete_error(token)),
             };
+            let is_late = judged >= found.record.until();
             let completion = self.store_outcome(
                 shard,
                 found,
@@ -281,6 +291,8 @@ impl Engine {
                 &mut no_room,
             )?;
             if let Some(completion) = completion {
+                key.namespace.count(Event::Completed);
+                count_late(key, is_late);
                 return Ok(self.changed(completion, request.durability));
             }
         }
@@ -502,6 +514,23 @@ impl Refusal<'_, '_> {
             Self::Completed(..) => unreachable!("a second completion is compared, not refused"),
         }
     }
+}
+
+/// Counts what an owner did behind the end of his lease.
+#[inline]
+fn count_late(key: &Key<'_>, is_late: bool) {
+    if is_late {
+        key.namespace.count(Event::Late);
+    }
+}
+
+/// Counts an owner who is one no more.
+#[cold]
+fn refused<'s, 'p>(key: &Key<'_>, refusal: Refusal<'s, 'p>) -> Refusal<'s, 'p> {
+    if let Refusal::Fenced { .. } = refusal {
+        key.namespace.count(Event::Fenced);
+    }
+    refusal
 }
 
 /// A claim that is parked. It goes on holding room for what ends it, if its claim still has any.

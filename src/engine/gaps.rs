@@ -109,6 +109,14 @@ pub(crate) fn split(entries: Vec<Entry>) -> Split {
 }
 
 impl Engine {
+    /// Gaps that leave keys in doubt now.
+    pub(crate) fn lasting_gaps(&self) -> Vec<Gap> {
+        let now = self.timeline.now();
+        let mut gaps = self.gaps.list();
+        gaps.retain(|gap| gap.acceptance.is_none() && now < gap.until);
+        gaps
+    }
+
     /// Ends a gap on somebody's word. That it did survives power loss when this returns.
     pub(crate) fn accept_gap(&self, id: u32, reason: &str, actor: &str) -> Result<(), GapError> {
         let longest = reason.len().max(actor.len());

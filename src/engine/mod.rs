@@ -16,12 +16,13 @@
 //! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
 //! that duplicates extend), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
-//! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), over
+//! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod batch;
 pub(crate) mod claims;
 mod compaction;
+pub(crate) mod events;
 pub(crate) mod exits;
 pub(crate) mod expiry;
 pub(crate) mod gaps;
@@ -46,6 +47,8 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
+
 use crate::error::{Failure, StoreError};
 use crate::format::record::Draft;
 use crate::format::record_ref::RecordRef;
@@ -53,7 +56,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
-use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, yield_now};
 use crate::table::{Position, Route, Sight, Slot};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
@@ -104,6 +107,8 @@ pub(crate) struct Engine {
     waiter_limits: WaiterLimits,
     pub(crate) background: Background,
     pub(crate) purge_counts: PurgeCounts,
+    /// When the last round ended, in nanoseconds of the monotonic clock; 0: none has. On a line of its own.
+    synced_at: CachePadded<AtomicU64>,
     shards: Box<[Shard]>,
     pub(crate) mode: Mode,
     /// The epoch of this open: claims of earlier ones are orphans.
@@ -485,6 +490,25 @@ impl Engine {
         answered.result
     }
 
+    /// A round has ended.
+    fn note_sync(&self) {
+        // Less than centuries.
+        let now = self.timeline.monotonic().as_nanos() as u64;
+        // Relaxed: told for itself.
+        self.synced_at.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// How long ago the last round of this open ended; `None`: none has.
+    pub(crate) fn sync_age(&self) -> Option<Duration> {
+        let at = self.synced_at.load(Ordering::Relaxed);
+        (at > 0).then(|| self.timeline.monotonic().saturating_sub(Duration::from_nanos(at)))
+    }
+
+    /// Whether the store was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
     /// Leases of all shards.
     pub(crate) fn leases(&self) -> usize {
         self.shards.iter().map(Shard::leases).sum()
@@ -578,7 +602,9 @@ pub(crate) struct RoundLeader<'a> {
 
 impl Leader for RoundLeader<'_> {
     fn sync(&self) -> Result<(), Arc<Failure>> {
-        self.engine.wal.sync_round(|| self.engine.timeline.now())
+        self.engine.wal.sync_round(|| self.engine.timeline.now())?;
+        self.engine.note_sync();
+        Ok(())
     }
 
     fn wanted(&self) {

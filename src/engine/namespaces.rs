@@ -16,6 +16,7 @@ use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy, RefreshOnHit};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
+use crate::sys::tally::Tally;
 use crate::types::{KeyHash, NAME_BYTES_MAX, NamespaceId, Timestamp};
 use crate::wal::Wal;
 
@@ -34,8 +35,8 @@ pub(crate) struct NamespaceState {
     raises: RwLock<Vec<Raise>>,
     /// Whether the policy is the default that came with the first use of the name.
     is_implicit: AtomicBool,
-    /// Fingerprint mismatches met so far.
-    pub(crate) mismatches: AtomicU64,
+    /// What happened to keys of it, see `engine::events`.
+    pub(crate) tally: Tally,
     /// Those who wait for keys of it.
     pub(crate) waiters: AtomicUsize,
 }
@@ -129,7 +130,7 @@ impl Namespaces {
             policy: SharedPolicy::new(&entry.policy),
             raises: RwLock::default(),
             is_implicit: AtomicBool::new(entry.implicit),
-            mismatches: AtomicU64::new(0),
+            tally: Tally::default(),
             waiters: AtomicUsize::new(0),
         });
         self.by_id.write().insert(entry.namespace, Arc::clone(&state));
@@ -143,6 +144,11 @@ impl Namespaces {
 
     fn by_name(&self, name: &str) -> Option<Arc<NamespaceState>> {
         self.by_name.read().get(name).cloned()
+    }
+
+    /// All namespaces.
+    pub(crate) fn all(&self) -> Vec<Arc<NamespaceState>> {
+        self.by_id.read().values().cloned().collect()
     }
 
     /// The names of all namespaces, sorted.

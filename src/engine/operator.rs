@@ -3,6 +3,7 @@
 //! Whatever an operator writes takes a new token, so that it wins over everything the key's past
 //! owners wrote or may still try to write (R1).
 
+use super::events::Event;
 use super::exits::{CompleteRequest, release_record};
 use super::namespaces::Key;
 use super::state::{self, Standing, held_bytes, is_orphan};
@@ -105,6 +106,7 @@ impl Engine {
                         &mut no_room,
                     );
                     if let Some(completion) = stored? {
+                        key.namespace.count(Event::Resolved);
                         return Ok(self.changed(Some(completion), request.durability));
                     }
                 }
@@ -120,6 +122,7 @@ impl Engine {
                         let called = self.ended(&mut shard, old, End::Free);
                         drop(shard);
                         self.wake(called);
+                        key.namespace.count(Event::Resolved);
                         return Ok(self.changed(None, *durability));
                     }
                     drop(shard);
@@ -245,6 +248,7 @@ impl Engine {
                 }
                 drop(shard);
                 self.wake(called);
+                key.namespace.count(Event::Forgotten);
                 return Ok(Forgot::Key(state));
             }
             drop(shard);

@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use super::events::Event;
 use super::expiry::Pace;
 use super::shard::ShardGuard;
 use super::state::{Standing, held_bytes};
@@ -32,7 +33,7 @@ use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicU64, Ordering};
 use crate::sys::sync::yield_now;
 use crate::table::{Position, Slot};
-use crate::types::{Location, Timestamp};
+use crate::types::{Location, NamespaceId, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::stream::SealedSegment;
 
@@ -190,7 +191,9 @@ impl Engine {
     /// which of these few each is.
     fn remove_over(&self, segment: &SealedSegment, few: &[Entry]) -> Vec<(usize, Entry)> {
         let now = self.timeline.now();
-        let (mut wanted, mut purged) = (Vec::new(), 0);
+        let mut wanted = Vec::new();
+        // Neighbours are mostly of one namespace.
+        let mut purged: Vec<(NamespaceId, u64)> = Vec::new();
         let (mut shard, hold) = self.hold(few);
         for (at, entry) in few.iter().enumerate() {
             let current = self.current(segment, entry, &shard);
@@ -203,7 +206,10 @@ impl Engine {
                 // An index rounds up.
                 (Kind::Complete, Some(position)) if entry.expires <= now => {
                     shard.table.remove(position);
-                    purged += 1;
+                    match purged.last_mut() {
+                        Some((namespace, count)) if *namespace == entry.namespace => *count += 1,
+                        _ => purged.push((entry.namespace, 1)),
+                    }
                 }
                 (_, Some(_)) => wanted.push((at, *entry)),
                 (Kind::Forget, None) if entry.expires > now => wanted.push((at, *entry)),
@@ -215,7 +221,10 @@ impl Engine {
         }
         drop(shard);
         hold.end(self);
-        self.purge_counts.purged.fetch_add(purged, Ordering::Relaxed);
+        for (namespace, count) in purged {
+            self.purge_counts.purged.fetch_add(count, Ordering::Relaxed);
+            self.count_of(namespace, Event::Expired, count);
+        }
         wanted
     }
 
@@ -306,6 +315,13 @@ impl Engine {
         if position.is_some() {
             self.wal.release_room(held);
             self.purge_counts.purged.fetch_add(1, Ordering::Relaxed);
+            let event = match entry.kind {
+                Kind::Claim | Kind::Renew => Event::ExpiredUnfinished,
+                Kind::Complete => Event::Expired,
+                // It was ended before, and stayed for a gap.
+                Kind::Park | Kind::Release | Kind::Forget => return,
+            };
+            self.count_of(entry.namespace, event, 1);
         }
     }
 
@@ -349,7 +365,7 @@ impl Engine {
     }
 
     /// Whether rounds make anything durable here.
-    pub(super) fn has_rounds(&self) -> bool {
+    pub(crate) fn has_rounds(&self) -> bool {
         self.mode != Mode::Memory
     }
 }

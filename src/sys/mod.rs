@@ -7,7 +7,7 @@
 //! nothing.
 //!
 //! Unsafe code lives in this folder alone: `extent` (reading and filling mapped memory), `region`
-//! (owning it), `pin` (borrowing what may be taken away), `fork` (a page the kernel wipes in a
+//! (owning it), `pin` (borrowing what may be taken away), `tally` (counting at hand), `fork` (a page the kernel wipes in a
 //! child) and `prefetch` (an instruction).
 
 mod barrier;
@@ -28,6 +28,7 @@ pub(crate) mod sim;
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) mod sim_clock;
 pub(crate) mod sync;
+pub(crate) mod tally;
 pub(crate) mod wakers;
 
 use std::fmt::Debug;

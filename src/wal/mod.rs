@@ -101,6 +101,15 @@ enum Gate {
     Shut,
 }
 
+/// What room there is, for who is not going to use it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoomLeft {
+    /// In prepared segments, for claims.
+    pub(crate) ready_bytes: u64,
+    /// What data files may still be made of; `None`: whatever the disk has.
+    pub(crate) growth_bytes: Option<u64>,
+}
+
 /// Keeps the gate open.
 #[derive(Debug)]
 pub(crate) struct Passage<'a> {
@@ -382,6 +391,19 @@ impl Wal {
         let epoch = raised.ok_or(StoreError::TokensExhausted)?;
         self.epoch.fetch_max(epoch.0, Ordering::Relaxed);
         Ok(epoch)
+    }
+
+    /// What room there is, for who is not going to use it.
+    pub(crate) fn room(&self) -> RoomLeft {
+        let growth = self.growth.lock();
+        let (disk_bytes, total) = (growth.disk_bytes(), u64::from(growth.segments()));
+        drop(growth);
+        let supply = self.lanes.supply(total);
+        let is_bounded = self.disk_bytes_max < u64::MAX;
+        RoomLeft {
+            ready_bytes: supply.free_bytes,
+            growth_bytes: is_bounded.then(|| self.disk_bytes_max.saturating_sub(disk_bytes)),
+        }
     }
 
     /// Bytes of all data files, and of the segments that were ever written to.

@@ -206,6 +206,7 @@ impl Lanes {
         Supply {
             prepared,
             held,
+            free_bytes: room.saturating_sub(held + spare * usable),
             appended_bytes,
             used_bytes: shared.found_bytes + appended_bytes - shared.gone_bytes,
             is_ample: room >= held + least * 3 / 2 * usable,

@@ -18,6 +18,8 @@ use crate::types::{SegmentId, Timestamp};
 pub(crate) struct Supply {
     pub(crate) prepared: u64,
     pub(crate) held: u64,
+    /// Bytes of prepared segments that claims may use.
+    pub(crate) free_bytes: u64,
     pub(crate) appended_bytes: u64,
     /// Bytes of records in active and sealed segments.
     pub(crate) used_bytes: u64,

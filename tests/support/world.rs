@@ -102,6 +102,8 @@ pub struct World {
     steps: u64,
     /// How often each thing happened.
     pub seen: std::collections::BTreeMap<&'static str, u64>,
+    /// What of it had happened when the store was opened.
+    seen_before: std::collections::BTreeMap<&'static str, u64>,
 }
 
 pub fn ms_of(time: SystemTime) -> u64 {
@@ -147,6 +149,7 @@ impl World {
             leases: VecDeque::new(),
             steps: 0,
             seen,
+            seen_before: std::collections::BTreeMap::new(),
         };
         world.open(64, 0);
         for namespace in 0..NAMESPACES {
@@ -171,6 +174,36 @@ impl World {
             .manual_maintenance(true)
             .open();
         self.store = Some(store.unwrap());
+        self.seen_before = self.seen.clone();
+    }
+
+    /// What the store has counted since it was opened, and what was seen.
+    fn compare_counts(&self) {
+        let seen = |names: &[&str]| {
+            let of = |seen: &std::collections::BTreeMap<&'static str, u64>, name: &str| {
+                seen.get(name).copied().unwrap_or_default()
+            };
+            let since = |name: &&str| of(&self.seen, name) - of(&self.seen_before, name);
+            names.iter().map(since).sum::<u64>()
+        };
+        let calls = self.store().counts().calls;
+        let counted = [
+            (calls.granted, seen(&["claim acquired", "claim taken over"])),
+            (calls.marked, seen(&["once first"])),
+            (calls.replayed, seen(&["claim completed", "once seen"])),
+            (calls.in_progress, seen(&["claim in progress", "once in progress"])),
+            (calls.mismatches, seen(&["claim mismatch", "once mismatch"])),
+            (calls.parked, seen(&["claim parked", "once parked"])),
+            (calls.completed, seen(&["completed"])),
+            (calls.released, seen(&["release"])),
+            (calls.left_parked, seen(&["park"])),
+            (calls.renewed, seen(&["renew", "renew late"])),
+            (calls.resolved, seen(&["resolve done", "resolve not done"])),
+            (calls.forgotten, seen(&["forget"])),
+        ];
+        for (at, (counted, seen)) in counted.into_iter().enumerate() {
+            assert_eq!(counted, seen, "count {at} of {calls:?}");
+        }
     }
 
     fn store(&self) -> &Store {
@@ -235,6 +268,7 @@ impl World {
         self.take(step);
         self.steps += 1;
         self.compare_leases();
+        self.compare_counts();
     }
 
     fn take(&mut self, step: &Step) {
@@ -631,6 +665,7 @@ impl World {
         }
         let namespace = self.namespace(key.0);
         let fencing = FencingToken::from_raw(token);
+        let was_done = matches!(self.model.state(&key), State::Done(_));
         let options = complete_options(bring);
         let got = if quick {
             namespace.complete_async(&key.1, fencing, &options).wait()
@@ -645,6 +680,9 @@ impl World {
                     refrain::BodyKept::TooLarge => "complete too large",
                     _ => "complete without replay",
                 });
+                if !was_done {
+                    self.see("completed");
+                }
                 assert_eq!(it.body(), kept);
                 assert_eq!(it.token().get(), token);
             }

@@ -25,6 +25,8 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
+
 use super::expiry::Expiry;
 use super::gaps::Gaps;
 use super::lease_ends::LeaseEnds;
@@ -50,7 +52,7 @@ use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::Mutex;
-use crate::sys::sync::atomic::{AtomicBool, AtomicUsize};
+use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use crate::sys::{Clock, DirectoryLock, FileSystem, Pages};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::growth::Growth;
@@ -231,6 +233,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
             Expiry::new(timeline.now(), sealed),
         ),
         purge_counts: PurgeCounts::default(),
+        synced_at: CachePadded::new(AtomicU64::new(0)),
         namespaces: Namespaces::new(meta.secret, namespaces, raises),
         gaps: Gaps::new(gaps),
         lease_ends: LeaseEnds::new(timeline.now()),

@@ -1,0 +1,207 @@
+//! Counts that many threads raise and few read: each thread counts for itself, on lines that nobody else writes,
+//! without a locked instruction.
+//!
+//! A thread keeps its block of counts at hand for the tallies that it used last, [`SLOTS`] of them. One that it has
+//! not at hand, because it is new to the thread or another one took its place, costs a lock. What a thread has
+//! counted is added to the tally's own sums when it ends, or when the block has to make place.
+//!
+//! Invariants
+//! - T1  A block has one writer: the thread that made it, while it is in its slots. So a load and a store count
+//!   as well as an addition would, and nothing is lost.
+//! - T2  A block is in the list of its tally until its counts are in the sums: both change under one lock.
+//! - T3  What is at hand is in the slots of the same thread: a slot that is dropped is taken from the hand before.
+#![allow(unsafe_code, reason = "counts in a block of the thread; see the SAFETY comment")]
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use super::sync::PlainMutex as Mutex;
+
+/// What a tally counts apart.
+pub(crate) const COUNTS: usize = 32;
+
+/// Tallies that a thread has at hand.
+const SLOTS: usize = 64;
+
+/// Tallies are numbered, and no number is used twice in a process.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// Needs no destructor, so that to look at it is a load.
+    static AT_HAND: [Cell<AtHand>; SLOTS] = const { [const { Cell::new(AtHand::NONE) }; SLOTS] };
+    static BLOCKS: RefCell<[Option<Slot>; SLOTS]> = const { RefCell::new([const { None }; SLOTS]) };
+}
+
+/// See the file's header.
+pub(crate) struct Tally {
+    id: u64,
+    sums: Arc<Mutex<Sums>>,
+}
+
+struct Sums {
+    /// Of threads that count.
+    blocks: Vec<Arc<Block>>,
+    /// Of those that do not any more.
+    gone: [u64; COUNTS],
+}
+
+type Block = CachePadded<[AtomicU64; COUNTS]>;
+
+/// A thread's block of one tally, and where it is.
+#[derive(Clone, Copy)]
+struct AtHand {
+    id: u64,
+    block: *const Block,
+}
+
+impl AtHand {
+    /// Of no tally.
+    const NONE: Self = Self { id: 0, block: ptr::null() };
+}
+
+/// What keeps it there.
+struct Slot {
+    id: u64,
+    block: Arc<Block>,
+    sums: Arc<Mutex<Sums>>,
+}
+
+impl Tally {
+    /// Counts one.
+    #[inline]
+    pub(crate) fn count(&self, what: usize) {
+        self.add(what, 1);
+    }
+
+    /// Counts so many.
+    #[inline]
+    pub(crate) fn add(&self, what: usize, count: u64) {
+        let at_hand = AT_HAND.with(|hand| hand[slot_of(self.id)].get());
+        if at_hand.id == self.id {
+            // SAFETY: a slot of this thread holds the block (T3), and no slot is dropped meanwhile.
+            let block = unsafe { &*at_hand.block };
+            raise(&block[what], count);
+        } else {
+            self.add_new(what, count);
+        }
+    }
+
+    /// The thread has no block of this tally at hand.
+    #[cold]
+    #[inline(never)]
+    fn add_new(&self, what: usize, count: u64) {
+        let block = Arc::new(Block::new([const { AtomicU64::new(0) }; COUNTS]));
+        let replaced = BLOCKS.try_with(|slots| {
+            raise(&block[what], count);
+            self.sums.lock().blocks.push(Arc::clone(&block));
+            let at_hand = AtHand { id: self.id, block: Arc::as_ptr(&block) };
+            let slot = Slot { id: self.id, block, sums: Arc::clone(&self.sums) };
+            let replaced = slots.borrow_mut()[slot_of(self.id)].replace(slot);
+            AT_HAND.with(|hand| hand[slot_of(self.id)].set(at_hand));
+            replaced
+        });
+        match replaced {
+            // It locks its own tally.
+            Ok(replaced) => drop(replaced),
+            // A thread that ends may have lost its slots already.
+            Err(_) => self.sums.lock().gone[what] += count,
+        }
+    }
+
+    /// All counts. What a thread counts at this moment may be in it or not.
+    pub(crate) fn read(&self) -> [u64; COUNTS] {
+        let sums = self.sums.lock();
+        let mut all = sums.gone;
+        for block in &sums.blocks {
+            let counts = all.iter_mut().zip(block.iter());
+            counts.for_each(|(sum, count)| *sum += count.load(Ordering::Relaxed));
+        }
+        all
+    }
+}
+
+#[inline]
+fn slot_of(id: u64) -> usize {
+    id as usize % SLOTS
+}
+
+/// Relaxed, and no addition: T1.
+#[inline]
+fn raise(counter: &AtomicU64, count: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // T3; unless another one has its place already.
+        AT_HAND.with(|hand| {
+            let place = &hand[slot_of(self.id)];
+            if place.get().id == self.id {
+                place.set(AtHand::NONE);
+            }
+        });
+        // In a forked child the lock may be held by a thread that is not there. Left in the list, the block
+        // goes on being counted.
+        let Some(mut sums) = self.sums.try_lock() else { return };
+        let at = sums.blocks.iter().position(|block| Arc::ptr_eq(block, &self.block));
+        if let Some(at) = at {
+            let block = sums.blocks.swap_remove(at);
+            let counts = sums.gone.iter_mut().zip(block.iter());
+            counts.for_each(|(sum, count)| *sum += count.load(Ordering::Relaxed));
+        }
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let sums = Sums { blocks: Vec::new(), gone: [0; COUNTS] };
+        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), sums: Arc::new(Mutex::new(sums)) }
+    }
+}
+
+impl fmt::Debug for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tally").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_however_many_threads_come_and_go() {
+        let tally = Tally::default();
+        for round in 1..=3 {
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| (0..1000).for_each(|_| tally.count(3)));
+                }
+            });
+            tally.add(31, 5);
+            assert_eq!((tally.read()[3], tally.read()[31]), (8000 * round, 5 * round));
+        }
+        // `scope` may return before the last of its threads has lost its slots.
+        while tally.sums.lock().blocks.len() > 1 {
+            std::thread::yield_now();
+        }
+        assert_eq!(tally.read()[3], 24_000);
+    }
+
+    #[test]
+    fn tallies_that_take_turns_in_a_slot_lose_nothing() {
+        let tallies: Vec<_> = (0..3 * SLOTS).map(|_| Tally::default()).collect();
+        for round in 1..=4 {
+            for (at, tally) in tallies.iter().enumerate() {
+                tally.add(0, at as u64);
+                assert_eq!(tally.read()[0], round * at as u64);
+                assert!(tally.sums.lock().blocks.len() <= 1);
+            }
+        }
+    }
+}
