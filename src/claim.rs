@@ -18,6 +18,8 @@ use crate::request::ClaimOptions;
 pub enum Claim {
     /// The key is yours: do the work, then complete the lease.
     Acquired(Lease),
+    /// The key was yours already ([`ClaimOptions::owner`]), and is: go on with the work, under the lease's new token. The old one is refused.
+    Resumed(Lease),
     /// The work was done: here is what it said.
     Completed(Outcome),
     /// Somebody else is at it.
@@ -44,15 +46,16 @@ impl Claim {
         settling: &mut Settling,
     ) -> Result<Self, ClaimError> {
         space.handle.claim(key, options.request(), settling, |grant| {
-            Self::Acquired(Lease::new(Arc::clone(space), key.bytes, &grant))
+            let lease = Lease::new(Arc::clone(space), key.bytes, &grant);
+            if grant.is_resumed { Self::Resumed(lease) } else { Self::Acquired(lease) }
         })
     }
 
-    /// The lease, if the claim was granted.
+    /// The lease, if the claim was granted, anew or again.
     #[must_use]
     pub fn acquired(self) -> Option<Lease> {
         match self {
-            Self::Acquired(lease) => Some(lease),
+            Self::Acquired(lease) | Self::Resumed(lease) => Some(lease),
             _ => None,
         }
     }

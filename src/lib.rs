@@ -138,7 +138,7 @@ pub use request::{ClaimOptions, CompleteOptions, Resolution};
 pub use stats::{CallCounts, NamespaceStats, StoreStats};
 pub use store::Store;
 pub use types::{
-    BODY_BYTES_MAX, FencingToken, Fingerprint, KEY_BYTES_MAX, NAME_BYTES_MAX, Reference,
+    BODY_BYTES_MAX, FencingToken, Fingerprint, KEY_BYTES_MAX, NAME_BYTES_MAX, OwnerId, Reference,
 };
 pub use wait::{ClaimWait, HeldWait};
 

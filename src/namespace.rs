@@ -1,6 +1,6 @@
 //! Namespaces as their users hold them: every call on a key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,17 +176,24 @@ impl Namespace {
     /// not in the processor's caches, and with at most one wait for the disk. Answers are in the order
     /// of `claims`, each by itself: a batch is no transaction.
     ///
-    /// Of a key that occurs twice the first occurrence may be granted; the others are in progress then,
+    /// Of a key that occurs twice the first occurrence may be granted; the others are in progress then, whoever the owner is,
     /// under its token, and [`crate::InProgress::alias_of`] says which one it is.
     pub fn claim_batch<K: AsRef<[u8]>>(
         &self,
         claims: &[(K, ClaimOptions)],
     ) -> Vec<Result<Claim, ClaimError>> {
+        let mut owned = HashSet::new();
         let answered = self.space.handle.each(
             claims,
             true,
             |(key, _)| self.key(key.as_ref()),
-            |(_, options), key| self.start_claim(key, options),
+            |(key, options), named| match options.claimed_by() {
+                // Who asks for a key twice in one call does not take it from himself.
+                Some(owner) if !owned.insert((key.as_ref(), owner)) => {
+                    self.start_claim(named, &options.of_nobody())
+                }
+                _ => self.start_claim(named, options),
+            },
         );
         let mut answers = self.space.handle.answer_all(answered);
         name_aliases(&mut answers);
@@ -512,7 +519,7 @@ fn name_aliases(answers: &mut [Result<Claim, ClaimError>]) {
         return;
     }
     let granted = answers.iter().enumerate().filter_map(|(at, answer)| match answer {
-        Ok(Claim::Acquired(lease)) => Some((lease.token(), at)),
+        Ok(Claim::Acquired(lease) | Claim::Resumed(lease)) => Some((lease.token(), at)),
         _ => None,
     });
     let granted: HashMap<FencingToken, usize> = granted.collect();

@@ -6,7 +6,7 @@ use crate::engine::CallDurability;
 use crate::engine::claims::ClaimRequest;
 use crate::engine::exits::CompleteRequest;
 use crate::engine::operator::ResolveRequest;
-use crate::types::{Fingerprint, Reference, Timestamp};
+use crate::types::{Fingerprint, OwnerId, Reference, Timestamp};
 
 /// What a claim, or `once`, asks for beyond the key. What is left out follows the namespace's
 /// policy and the store's durability.
@@ -37,6 +37,17 @@ impl ClaimOptions {
     /// Sixteen bytes that come with every later answer about the key.
     pub fn reference(mut self, reference: Reference) -> Self {
         self.request.reference = Some(reference);
+        self
+    }
+
+    /// Who claims: the same owner, however often he is started again. While he holds the key, a claim of his is answered [`crate::Claim::Resumed`],
+    /// with a lease of its own from now on, under a new token; what still has the old one is fenced off. Anybody else is told that it is in progress. `once`
+    /// takes none.
+    ///
+    /// Give one only if there is at most one such owner at work, or if what he does is fenced by the token: a second process of the
+    /// same name takes the key from the first.
+    pub fn owner(mut self, owner: OwnerId) -> Self {
+        self.request.owner = Some(owner);
         self
     }
 
@@ -88,6 +99,16 @@ impl ClaimOptions {
             self.request.first_sent = Some(Timestamp::from_ms((key.as_u128() >> 80) as u64));
             self.request.is_sent_by_key = true;
         }
+        self
+    }
+
+    pub(crate) fn claimed_by(&self) -> Option<OwnerId> {
+        self.request.owner
+    }
+
+    /// The same, as anybody.
+    pub(crate) fn of_nobody(mut self) -> Self {
+        self.request.owner = None;
         self
     }
 

@@ -277,6 +277,17 @@ impl fmt::Debug for Fingerprint {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Reference(pub [u8; 16]);
 
+/// Who claims a key, whatever process or thread that is now: sixteen bytes of the caller's own, say the id of a workflow's run. A claim by the owner who holds the
+/// key resumes his claim ([`crate::ClaimOptions::owner`]), so it is known to nobody else: no answer shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnerId(pub [u8; 16]);
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnerId")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

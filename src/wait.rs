@@ -83,7 +83,7 @@ impl ClaimWait {
                     Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal.into())),
                 }
             }
-            self.held.leave(matches!(answered.result, Ok(Claim::Acquired(_))));
+            self.held.leave(matches!(answered.result, Ok(Claim::Acquired(_) | Claim::Resumed(_))));
             self.commit = Some(Commit::new(Arc::clone(&self.held.space().handle), answered));
         }
         Poll::Ready(Ok(()))
@@ -107,7 +107,7 @@ impl Future for ClaimWait {
 
 impl Drop for ClaimWait {
     fn drop(&mut self) {
-        // Nobody has begun to work on it.
+        // Nobody has begun to work on it; but on what is resumed somebody has, and may resume it again.
         let granted = self.commit.as_mut().and_then(Commit::give_up);
         if let Some(Ok(Claim::Acquired(lease))) = granted {
             drop(lease.release_async());

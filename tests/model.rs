@@ -80,6 +80,7 @@ fn step() -> impl Strategy<Value = Step> {
 const MUST_BE_SEEN: &[&str] = &[
     "claim acquired",
     "claim taken over",
+    "claim resumed",
     "claim completed",
     "claim in progress",
     "claim parked",

@@ -21,6 +21,7 @@ const MUST_BE_SEEN: &[&str] = &[
     "alter failed",
     "came to its end",
     "claim: completed",
+    "claim: resumed",
     "claim: fingerprint required",
     "claim: granted",
     "claim: held",

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use refrain::testing::{FileSystem, HeapFs, SimClock};
 use refrain::{
-    Claim, ClaimError, CompleteError, CompleteOptions, EndCause, FencingToken, Fingerprint,
-    LeaseError, Lookup, Namespace, OnLeaseEnd, OnOrphan, Once, Options, Policy, Resolution,
-    ResolveError, Store,
+    Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, EndCause, FencingToken,
+    Fingerprint, LeaseError, Lookup, Namespace, OnLeaseEnd, OnOrphan, Once, Options, OwnerId,
+    Policy, Resolution, ResolveError, Store,
 };
 
 const KEY: &str = "key";
+const OWNER: OwnerId = OwnerId([9; 16]);
 const LEASE: Duration = Duration::from_secs(10);
 
 const STATES: [&str; 9] = [
@@ -29,8 +30,9 @@ const STATES: [&str; 9] = [
     "in doubt",
 ];
 
-const CALLS: [&str; 21] = [
+const CALLS: [&str; 22] = [
     "claim",
+    "claim, same owner",
     "claim, other fingerprint",
     "once",
     "once, other fingerprint",
@@ -97,8 +99,10 @@ impl Scene {
     }
 
     fn claim(&mut self) {
-        let lease = self.space().claim(KEY, fingerprint()).unwrap().acquired().unwrap();
-        self.token = lease.token();
+        // Who asks as nobody is told the same as of a claim without an owner.
+        let options = ClaimOptions::new().fingerprint(fingerprint()).owner(OWNER);
+        let claimed = self.space().claim_with(KEY, &options).unwrap();
+        self.token = claimed.acquired().unwrap().token();
     }
 
     fn in_state(state: &str) -> Self {
@@ -160,9 +164,12 @@ impl Scene {
             true => Fingerprint::of(b"another payload"),
             false => fingerprint(),
         };
+        let options = ClaimOptions::new().fingerprint(print);
+        let options = if call.ends_with("same owner") { options.owner(OWNER) } else { options };
         let done = CompleteOptions::body(b"outcome");
         match call.split(',').next().unwrap() {
-            "claim" => match space.claim(KEY, print) {
+            "claim" => match space.claim_with(KEY, &options) {
+                Ok(Claim::Resumed(it)) => format!("Resumed, attempt {}", it.attempt()),
                 Ok(Claim::Acquired(it)) => format!("Acquired, attempt {}", it.attempt()),
                 Ok(Claim::Completed(_)) => "Completed".to_owned(),
                 Ok(Claim::InProgress(_)) => "InProgress".to_owned(),

@@ -8,22 +8,24 @@ use std::time::Duration;
 
 use super::events::Event;
 use super::namespaces::Key;
+use super::origin::{Origin, fresh_record};
 use super::refresh::{Refresh, refreshes};
+use super::search::{Found, Seen};
 use super::shard::ShardGuard;
+use super::spans::{class_of, dedupe_ttl_of, lease_of};
 use super::state::{self, Standing, first_held_bytes, held_bytes};
 use super::time::Now;
-use super::{Answered, CallDurability, Engine, Found, Seen, Settle, Settling, Way};
+use super::{Answered, CallDurability, Engine, Settle, Settling, Way};
 use crate::answer::{
     EndCause, First, Gap, InProgress, Mismatch, Once, Outcome, OutsideWindow, Parked, Previous,
 };
 use crate::error::{ClaimError, Failure};
-use crate::format::ext::{Ext, PreviousClaim};
 use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
 use crate::format::record_ref::RecordRef;
-use crate::policy::{FingerprintRule, LEASE_MIN, OnLeaseEnd, Policy, PolicyProblem, whole_ms};
+use crate::policy::{FingerprintRule, OnLeaseEnd, Policy, whole_ms};
 use crate::sys::pin::Pin;
-use crate::types::{FencingToken, Fingerprint, KeyHash, Reference, Timestamp};
+use crate::types::{FencingToken, Fingerprint, KeyHash, OwnerId, Reference, Timestamp};
 use crate::wal::class::Class;
 use crate::wal::lane::RoomChange;
 
@@ -32,6 +34,7 @@ use crate::wal::lane::RoomChange;
 pub(crate) struct ClaimRequest {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) reference: Option<Reference>,
+    pub(crate) owner: Option<OwnerId>,
     pub(crate) lease: Option<Duration>,
     pub(crate) dedupe_ttl: Option<Duration>,
     pub(crate) durability: Option<CallDurability>,
@@ -59,6 +62,8 @@ pub(crate) struct Grant {
     pub(crate) token: FencingToken,
     pub(crate) attempt: u16,
     pub(crate) previous: Option<Previous>,
+    /// It goes on with a claim of the same owner.
+    pub(crate) is_resumed: bool,
     pub(crate) deadline: Timestamp,
     pub(crate) expires: Timestamp,
 }
@@ -89,6 +94,8 @@ enum Judged {
     Free {
         takeover: Option<EndCause>,
     },
+    /// Held by who asks.
+    Own,
     /// Done, held or parked, at this time.
     Taken(Standing, Timestamp),
     Mismatch(Standing),
@@ -105,7 +112,7 @@ impl Judged {
             Self::Taken(standing, _) | Self::Mismatch(standing) => {
                 matches!(standing, Standing::Done | Standing::Held)
             }
-            Self::Free { .. } | Self::InDoubt(_) | Self::OutsideWindow(_) => false,
+            Self::Free { .. } | Self::Own | Self::InDoubt(_) | Self::OutsideWindow(_) => false,
         }
     }
 }
@@ -252,9 +259,11 @@ impl Engine {
         let now = self.timeline.read();
         let entry = self.find(&shard, key, way.route, seen, pin)?;
         let seen = entry.map(|entry| entry.seen);
-        let takeover = match self.judge(seen, question, now) {
-            Judged::Free { takeover } => seen.map(|seen| seen.record).zip(takeover),
-            other => return Ok(Try::Judged(other)),
+        let origin = match (self.judge(seen, question, now), seen) {
+            (Judged::Free { takeover: Some(cause) }, Some(old)) => Origin::Other(old.record, cause),
+            (Judged::Free { .. }, _) => Origin::Nothing,
+            (Judged::Own, Some(old)) => Origin::Own(old.record),
+            (other, _) => return Ok(Try::Judged(other)),
         };
         let Some(token) = self.next_token(&mut shard) else {
             drop(shard);
@@ -262,8 +271,11 @@ impl Engine {
             return Ok(Try::Again);
         };
         let deadline = now.deadline(span);
+        let mut fresh = fresh_record(key, token, request, origin, now);
         let (kind, flags, until, expires) = match taking {
             Taking::Claim => {
+                // A mark has no owner.
+                fresh.ext.owner = request.owner;
                 let expires = match policy.on_lease_end {
                     OnLeaseEnd::Park => Timestamp::MAX,
                     OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(span)),
@@ -278,7 +290,6 @@ impl Engine {
                 (Kind::Complete, flags, now.lower, deadline)
             }
         };
-        let fresh = fresh_record(key, token, request, takeover, now);
         let record = Record { kind, flags, until, expires, ..fresh };
         let (class, reserve) = match taking {
             Taking::Claim => (Class::Claims, first_held_bytes(&record)),
@@ -292,15 +303,15 @@ impl Engine {
             Taking::Claim => Event::Granted,
             Taking::Once => Event::Marked,
         });
-        if let Some((_, cause)) = takeover {
+        if let Origin::Other(_, cause) = origin {
             key.namespace.count(match cause {
                 EndCause::Orphaned => Event::TakenOverOrphaned,
                 _ => Event::TakenOver,
             });
         }
-        let previous = takeover.map(|(old, cause)| state::previous(old, cause));
+        let (previous, is_resumed) = (origin.previous(), matches!(origin, Origin::Own(_)));
         let (attempt, hash) = (record.attempt, key.hash);
-        let grant = Grant { hash, token, attempt, previous, deadline, expires };
+        let grant = Grant { hash, token, attempt, previous, is_resumed, deadline, expires };
         let counted = CountedLease::of(self, question);
         let Answered { result, settle } = self.changed::<_, ClaimError>(grant, request.durability);
         let taken = Try::Taken(result?, settle);
@@ -329,6 +340,7 @@ impl Engine {
             }
         }
         match standing {
+            Standing::Held if question.is_owners(record) => Judged::Own,
             Standing::Absent => self.free(Some(record), None, now, question),
             Standing::Lapsed(cause) => self.free(Some(record), Some(cause), now, question),
             Standing::Held | Standing::Overdue | Standing::Parked(_) | Standing::Done => {
@@ -390,8 +402,10 @@ impl Engine {
             Judged::Mismatch(standing) => T::mismatch(state::mismatch(record, standing)),
             Judged::InDoubt(gap) => T::in_doubt(*gap),
             Judged::OutsideWindow(outside) => T::outside_window(outside),
-            Judged::Free { .. } | Judged::Taken(Standing::Absent | Standing::Lapsed(_), _) => {
-                unreachable!("a free key is granted")
+            Judged::Free { .. }
+            | Judged::Own
+            | Judged::Taken(Standing::Absent | Standing::Lapsed(_), _) => {
+                unreachable!("a free key is granted, and so is one's own")
             }
         })
     }
@@ -477,6 +491,14 @@ impl<'a> Question<'a> {
         (first_sent < since).then_some(since)
     }
 
+    /// Whether a claim that is held is that of who asks for it. A mark goes on with none.
+    #[inline]
+    fn is_owners(&self, held: RecordRef<'_>) -> bool {
+        self.request.owner.is_some()
+            && self.taking == Taking::Claim
+            && held.owner() == self.request.owner
+    }
+
     /// Counts a differing fingerprint, when the call has its answer. A refusal is an answer of its own.
     #[inline]
     fn count_fingerprint(&self) {
@@ -498,7 +520,7 @@ impl<'a> Question<'a> {
             Judged::Mismatch(_) => Event::Mismatch,
             Judged::InDoubt(_) => Event::InDoubt,
             Judged::OutsideWindow(_) => Event::OutsideWindow,
-            Judged::Free { .. } => return,
+            Judged::Free { .. } | Judged::Own => return,
         };
         self.key.namespace.count(event);
     }
@@ -542,78 +564,4 @@ impl Told for Once {
     fn outside_window(it: OutsideWindow) -> Self {
         Self::OutsideWindow(it)
     }
-}
-
-/// What a first record about a key has in common, be it a claim or a mark. Fingerprint and
-/// reference of an unfinished claim stay with the key when it is taken over.
-#[inline(always)]
-fn fresh_record<'a>(
-    key: &Key<'a>,
-    token: FencingToken,
-    request: &ClaimRequest,
-    takeover: Option<(RecordRef<'_>, EndCause)>,
-    now: Now,
-) -> Record<'a> {
-    let old = takeover.map(|(old, _)| old);
-    Record {
-        kind: Kind::Claim,
-        flags: Flags::default(),
-        token,
-        key_hash: key.hash,
-        namespace: key.namespace.id,
-        expires: Timestamp::default(),
-        until: Timestamp::default(),
-        at: now.lower,
-        code: 0,
-        attempt: old.map_or(1, |old| old.attempt().saturating_add(1)),
-        body_len: 0,
-        body_crc: 0,
-        ext: Ext {
-            fingerprint: old.and_then(|old| old.fingerprint()).or(request.fingerprint),
-            reference: request.reference.or(old.and_then(|old| old.reference())),
-            first_token: old.map(RecordRef::first_token),
-            previous: takeover.map(|(old, cause)| PreviousClaim {
-                token: old.token(),
-                at: old.at(),
-                orphaned: cause == EndCause::Orphaned,
-            }),
-            body_digest: None,
-        },
-        key: key.bytes,
-        body: &[],
-    }
-}
-
-/// The lease a claim gets: the one asked for, within the limits, or the policy's.
-pub(super) fn lease_of(
-    policy: &Policy,
-    asked: Option<Duration>,
-) -> Result<Duration, PolicyProblem> {
-    let Some(lease) = asked.map(whole_ms) else { return Ok(policy.lease) };
-    let dedupe_ttl = policy.dedupe_ttl;
-    if lease < LEASE_MIN {
-        Err(PolicyProblem::LeaseTooShort { lease })
-    } else if lease > dedupe_ttl {
-        Err(PolicyProblem::LeaseOutlivesDedupe { lease, dedupe_ttl })
-    } else {
-        Ok(lease)
-    }
-}
-
-/// The dedupe window a completion gets.
-pub(super) fn dedupe_ttl_of(
-    policy: &Policy,
-    asked: Option<Duration>,
-) -> Result<Duration, PolicyProblem> {
-    let Some(dedupe_ttl) = asked.map(whole_ms) else { return Ok(policy.dedupe_ttl) };
-    if dedupe_ttl > crate::policy::DEDUPE_TTL_MAX {
-        return Err(PolicyProblem::DedupeTooLong { dedupe_ttl });
-    }
-    Ok(dedupe_ttl)
-}
-
-/// The class of a completion that is kept for `ttl`, because the policy says so or because the call
-/// does.
-pub(super) fn class_of(ttl: Duration, is_policy: bool) -> Class {
-    if is_policy { Class::exact(ttl) } else { Class::geometric(ttl) }
 }

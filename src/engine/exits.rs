@@ -7,15 +7,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claims::{class_of, dedupe_ttl_of, lease_of};
 use super::events::Event;
 use super::namespaces::Key;
 use super::refresh::refreshes;
+use super::search::{Found, Seen};
 use super::shard::{ShardGuard, ShardState};
+use super::spans::{class_of, dedupe_ttl_of, lease_of};
 use super::state::{self, Standing, exit_bytes, held_bytes};
 use super::time::Now;
 use super::waiters::End;
-use super::{Answered, CallDurability, Engine, Found, Seen};
+use super::{Answered, CallDurability, Engine};
 use crate::answer::{BodyKept, Completion, Renewed};
 use crate::checksum::crc32;
 use crate::error::{CompleteError, Failure, LeaseError, StoreError};
@@ -379,6 +380,8 @@ impl Engine {
                 first_token: first_token.or_else(|| old.earlier_token()),
                 previous: None,
                 body_digest: None,
+                // Nobody resumes what is done.
+                owner: None,
             },
             body: &[],
             ..old.read()

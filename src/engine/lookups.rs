@@ -1,8 +1,9 @@
 //! Asking about a key: `lookup`, which takes nothing; and outcomes on their way out.
 
 use super::namespaces::Key;
+use super::search::Seen;
 use super::state::{self, Standing};
-use super::{Engine, Seen, Settle, Settling, Way, check_key};
+use super::{Engine, Settle, Settling, Way, check_key};
 use crate::answer::{Body, EndCause, Gap, Lookup, Outcome, OutcomeRef, StoredBody};
 use crate::error::StoreError;
 use crate::sys::pin::Pin;

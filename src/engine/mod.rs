@@ -13,7 +13,7 @@
 //! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
-//! The parts: `claims` (claim, once), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
+//! The parts: `claims` (claim, once), over `origin` (what a grant goes on from), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
 //! that duplicates extend), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted), over
@@ -31,17 +31,19 @@ mod lookups;
 pub(crate) mod maintenance;
 pub(crate) mod namespaces;
 pub(crate) mod operator;
+mod origin;
 pub(crate) mod purge;
 pub(crate) mod recovery;
 mod refresh;
 #[cfg(all(test, any(loom, shuttle)))]
 mod schedules;
+mod search;
 pub(crate) mod shard;
+mod spans;
 pub(crate) mod state;
 pub(crate) mod time;
 pub(crate) mod waiters;
 
-use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -49,16 +51,15 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
+use self::search::Seen;
 use crate::error::{Failure, StoreError};
 use crate::format::record::Draft;
-use crate::format::record_ref::RecordRef;
 use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
-use crate::sys::pin::Pin;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, yield_now};
-use crate::table::{Position, Route, Sight, Slot};
+use crate::table::{Position, Route};
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
 use crate::wal::class::Class;
@@ -162,30 +163,6 @@ struct Way<'a> {
     route: Route,
 }
 
-/// A key's current record, as it was when somebody looked.
-#[derive(Clone, Copy, Debug)]
-struct Seen<'a> {
-    location: Location,
-    record: RecordRef<'a>,
-    /// What keeps the record where it is.
-    pin: &'a Pin,
-}
-
-/// A key's slot and current record, found under the lock of its shard.
-#[derive(Clone, Copy, Debug)]
-struct Found<'s, 'p> {
-    position: Position,
-    seen: &'s Seen<'p>,
-}
-
-impl<'p> Deref for Found<'_, 'p> {
-    type Target = Seen<'p>;
-
-    fn deref(&self) -> &Seen<'p> {
-        self.seen
-    }
-}
-
 impl Engine {
     /// Refuses what a forked child may not do. Whether the store is closed is checked under the
     /// shard's lock.
@@ -245,100 +222,6 @@ impl Engine {
     fn lock<'a>(&'a self, shard: &'a Shard) -> Result<ShardGuard<'a>, StoreError> {
         let guard = shard.lock(&self.wal);
         if guard.is_closed { Err(StoreError::Closed) } else { Ok(guard) }
-    }
-
-    /// The current record of a key, found without its shard's lock: what it was at some moment since
-    /// the call began. The whole key is compared.
-    #[inline(always)]
-    fn find_unlocked<'p>(
-        &'p self,
-        key: &Key<'_>,
-        way: &Way<'_>,
-        seen: &mut Option<Seen<'p>>,
-        pin: &'p Pin,
-    ) -> Result<(), StoreError> {
-        // Acquire: whoever closes the store waits for the pins that were there when it was set.
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(StoreError::Closed);
-        }
-        let buckets = way.shard.buckets();
-        match buckets.glance(&way.route) {
-            Some(Sight::Nothing) => {
-                *seen = None;
-                return Ok(());
-            }
-            Some(_) => {}
-            // Most keys that are there are what their bucket shows first: what is found needs no second look.
-            None => {
-                if let Some(slot) = buckets.first_match(&way.route)
-                    && self.is_record_of(key, slot, seen, pin)?
-                {
-                    return Ok(());
-                }
-            }
-        }
-        self.search_unlocked(key, way, seen, pin)
-    }
-
-    #[inline(never)]
-    fn search_unlocked<'p>(
-        &'p self,
-        key: &Key<'_>,
-        way: &Way<'_>,
-        seen: &mut Option<Seen<'p>>,
-        pin: &'p Pin,
-    ) -> Result<(), StoreError> {
-        let is_match = |slot: Slot| self.is_record_of(key, slot, seen, pin);
-        match way.shard.buckets().find(&way.route, is_match)? {
-            Sight::Slot(_) => {}
-            Sight::Nothing => *seen = None,
-            Sight::Unclear => {
-                let shard = self.lock(way.shard)?;
-                self.find(&shard, key, way.route, seen, pin)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The current record of a key. What was `seen` without the lock is not read again when it still
-    /// is the current one; in any case it is told there.
-    #[inline]
-    fn find<'s, 'p>(
-        &'p self,
-        shard: &ShardState,
-        key: &Key<'_>,
-        route: Route,
-        seen: &'s mut Option<Seen<'p>>,
-        pin: &'p Pin,
-    ) -> Result<Option<Found<'s, 'p>>, StoreError> {
-        let is_match = |slot: Slot| match seen {
-            // Under one pin a location stands for one record.
-            Some(seen) if seen.location == slot.location() => Ok(true),
-            _ => self.is_record_of(key, slot, seen, pin),
-        };
-        let slot = shard.table.find(route, is_match)?;
-        if slot.is_none() {
-            *seen = None;
-        }
-        Ok(slot.zip(seen.as_ref()).map(|((position, _), seen)| Found { position, seen }))
-    }
-
-    /// Whether a slot points to a record of this key, which is then told.
-    #[inline]
-    fn is_record_of<'p>(
-        &'p self,
-        key: &Key<'_>,
-        slot: Slot,
-        seen: &mut Option<Seen<'p>>,
-        pin: &'p Pin,
-    ) -> Result<bool, StoreError> {
-        let location = slot.location();
-        let record = self.wal.segments.record(location, pin)?;
-        let is_same = record.namespace() == key.namespace.id && record.key() == key.bytes;
-        if is_same {
-            *seen = Some(Seen { location, record, pin });
-        }
-        Ok(is_same)
     }
 
     /// The next token of a shard; `None` when its counter has run out and the epoch must be raised.

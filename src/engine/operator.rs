@@ -6,9 +6,10 @@
 use super::events::Event;
 use super::exits::{CompleteRequest, release_record};
 use super::namespaces::Key;
+use super::search::Found;
 use super::state::{self, Standing, held_bytes, is_orphan};
 use super::waiters::{Called, End};
-use super::{Answered, CallDurability, Engine, Found, Settle};
+use super::{Answered, CallDurability, Engine, Settle};
 use crate::answer::{Completion, EndCause, KeyState, Orphan};
 use crate::checksum::crc32;
 use crate::error::{ForgetError, ResolveError, StoreError};

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::namespaces::Key;
 use super::purge::bodyless;
+use super::search::Seen;
 use super::state::Standing;
-use super::{CallDurability, Engine, Seen, Settle, Way};
+use super::{CallDurability, Engine, Settle, Way};
 use crate::error::StoreError;
 use crate::format::flags::BodyState;
 use crate::format::record::{Draft, Kind, Record};

@@ -64,12 +64,14 @@ pub(crate) fn is_orphan(record: RecordRef<'_>, open_epoch: Epoch) -> bool {
 
 /// Room that the longest bodyless exit of the key takes.
 pub(crate) fn exit_bytes(record: RecordRef<'_>) -> u64 {
-    exit_bytes_max(record.key().len(), record.fingerprint().is_some()) as u64
+    let ext = record.ext();
+    exit_bytes_max(record.key().len(), ext.fingerprint.is_some(), ext.owner.is_some()) as u64
 }
 
 /// What a claim that is about to be made will keep reserved.
 pub(crate) fn first_held_bytes(claim: &Record<'_>) -> u64 {
-    2 * exit_bytes_max(claim.key.len(), claim.ext.fingerprint.is_some()) as u64
+    let ext = &claim.ext;
+    2 * exit_bytes_max(claim.key.len(), ext.fingerprint.is_some(), ext.owner.is_some()) as u64
 }
 
 /// Room that a key's current record keeps reserved: a claim for its end and for one renewal, a

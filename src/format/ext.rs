@@ -5,7 +5,7 @@
 
 use super::record::Flaw;
 use super::{Fields, FieldsMut};
-use crate::types::{FencingToken, Fingerprint, Reference, Timestamp};
+use crate::types::{FencingToken, Fingerprint, OwnerId, Reference, Timestamp};
 
 /// No record this version writes has longer extensions.
 pub(crate) const EXT_BYTES_MAX: usize = 96;
@@ -16,11 +16,14 @@ pub(super) const REFERENCE_BYTES: usize = 2 + 16;
 pub(super) const TOKEN_BYTES: usize = 2 + 8;
 pub(super) const PREVIOUS_BYTES: usize = 2 + 15;
 pub(super) const DIGEST_BYTES: usize = 2 + 16;
+pub(super) const OWNER_BYTES: usize = 2 + 16;
 
-const _: () = assert!(
-    FINGERPRINT_BYTES + REFERENCE_BYTES + TOKEN_BYTES + PREVIOUS_BYTES + DIGEST_BYTES
-        <= EXT_BYTES_MAX
-);
+const _: () = {
+    // A completion has no owner any more, and nothing else a digest.
+    let last = if DIGEST_BYTES > OWNER_BYTES { DIGEST_BYTES } else { OWNER_BYTES };
+    let others = FINGERPRINT_BYTES + REFERENCE_BYTES + TOKEN_BYTES + PREVIOUS_BYTES;
+    assert!(others + last <= EXT_BYTES_MAX);
+};
 
 /// Who held the key before, and why no longer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -40,6 +43,8 @@ pub(crate) struct Ext {
     pub(crate) previous: Option<PreviousClaim>,
     /// Of a body that is not kept.
     pub(crate) body_digest: Option<[u8; 16]>,
+    /// Whose claim it is, if he said so.
+    pub(crate) owner: Option<OwnerId>,
 }
 
 const TAG_FINGERPRINT: u8 = 1;
@@ -48,6 +53,8 @@ const TAG_FIRST_TOKEN: u8 = 3;
 const TAG_PREVIOUS: u8 = 4;
 const TAG_BODY_DIGEST: u8 = 5;
 const TAG_SKIPPABLE: u8 = 0x80;
+/// Versions that do not know it hold the claim for somebody's: nobody resumes it.
+const TAG_OWNER: u8 = TAG_SKIPPABLE | 6;
 
 impl Ext {
     /// Bytes that [`Ext::encode`] fills.
@@ -58,6 +65,7 @@ impl Ext {
             + of(self.first_token.is_some(), TOKEN_BYTES)
             + of(self.previous.is_some(), PREVIOUS_BYTES)
             + of(self.body_digest.is_some(), DIGEST_BYTES)
+            + of(self.owner.is_some(), OWNER_BYTES)
     }
 
     /// Fills `to`, which has [`Ext::len`] bytes.
@@ -83,6 +91,9 @@ impl Ext {
         if let Some(digest) = self.body_digest {
             fields.u8(TAG_BODY_DIGEST).u8(16).put(&digest);
         }
+        if let Some(owner) = self.owner {
+            fields.u8(TAG_OWNER).u8(16).put(&owner.0);
+        }
     }
 }
 
@@ -102,7 +113,7 @@ impl<'a> Parts<'a> {
             }
             let is_known = match *tag {
                 TAG_FINGERPRINT => value.len() == 17,
-                TAG_REFERENCE | TAG_BODY_DIGEST => value.len() == 16,
+                TAG_REFERENCE | TAG_BODY_DIGEST | TAG_OWNER => value.len() == 16,
                 TAG_FIRST_TOKEN => value.len() == 8,
                 TAG_PREVIOUS => value.len() == 15 && value[14] <= 1,
                 tag => tag & TAG_SKIPPABLE != 0,
@@ -145,6 +156,11 @@ impl<'a> Parts<'a> {
         Some(FencingToken::from_raw(self.find(TAG_FIRST_TOKEN)?.u64()))
     }
 
+    #[inline]
+    pub(super) fn owner(self) -> Option<OwnerId> {
+        Some(OwnerId(self.find(TAG_OWNER)?.array()))
+    }
+
     pub(super) fn all(self) -> Ext {
         let previous = self.find(TAG_PREVIOUS).map(|mut fields| PreviousClaim {
             token: FencingToken::from_raw(fields.u64()),
@@ -157,6 +173,7 @@ impl<'a> Parts<'a> {
             first_token: self.first_token(),
             previous,
             body_digest: self.find(TAG_BODY_DIGEST).map(|mut fields| fields.array()),
+            owner: self.owner(),
         }
     }
 }
@@ -179,9 +196,10 @@ mod tests {
             first_token: Some(token),
             previous: Some(PreviousClaim { token, at: Timestamp::from_ms(8), orphaned: true }),
             body_digest: Some([3; 16]),
+            owner: Some(OwnerId([4; 16])),
         };
         // Each set of them.
-        for set in 0..32_u8 {
+        for set in 0..64_u8 {
             let has = |at: u8| set >> at & 1 != 0;
             let some = Ext {
                 fingerprint: ext.fingerprint.filter(|_| has(0)),
@@ -189,15 +207,16 @@ mod tests {
                 first_token: ext.first_token.filter(|_| has(2)),
                 previous: ext.previous.filter(|_| has(3)),
                 body_digest: ext.body_digest.filter(|_| has(4)),
+                owner: ext.owner.filter(|_| has(5)),
             };
             let mut bytes = vec![0; some.len()];
             some.encode(&mut bytes);
-            bytes.extend([0x81, 2, 7, 7]);
+            bytes.extend([0x87, 2, 7, 7]);
             assert_eq!(decode(&bytes), Ok(some));
             let parts = Parts(&bytes);
             let (fingerprint, first_token) = (parts.fingerprint(), parts.first_token());
             assert_eq!((fingerprint, first_token), (some.fingerprint, some.first_token));
-            assert_eq!(parts.reference(), some.reference);
+            assert_eq!((parts.reference(), parts.owner()), (some.reference, some.owner));
         }
     }
 
@@ -209,6 +228,11 @@ mod tests {
         assert_eq!(decode(&[5]), Err(Flaw::Ext));
         assert_eq!(decode(&[0x82, 0, 0x81, 0]), Err(Flaw::Ext));
         assert_eq!(decode(&[0x81, 0, 0x81, 0]), Err(Flaw::Ext));
+        let owner = Ext { owner: Some(OwnerId([7; 16])), ..Ext::default() };
+        let mut bytes = [0; OWNER_BYTES];
+        owner.encode(&mut bytes);
+        assert_eq!((owner.len(), bytes[..3].to_vec()), (OWNER_BYTES, vec![0x86, 16, 7]));
+        assert_eq!(decode(&bytes), Ok(owner));
         let mut previous = [0; 17];
         (previous[0], previous[1], previous[16]) = (TAG_PREVIOUS, 15, 2);
         assert_eq!(decode(&previous), Err(Flaw::Ext));

@@ -19,8 +19,8 @@
 //!   rules it was made under are in its flags.
 
 use super::ext::{
-    DIGEST_BYTES, EXT_BYTES_MAX, Ext, FINGERPRINT_BYTES, PREVIOUS_BYTES, REFERENCE_BYTES,
-    TOKEN_BYTES,
+    DIGEST_BYTES, EXT_BYTES_MAX, Ext, FINGERPRINT_BYTES, OWNER_BYTES, PREVIOUS_BYTES,
+    REFERENCE_BYTES, TOKEN_BYTES,
 };
 use super::flags::{BodyState, Flags, ParkedBy};
 use super::{Fields, FieldsMut, index};
@@ -45,11 +45,16 @@ pub(crate) const fn padded(len: usize) -> usize {
 
 /// The most room that a record without a body takes which ends or renews a claim on a key of
 /// `key_len` bytes, with its entry in the index: what a granted claim keeps reserved for each.
-pub(crate) const fn exit_bytes_max(key_len: usize, has_fingerprint: bool) -> usize {
+pub(crate) const fn exit_bytes_max(
+    key_len: usize,
+    has_fingerprint: bool,
+    has_owner: bool,
+) -> usize {
     // A completion's, with the longest extensions. A renewal or a park record has the previous
-    // claim in place of the digest, which is shorter.
+    // claim in place of the digest, which is shorter; and the owner, if there is one.
     let fingerprint = if has_fingerprint { FINGERPRINT_BYTES } else { 0 };
-    let ext = fingerprint + REFERENCE_BYTES + TOKEN_BYTES + DIGEST_BYTES;
+    let last = if has_owner { PREVIOUS_BYTES + OWNER_BYTES } else { DIGEST_BYTES };
+    let ext = fingerprint + REFERENCE_BYTES + TOKEN_BYTES + last;
     padded(HEADER_BYTES + ext + key_len) + index::ENTRY_BYTES
 }
 
@@ -370,7 +375,7 @@ mod tests {
     use super::super::record_ref::RecordRef;
     use super::*;
     use crate::policy::{OnLeaseEnd, OnOrphan};
-    use crate::types::{Fingerprint, Generation, Reference, SegmentId};
+    use crate::types::{Fingerprint, Generation, OwnerId, Reference, SegmentId};
 
     fn place() -> Place {
         Place::segment(&[9; 16], SegmentId(2), Generation(5))
@@ -404,6 +409,7 @@ mod tests {
                     orphaned: true,
                 }),
                 body_digest: Some([4; 16]),
+                owner: None,
             },
             key: b"order-17",
             body: b"the receipt!",
@@ -437,6 +443,48 @@ mod tests {
             let read = RecordRef::check(&bytes, place(), 512).unwrap();
             assert_eq!(read.read(), record);
             read.check_body().unwrap();
+        }
+    }
+
+    /// W3: whatever a claim has, each record that ends or renews it fits what it keeps reserved for one.
+    #[test]
+    fn no_exit_takes_more_than_is_reserved_for_it() {
+        let key = [b'k'; 40];
+        for bits in 0..16_u8 {
+            let of = |bit: u8| bits >> bit & 1 != 0;
+            let full = full_record().ext;
+            let claim = Ext {
+                fingerprint: full.fingerprint.filter(|_| of(0)),
+                reference: full.reference.filter(|_| of(1)),
+                first_token: full.first_token.filter(|_| of(2)),
+                previous: full.previous.filter(|_| of(2)),
+                body_digest: None,
+                owner: of(3).then_some(OwnerId([8; 16])),
+            };
+            // What ends it may bring a reference, and resolving it the first token.
+            let (reference, first_token) = (full.reference, full.first_token);
+            let done = Ext { previous: None, owner: None, reference, first_token, ..claim };
+            let digest = Ext { body_digest: full.body_digest, ..done };
+            let ends = Ext { first_token, ..claim };
+            for len in 1..=key.len() {
+                let most = exit_bytes_max(len, of(0), of(3));
+                let exits = [
+                    (Kind::Renew, claim),
+                    (Kind::Park, claim),
+                    (Kind::Release, ends),
+                    (Kind::Complete, done),
+                    (Kind::Complete, digest),
+                ];
+                for (kind, ext) in exits {
+                    let flags = match kind {
+                        Kind::Complete => Flags::default().with_body(BodyState::TooLarge),
+                        _ => Flags::default(),
+                    };
+                    let bare = Record { kind, flags, ext, key: &key[..len], ..full_record() };
+                    let room = Draft::new(&Record { body: &[], body_crc: 0, ..bare }).room();
+                    assert!(room <= most, "{kind:?}, {bits:04b}, {len}: {room} of {most}");
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use super::flags::{BodyState, Flags};
 use super::record::{Extents, Flaw, HEADER_BYTES, Kind, Record, WORD_BYTES};
 use crate::checksum::{Place, crc32};
 use crate::types::{
-    FencingToken, Fingerprint, KEY_BYTES_MAX, KeyHash, NamespaceId, Reference, Timestamp,
+    FencingToken, Fingerprint, KEY_BYTES_MAX, KeyHash, NamespaceId, OwnerId, Reference, Timestamp,
 };
 
 /// A record where it lies, checked whole but for its body (F1).
@@ -176,6 +176,10 @@ impl<'a> RecordRef<'a> {
     #[inline(always)]
     pub(crate) fn reference(self) -> Option<Reference> {
         self.parts().reference()
+    }
+
+    pub(crate) fn owner(self) -> Option<OwnerId> {
+        self.parts().owner()
     }
 
     /// The first attempt's token.

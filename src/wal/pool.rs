@@ -21,7 +21,7 @@ pub(super) const EXIT_SEGMENTS: u64 = 1;
 
 /// Data bytes that a prepared segment is good for (W3).
 pub(super) fn usable_bytes(segment_bytes: u32) -> u64 {
-    let longest_exit = exit_bytes_max(KEY_BYTES_MAX, true) as u64;
+    let longest_exit = exit_bytes_max(KEY_BYTES_MAX, true, true) as u64;
     u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
 }
 

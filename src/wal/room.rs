@@ -76,7 +76,7 @@ impl Lanes {
     /// Prepared segments that copies, and sealing, leave to exits beyond the room of what is reserved: one is lost with
     /// the end of the process, and each further lane that has anything reserved may need one for the rest of it.
     pub(super) fn exit_segments(&self, kept: u64) -> u64 {
-        let least = exit_bytes_max(1, false) as u64;
+        let least = exit_bytes_max(1, false, false) as u64;
         EXIT_SEGMENTS - 1 + (kept / least).clamp(1, self.in_use() as u64)
     }
 

@@ -8,7 +8,9 @@ use refrain::{
     Resolution, ResolveError, StoreError,
 };
 
-use super::model::{Ask, Bring, Bytes, Done, Exit, Key, Model, State, Stored, Token, Verdict};
+use super::model::{
+    Ask, Bring, Bytes, Claimed, Done, Exit, Key, Model, State, Stored, Token, Verdict,
+};
 use super::world::{complete_options, ms_of};
 
 /// What a caller sees of a key.
@@ -219,6 +221,7 @@ fn only<T>(answers: Vec<T>) -> T {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Reply {
     Granted { token: Token, attempt: u16, previous: Option<(Token, EndCause)> },
+    Resumed { token: Token, attempt: u16, previous: Option<(Token, EndCause)> },
     First { token: Token, attempt: u16, previous: Option<(Token, EndCause)> },
     Face(Face),
     Mismatch(Option<KeyState>),
@@ -254,7 +257,9 @@ impl Reply {
     /// The new token that the reply gives out.
     pub fn issued(&self) -> Option<Token> {
         match self {
-            Self::Granted { token, .. } | Self::First { token, .. } => Some(*token),
+            Self::Granted { token, .. }
+            | Self::Resumed { token, .. }
+            | Self::First { token, .. } => Some(*token),
             Self::Completed { token, .. } => Some(*token),
             _ => None,
         }
@@ -265,6 +270,7 @@ impl Reply {
         match self {
             Self::Granted { attempt: 1, .. } => "granted",
             Self::Granted { .. } => "taken over",
+            Self::Resumed { .. } => "resumed",
             Self::First { attempt: 1, .. } => "marked",
             Self::First { .. } => "marked over",
             Self::Face(Face::Absent) => "absent",
@@ -419,6 +425,11 @@ impl Call {
                     let previous = previous.map(|(token, _, cause)| (token, cause));
                     Reply::Granted { token: fresh, attempt, previous }
                 }
+                Verdict::Own(Claimed { attempt, previous, .. }) => {
+                    model.claim(key, ask, fresh);
+                    let previous = previous.map(|(token, _, cause)| (token, cause));
+                    Reply::Resumed { token: fresh, attempt, previous }
+                }
                 Verdict::Done(_) if !no_room => {
                     let state = model.hit(key);
                     Reply::Face(Face::of_state(&state, model.now))
@@ -474,6 +485,9 @@ fn claim_options(ask: &Ask, asked: Asked) -> ClaimOptions {
     if let Some(it) = ask.reference {
         options = options.reference(it);
     }
+    if let Some(it) = ask.owner {
+        options = options.owner(it);
+    }
     match asked {
         Asked::AsStore => options,
         Asked::Buffered => options.buffered(),
@@ -488,6 +502,11 @@ fn previous(it: Option<refrain::Previous>) -> Option<(Token, EndCause)> {
 fn claimed(result: Result<Claim, ClaimError>) -> Result<Reply, Failed> {
     Ok(match result {
         Ok(Claim::Acquired(lease)) => Reply::Granted {
+            token: lease.token().get(),
+            attempt: lease.attempt(),
+            previous: previous(lease.previous()),
+        },
+        Ok(Claim::Resumed(lease)) => Reply::Resumed {
             token: lease.token().get(),
             attempt: lease.attempt(),
             previous: previous(lease.previous()),
@@ -578,7 +597,9 @@ fn verdict(verdict: Verdict, now: u64) -> Reply {
     match verdict {
         Verdict::Granted { .. } => unreachable!("taken before"),
         Verdict::Done(done) => Reply::Face(Face::of_done(&done, now)),
-        Verdict::Held(held) => Reply::Face(Face::of_state(&State::Held(held), now)),
+        Verdict::Held(held) | Verdict::Own(held) => {
+            Reply::Face(Face::of_state(&State::Held(held), now))
+        }
         Verdict::Parked(state) => Reply::Face(Face::of_state(&state, now)),
         Verdict::Mismatch(state) => Reply::Mismatch(state.key_state()),
         Verdict::FingerprintRequired => Reply::FingerprintRequired,

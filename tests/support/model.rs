@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use refrain::{
-    BodyKept, EndCause, Fingerprint, FingerprintRule, KeyState, OnLeaseEnd, OnOrphan, Policy,
-    Reference, RefreshOnHit,
+    BodyKept, EndCause, Fingerprint, FingerprintRule, KeyState, OnLeaseEnd, OnOrphan, OwnerId,
+    Policy, Reference, RefreshOnHit,
 };
 
 pub type Token = u64;
@@ -96,6 +96,9 @@ pub struct Claimed {
     pub on_orphan: OnOrphan,
     pub fingerprint: Option<Fingerprint>,
     pub reference: Option<Reference>,
+    pub owner: Option<OwnerId>,
+    /// What the attempt took over from.
+    pub previous: Option<(Token, u64, EndCause)>,
     /// Which open it was made in.
     pub open: u64,
 }
@@ -196,6 +199,8 @@ impl State {
 pub struct Ask {
     pub fingerprint: Option<Fingerprint>,
     pub reference: Option<Reference>,
+    /// Of a claim.
+    pub owner: Option<OwnerId>,
     pub lease: Option<u64>,
     pub dedupe_ttl: Option<u64>,
 }
@@ -221,6 +226,8 @@ pub enum Verdict {
     },
     Done(Done),
     Held(Claimed),
+    /// Held by who asks: granted to a claim, and told to a mark.
+    Own(Claimed),
     /// Overdue or parked.
     Parked(State),
     Mismatch(State),
@@ -385,6 +392,7 @@ impl Model {
                 attempt: old.attempt.saturating_add(1),
                 previous: Some((old.token, old.at, cause)),
             },
+            State::Held(it) if it.owner.is_some() && it.owner == ask.owner => Verdict::Own(it),
             State::Held(it) => Verdict::Held(it),
             state @ (State::Overdue(_) | State::Parked(_)) => Verdict::Parked(state),
             State::Done(it) => Verdict::Done(it),
@@ -409,20 +417,26 @@ impl Model {
         self.state(key)
     }
 
-    fn inherited(&self, key: &Key) -> (Option<Claimed>, u16) {
+    /// The claim that a new one goes on from, which attempt it is, and what that took over from.
+    fn inherited(&self, key: &Key) -> (Option<Claimed>, u16, Option<(Token, u64, EndCause)>) {
         match self.state(key) {
-            State::Lapsed(old, _) => {
+            State::Lapsed(old, cause) => {
                 let attempt = old.attempt.saturating_add(1);
-                (Some(old), attempt)
+                let previous = (old.token, old.at, cause);
+                (Some(old), attempt, Some(previous))
             }
-            _ => (None, 1),
+            State::Held(old) => {
+                let (attempt, previous) = (old.attempt, old.previous);
+                (Some(old), attempt, previous)
+            }
+            _ => (None, 1, None),
         }
     }
 
     /// A claim was granted.
     pub fn claim(&mut self, key: &Key, ask: &Ask, token: Token) {
         let rules = self.rules(key.0);
-        let (old, attempt) = self.inherited(key);
+        let (old, attempt, previous) = self.inherited(key);
         self.issued(key, token);
         let lease = ask.lease.unwrap_or(rules.lease);
         let deadline = self.now + lease;
@@ -437,6 +451,8 @@ impl Model {
             on_orphan: rules.orphan_rule(),
             fingerprint: old.as_ref().and_then(|old| old.fingerprint).or(ask.fingerprint),
             reference: ask.reference.or(old.and_then(|old| old.reference)),
+            owner: ask.owner,
+            previous,
             open: self.open,
         };
         self.entries.insert(key.clone(), Entry::Claimed(claimed));
@@ -445,7 +461,7 @@ impl Model {
     /// A mark was granted.
     pub fn once(&mut self, key: &Key, ask: &Ask, token: Token) {
         let rules = self.rules(key.0);
-        let (old, attempt) = self.inherited(key);
+        let (old, attempt, _) = self.inherited(key);
         self.issued(key, token);
         let done = Done {
             token,

@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use refrain::testing::{Crash, Fault, SimClock, SimDisk};
 use refrain::{
     BodyKept, Durability, EndCause, Fingerprint, KeyState, NamespaceError, OpenError, Options,
-    Reference, Store, StoreError,
+    OwnerId, Reference, Store, StoreError,
 };
 
 use super::Random;
@@ -229,9 +229,11 @@ impl Simulation {
             0 => None,
             number => Some(Reference([number as u8; 16])),
         };
+        let owners = [None, None, Some(OwnerId([1; 16])), Some(OwnerId([2; 16]))];
+        let owner = owners[self.random.below(4) as usize];
         let lease = [None, None, Some(100), Some(2500)][self.random.below(4) as usize];
         let dedupe_ttl = [None, None, Some(0), Some(1000)][self.random.below(4) as usize];
-        Ask { fingerprint, reference, lease, dedupe_ttl }
+        Ask { fingerprint, reference, owner, lease, dedupe_ttl }
     }
 
     fn any_bring(&mut self, rules: &Rules) -> Bring {
@@ -401,7 +403,12 @@ impl Simulation {
             "{call:?}: {reply:?}, {expected:?}"
         );
         self.see(format!("{}: {}", call.name(), reply.word()));
-        if let (Reply::Granted { token, .. } | Reply::First { token, .. }, _)
+        if let (
+            Reply::Granted { token, .. }
+            | Reply::Resumed { token, .. }
+            | Reply::First { token, .. },
+            _,
+        )
         | (Reply::Completed { token, .. }, Call::Resolve(..)) = (reply, call)
         {
             self.given.get_mut(&key).unwrap().push(*token);

@@ -8,7 +8,8 @@ use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     Body, Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, Durability,
     FencingToken, Fingerprint, FingerprintRule, Lease, LeaseError, LeaseLost, Lookup, Lost,
-    NamespaceError, OnOrphan, Once, Options, Outcome, Reference, Resolution, ResolveError, Store,
+    NamespaceError, OnOrphan, Once, Options, Outcome, OwnerId, Reference, Resolution, ResolveError,
+    Store,
 };
 
 use super::calls::Face;
@@ -119,6 +120,15 @@ fn durability(mode: u8) -> Durability {
         0 => Durability::Sync,
         1 => Durability::Buffered,
         _ => Durability::Interval(Duration::from_millis(20)),
+    }
+}
+
+/// Some claims have an owner, and two of them the same one.
+fn owner(number: u8) -> Option<OwnerId> {
+    match number % 8 {
+        0..=2 => Some(OwnerId([1; 16])),
+        3 => Some(OwnerId([2; 16])),
+        _ => None,
     }
 }
 
@@ -282,6 +292,7 @@ impl World {
                 let ask = Ask {
                     fingerprint: self.fingerprint(fingerprint),
                     reference: self.reference(reference),
+                    owner: owner(reference),
                     lease,
                     dedupe_ttl: None,
                 };
@@ -291,6 +302,7 @@ impl World {
                 let ask = Ask {
                     fingerprint: self.fingerprint(fingerprint),
                     reference: self.reference(reference),
+                    owner: None,
                     lease: None,
                     dedupe_ttl: [None, Some(0), Some(1000)][usize::from(ttl) % 3],
                 };
@@ -384,6 +396,9 @@ impl World {
         if let Some(it) = ask.reference {
             options = options.reference(it);
         }
+        if let Some(it) = ask.owner {
+            options = options.owner(it);
+        }
         if let Some(it) = ask.lease {
             options = options.lease(Duration::from_millis(it));
         }
@@ -394,8 +409,22 @@ impl World {
             namespace.claim_with(&key.1, &options)
         };
         match (verdict, answer) {
-            (Verdict::Granted { attempt, previous }, Ok(Claim::Acquired(got))) => {
-                self.see(if attempt == 1 { "claim acquired" } else { "claim taken over" });
+            (
+                verdict @ (Verdict::Granted { .. } | Verdict::Own(_)),
+                Ok(answer @ (Claim::Acquired(_) | Claim::Resumed(_))),
+            ) => {
+                let is_resumed = matches!(answer, Claim::Resumed(_));
+                let got = answer.acquired().unwrap();
+                let (attempt, previous) = match verdict {
+                    Verdict::Own(held) if is_resumed => (held.attempt, held.previous),
+                    Verdict::Granted { attempt, previous } if !is_resumed => (attempt, previous),
+                    other => panic!("resumed: {is_resumed}, expected {other:?}"),
+                };
+                self.see(match (is_resumed, attempt) {
+                    (true, _) => "claim resumed",
+                    (false, 1) => "claim acquired",
+                    (false, _) => "claim taken over",
+                });
                 let token = got.token().get();
                 self.model.claim(&key, ask, token);
                 self.given[index].push(token);
