@@ -488,6 +488,8 @@ impl Completion {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Orphan {
     pub(crate) namespace: String,
+    /// Empty: none.
+    pub(crate) scope: Vec<u8>,
     pub(crate) key: Vec<u8>,
     pub(crate) state: KeyState,
     pub(crate) token: FencingToken,
@@ -501,6 +503,8 @@ impl Orphan {
     accessors! {
         /// The namespace's name.
         namespace: &str = self => &self.namespace;
+        /// The scope that the key is of ([`crate::Namespace::scoped`]), if it is of one.
+        scope: Option<&[u8]> = self => (!self.scope.is_empty()).then_some(&self.scope[..]);
         /// The key.
         key: &[u8] = self => &self.key;
         /// `Lapsed`: the next claim takes over. `Parked`: it waits to be resolved. `InProgress`:

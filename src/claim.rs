@@ -1,5 +1,6 @@
 //! What a claim answers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::answer::{Gap, InProgress, Mismatch, Outcome, OutsideWindow, Parked};
@@ -10,6 +11,7 @@ use crate::error::ClaimError;
 use crate::handle::SharedSpace;
 use crate::lease::Lease;
 use crate::request::ClaimOptions;
+use crate::types::FencingToken;
 
 /// What `claim` answers.
 #[derive(Debug)]
@@ -46,9 +48,26 @@ impl Claim {
         settling: &mut Settling,
     ) -> Result<Self, ClaimError> {
         space.handle.claim(key, options.request(), settling, |grant| {
-            let lease = Lease::new(Arc::clone(space), key.bytes, &grant);
+            let lease = Lease::new(Arc::clone(space), key, &grant);
             if grant.is_resumed { Self::Resumed(lease) } else { Self::Acquired(lease) }
         })
+    }
+
+    /// Tells claims that met another one of the same batch which one it was.
+    pub(crate) fn name_aliases(answers: &mut [Result<Self, ClaimError>]) {
+        if !answers.iter().any(|answer| matches!(answer, Ok(Claim::InProgress(_)))) {
+            return;
+        }
+        let granted = answers.iter().enumerate().filter_map(|(at, answer)| match answer {
+            Ok(Claim::Acquired(lease) | Claim::Resumed(lease)) => Some((lease.token(), at)),
+            _ => None,
+        });
+        let granted: HashMap<FencingToken, usize> = granted.collect();
+        for answer in answers {
+            if let Ok(Claim::InProgress(other)) = answer {
+                other.alias_of = granted.get(&other.token).copied();
+            }
+        }
     }
 
     /// The lease, if the claim was granted, anew or again.

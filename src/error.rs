@@ -354,6 +354,15 @@ pub enum NamespaceError {
         /// The length that was given.
         len: usize,
     },
+    /// Scopes have 1 to 255 bytes.
+    #[error("a scope of {len} bytes: scopes have 1 to 255")]
+    ScopeLength {
+        /// The length that was given.
+        len: usize,
+    },
+    /// The namespace is of a scope already. A scope of several parts is one scope ([`crate::PartsKey`]).
+    #[error("a scope within a scope")]
+    ScopeWithinScope,
     /// The policy contradicts itself or a limit; all problems are listed.
     #[error("the policy cannot be: {}", join(.0))]
     Policy(Vec<PolicyProblem>),

@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
 use crate::engine::lease_ends::LeaseEndWait;
-use crate::engine::namespaces::Key;
+use crate::engine::namespaces::{Key, OwnKey};
 use crate::engine::waiters::KeyWait;
 use crate::error::WaitError;
 use crate::handle::SharedSpace;
 use crate::sys::sync::{Unparker, parker};
-use crate::types::{FencingToken, KeyHash};
+use crate::types::FencingToken;
 
 /// What somebody waits for the end of a claim for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,8 +26,7 @@ pub(crate) enum Role {
 /// See the file's header.
 pub(crate) struct HeldKey {
     space: SharedSpace,
-    key: SmallVec<[u8; 48]>,
-    hash: KeyHash,
+    key: OwnKey,
     role: Role,
     /// By the monotonic clock; the end of time is never.
     gives_up_at: Duration,
@@ -38,13 +35,11 @@ pub(crate) struct HeldKey {
 }
 
 impl HeldKey {
-    pub(crate) fn new(space: SharedSpace, key: &[u8], role: Role, timeout: Duration) -> Self {
-        let hash = space.state.key(key).hash;
+    pub(crate) fn new(space: SharedSpace, key: OwnKey, role: Role, timeout: Duration) -> Self {
         let gives_up_at = space.handle.timeline.monotonic().saturating_add(timeout);
         Self {
             space,
-            key: SmallVec::from_slice(key),
-            hash,
+            key,
             role,
             gives_up_at,
             place: if role == Role::Holder { KeyWait::of_holder() } else { KeyWait::default() },
@@ -57,7 +52,7 @@ impl HeldKey {
     }
 
     pub(crate) fn key(&self) -> Key<'_> {
-        Key { namespace: &self.space.state, bytes: &self.key, hash: self.hash }
+        self.key.named(&self.space.state)
     }
 
     pub(crate) fn left(&self) -> Duration {
@@ -75,9 +70,9 @@ impl HeldKey {
         if self.role == Role::Heir && left.is_zero() {
             return Poll::Ready(Ok(false));
         }
-        let Self { space, key, hash, place, timer, .. } = self;
+        let Self { space, key, place, timer, .. } = self;
         let is_heir = self.role == Role::Heir;
-        let key = Key { namespace: &space.state, bytes: key, hash: *hash };
+        let key = key.named(&space.state);
         let polled = space.handle.poll_held(&key, &space.state, held, is_heir, place, context)?;
         if polled.is_ready() {
             return Poll::Ready(Ok(true));
@@ -98,8 +93,8 @@ impl HeldKey {
             return;
         }
         self.space.handle.lease_ends.cancel(&mut self.timer);
-        let Self { space, key, hash, place, .. } = self;
-        let key = Key { namespace: &space.state, bytes: key, hash: *hash };
+        let Self { space, key, place, .. } = self;
+        let key = key.named(&space.state);
         space.handle.stop_waiting(&key, place, has_key);
     }
 }

@@ -7,20 +7,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use smallvec::SmallVec;
-
 use crate::answer::{Completion, Previous, Renewed};
 use crate::commit::Commit;
 use crate::engine::Answered;
 use crate::engine::claims::Grant;
 use crate::engine::lease_ends::LeaseEndWait;
-use crate::engine::namespaces::{Key, NamespaceState};
+use crate::engine::namespaces::{Key, NamespaceState, OwnKey};
 use crate::error::{CompleteError, LeaseError, StoreError};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::lost::LeaseLost;
 use crate::renewer::Renewer;
 use crate::request::CompleteOptions;
-use crate::types::{FencingToken, KeyHash, Timestamp};
+use crate::types::{FencingToken, Timestamp};
 
 /// The right to work on a key until a deadline.
 ///
@@ -30,8 +28,7 @@ use crate::types::{FencingToken, KeyHash, Timestamp};
 #[must_use = "the key stays claimed until the lease is completed, released or parked, or runs out"]
 pub struct Lease {
     space: SharedSpace,
-    key: SmallVec<[u8; 48]>,
-    hash: KeyHash,
+    key: OwnKey,
     token: FencingToken,
     attempt: u16,
     previous: Option<Previous>,
@@ -40,11 +37,10 @@ pub struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(space: SharedSpace, key: &[u8], grant: &Grant) -> Self {
+    pub(crate) fn new(space: SharedSpace, key: &Key<'_>, grant: &Grant) -> Self {
         Self {
             space,
-            key: SmallVec::from_slice(key),
-            hash: grant.hash,
+            key: OwnKey::of(key),
             token: grant.token,
             attempt: grant.attempt,
             previous: grant.previous,
@@ -62,7 +58,7 @@ impl Lease {
     /// The key.
     #[must_use]
     pub fn key(&self) -> &[u8] {
-        &self.key
+        self.key.given()
     }
 
     /// Which attempt this is, counted from 1. More than 1: earlier ones did not finish, and may
@@ -199,12 +195,12 @@ impl Lease {
 
     /// A wait for the lease to be lost: taken over, ended some other way, or over. See [`LeaseLost`].
     pub fn lost(&self) -> LeaseLost {
-        LeaseLost::new(Arc::clone(&self.space), &self.key, self.token)
+        LeaseLost::new(Arc::clone(&self.space), self.key.clone(), self.token)
     }
 
     /// What renews the lease for as long as the work takes, and tells when that fails. See [`Renewer`].
     pub fn renewer(&self) -> Renewer {
-        Renewer::new(Arc::clone(&self.space), &self.named(), self.token, self.deadline)
+        Renewer::new(Arc::clone(&self.space), self.key.clone(), self.token, self.deadline)
     }
 
     /// A wait for the lease to be over, for work that is to stop then. See [`LeaseEnd`].
@@ -213,7 +209,6 @@ impl Lease {
             handle: Arc::clone(&self.space.handle),
             namespace: Arc::clone(&self.space.state),
             key: self.key.clone(),
-            hash: self.hash,
             token: self.token,
             wait: LeaseEndWait::default(),
         }
@@ -221,12 +216,12 @@ impl Lease {
 
     /// The key, as the engine has it.
     fn named(&self) -> Key<'_> {
-        Key { namespace: &self.space.state, bytes: &self.key, hash: self.hash }
+        self.key.named(&self.space.state)
     }
 
-    /// For the handle of the lease's namespace.
-    pub(crate) fn space(&self) -> &Space {
-        &self.space
+    /// For the handle of the lease's namespace: it, and what stands in front of its keys.
+    pub(crate) fn space(&self) -> (&Space, &[u8]) {
+        (&self.space, self.key.prefix())
     }
 
     fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
@@ -237,7 +232,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if !self.space.handle.is_child() {
-            self.space.handle.lease_dropped(self.hash);
+            self.space.handle.lease_dropped(self.key.hash());
         }
     }
 }
@@ -266,8 +261,7 @@ impl fmt::Debug for Lease {
 pub struct LeaseEnd {
     handle: Arc<Handle>,
     namespace: Arc<NamespaceState>,
-    key: SmallVec<[u8; 48]>,
-    hash: KeyHash,
+    key: OwnKey,
     token: FencingToken,
     wait: LeaseEndWait,
 }
@@ -277,7 +271,7 @@ impl Future for LeaseEnd {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let key = Key { namespace: &this.namespace, bytes: &this.key, hash: this.hash };
+        let key = this.key.named(&this.namespace);
         this.handle.poll_lease_end(&key, this.token, &mut this.wait, context)
     }
 }

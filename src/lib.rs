@@ -105,6 +105,8 @@ mod table;
 #[cfg(feature = "test-util")]
 pub mod testing;
 mod types;
+#[cfg(feature = "uuid")]
+mod uuids;
 mod wait;
 mod wal;
 mod wheel;
@@ -139,6 +141,7 @@ pub use stats::{CallCounts, NamespaceStats, StoreStats};
 pub use store::Store;
 pub use types::{
     BODY_BYTES_MAX, FencingToken, Fingerprint, KEY_BYTES_MAX, NAME_BYTES_MAX, OwnerId, Reference,
+    SCOPE_BYTES_MAX,
 };
 pub use wait::{ClaimWait, HeldWait};
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::engine::namespaces::OwnKey;
 use crate::error::{LeaseError, StoreError, WaitError};
 use crate::handle::SharedSpace;
 use crate::held::{HeldKey, Role, wait_for};
@@ -45,7 +46,7 @@ pub struct LeaseLost {
 }
 
 impl LeaseLost {
-    pub(crate) fn new(space: SharedSpace, key: &[u8], token: FencingToken) -> Self {
+    pub(crate) fn new(space: SharedSpace, key: OwnKey, token: FencingToken) -> Self {
         Self { held: HeldKey::new(space, key, Role::Holder, Duration::MAX), token }
     }
 

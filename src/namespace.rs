@@ -1,25 +1,33 @@
 //! Namespaces as their users hold them: every call on a key.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use crate::answer::{Completion, InProgress, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::events::Event;
-use crate::engine::namespaces::{Key, NamespaceState};
+use crate::engine::namespaces::{Key, NamespaceState, OwnKey};
 use crate::engine::{Answered, Settling};
-use crate::error::{ClaimError, CompleteError, ForgetError, LeaseError, ResolveError, StoreError};
+use crate::error::{
+    ClaimError, CompleteError, ForgetError, LeaseError, NamespaceError, ResolveError, StoreError,
+};
+use crate::format::scope::{self, Prefix};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
 use crate::policy::Policy;
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
 use crate::stats::{CallCounts, NamespaceStats};
 use crate::sys::sync::atomic::Ordering;
-use crate::types::{FencingToken, Fingerprint};
+use crate::types::{FencingToken, Fingerprint, SCOPE_BYTES_MAX};
 use crate::wait::{ClaimWait, HeldWait};
+
+/// What most keys with a scope fit into, without an allocation.
+type KeyBuffer = SmallVec<[u8; 256]>;
 
 /// A set of keys with its own policy. The namespace is part of every key's identity: the same key
 /// in two of them is two keys.
@@ -32,19 +40,60 @@ use crate::wait::{ClaimWait, HeldWait};
 /// each call answers in each state of a key stands in `docs/STATES.md`.
 pub struct Namespace {
     space: SharedSpace,
+    /// What stands in front of its keys: of a scope.
+    prefix: Prefix,
+    /// Whether anything does.
+    is_scoped: bool,
 }
 
 impl Clone for Namespace {
     /// Leases are counted by the handle that they come from: each clone has a count of its own.
     fn clone(&self) -> Self {
         let Space { handle, state } = &**self.space;
-        Self::new(Arc::clone(handle), Arc::clone(state))
+        let space = Space::share(Arc::clone(handle), Arc::clone(state));
+        Self { space, prefix: self.prefix.clone(), is_scoped: self.is_scoped }
     }
 }
 
 impl Namespace {
     pub(crate) fn new(handle: Arc<Handle>, state: Arc<NamespaceState>) -> Self {
-        Self { space: Space::share(handle, state) }
+        Self::of(Space::share(handle, state), Prefix::new())
+    }
+
+    fn of(space: SharedSpace, prefix: Prefix) -> Self {
+        let is_scoped = !prefix.is_empty();
+        Self { space, prefix, is_scoped }
+    }
+
+    /// The keys of a scope within this namespace: of a customer, a user, an end-point. The scope, 1 to 255 bytes, is part of the
+    /// identity of its keys: the same key in two scopes, or in one and in none, is two keys, and no call reaches
+    /// from one to the other. It is a handle like this one, and serves for every call; nothing is registered, and there may
+    /// be as many scopes as there are keys. Counted with this handle, so that it costs no allocation; clone it for a thread of its own.
+    ///
+    /// Policy, counts and bounds are the namespace's. A scope of several parts is one of their
+    /// encoding ([`crate::PartsKey`]): joined by hand, two of them may be the same.
+    ///
+    /// Bind the scope to who was authenticated, not to what a request says of itself. A store in which a key with a scope was ever claimed is not
+    /// read by versions that know none.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::ScopeLength`]; [`NamespaceError::ScopeWithinScope`] for one of a scoped handle.
+    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self, NamespaceError> {
+        let scope = scope.as_ref();
+        if self.is_scoped {
+            return Err(NamespaceError::ScopeWithinScope);
+        }
+        if !(1..=SCOPE_BYTES_MAX).contains(&scope.len()) {
+            return Err(NamespaceError::ScopeLength { len: scope.len() });
+        }
+        Ok(Self::of(Arc::clone(&self.space), scope::prefix(scope)))
+    }
+
+    /// The scope of its keys, if they are of one.
+    #[must_use]
+    pub fn scope(&self) -> Option<&[u8]> {
+        self.prefix.split_first().map(|(_, scope)| scope)
     }
 
     /// The namespace's name.
@@ -110,44 +159,13 @@ impl Namespace {
         self.claim_bytes(key.as_ref(), options)
     }
 
-    /// [`Namespace::claim`] of a UUID, as its sixteen bytes: however it was spelled, it is one key. One of version 7 also says
-    /// when the request was first sent, see [`ClaimOptions::first_sent_of`], which does so for every other call.
-    ///
-    /// ```
-    /// use refrain::{Claim, Store};
-    /// use uuid::Uuid;
-    ///
-    /// # let directory = tempfile::tempdir()?;
-    /// # let store = Store::open(directory.path())?;
-    /// # let orders = store.namespace("orders")?;
-    /// // Made years ago: had it been carried out then, nobody would know any more.
-    /// let stale = Uuid::parse_str("017f22e2-79b0-7cc3-98c4-dc0c0c07398f")?;
-    /// assert!(matches!(orders.claim_uuid(stale, None)?, Claim::OutsideWindow(_)));
-    /// let fresh = Uuid::parse_str("urn:uuid:67e55044-10b1-426f-9247-bb680e5fe0c8")?;
-    /// let lease = orders.claim_uuid(fresh, None)?.acquired().expect("a new key");
-    /// assert_eq!(lease.key(), fresh.as_bytes());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`Namespace::claim`].
-    #[cfg(feature = "uuid")]
-    pub fn claim_uuid(
-        &self,
-        key: uuid::Uuid,
-        fingerprint: impl Into<Option<Fingerprint>>,
-    ) -> Result<Claim, ClaimError> {
-        self.claim_with(key, &ClaimOptions::of(fingerprint.into()).first_sent_of(key))
-    }
-
     /// [`Namespace::claim_with`] without waiting.
     pub fn claim_async(
         &self,
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Commit<Claim, ClaimError> {
-        self.commit(self.start_claim(&self.key(key.as_ref()), options))
+        self.commit(self.with_key(key.as_ref(), |key| self.start_claim(key, options)))
     }
 
     /// [`Namespace::claim_with`] that waits while somebody else holds the key, for `timeout` at most: until the
@@ -163,13 +181,13 @@ impl Namespace {
         options: &ClaimOptions,
         timeout: Duration,
     ) -> ClaimWait {
-        ClaimWait::new(Arc::clone(&self.space), key.as_ref(), *options, timeout)
+        ClaimWait::new(Arc::clone(&self.space), self.own_key(key.as_ref()), *options, timeout)
     }
 
     /// Waits for the claim of `holder` to have ended, for `timeout` at most, for who does not want the key himself:
     /// what has become of it a lookup tells. As a future, or with [`HeldWait::wait`].
     pub fn wait(&self, key: impl AsRef<[u8]>, holder: &InProgress, timeout: Duration) -> HeldWait {
-        HeldWait::new(Arc::clone(&self.space), key.as_ref(), holder.token, timeout)
+        HeldWait::new(Arc::clone(&self.space), self.own_key(key.as_ref()), holder.token, timeout)
     }
 
     /// [`Namespace::claim_with`] for several keys, in one call: faster than as many, above all on keys that are
@@ -182,11 +200,12 @@ impl Namespace {
         &self,
         claims: &[(K, ClaimOptions)],
     ) -> Vec<Result<Claim, ClaimError>> {
+        let keys = self.keys(claims.iter().map(|(key, _)| key.as_ref()));
         let mut owned = HashSet::new();
         let answered = self.space.handle.each(
             claims,
             true,
-            |(key, _)| self.key(key.as_ref()),
+            |at, (key, _)| self.key_of(&keys, at, key.as_ref()),
             |(key, options), named| match options.claimed_by() {
                 // Who asks for a key twice in one call does not take it from himself.
                 Some(owner) if !owned.insert((key.as_ref(), owner)) => {
@@ -196,7 +215,7 @@ impl Namespace {
             },
         );
         let mut answers = self.space.handle.answer_all(answered);
-        name_aliases(&mut answers);
+        Claim::name_aliases(&mut answers);
         answers
     }
 
@@ -206,10 +225,11 @@ impl Namespace {
         &self,
         marks: &[(K, ClaimOptions)],
     ) -> Vec<Result<Once, ClaimError>> {
+        let keys = self.keys(marks.iter().map(|(key, _)| key.as_ref()));
         let answered = self.space.handle.each(
             marks,
             true,
-            |(key, _)| self.key(key.as_ref()),
+            |at, (key, _)| self.key_of(&keys, at, key.as_ref()),
             |(_, options), key| self.start_once(key, options),
         );
         self.space.handle.answer_all(answered)
@@ -217,10 +237,11 @@ impl Namespace {
 
     /// [`Namespace::lookup`] for several keys, as [`Namespace::claim_batch`] does for claims.
     pub fn lookup_batch<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Lookup, StoreError>> {
+        let scoped = self.keys(keys.iter().map(AsRef::as_ref));
         let answered = self.space.handle.each(
             keys,
             false,
-            |key| self.key(key.as_ref()),
+            |at, key| self.key_of(&scoped, at, key.as_ref()),
             |_, key| Settling::later(|settling| self.space.handle.lookup(key, settling)),
         );
         self.space.handle.answer_all(answered)
@@ -231,10 +252,11 @@ impl Namespace {
         &self,
         completions: &[(K, FencingToken, CompleteOptions<'_>)],
     ) -> Vec<Result<Completion, CompleteError>> {
+        let keys = self.keys(completions.iter().map(|(key, ..)| key.as_ref()));
         let answered = self.space.handle.each(
             completions,
             false,
-            |(key, ..)| self.key(key.as_ref()),
+            |at, (key, ..)| self.key_of(&keys, at, key.as_ref()),
             |(_, token, options), key| {
                 self.space.handle.complete(key, *token, &options.to_request())
             },
@@ -244,7 +266,7 @@ impl Namespace {
 
     /// Not for each type of key again.
     fn claim_bytes(&self, key: &[u8], options: &ClaimOptions) -> Result<Claim, ClaimError> {
-        Claim::ask(&self.space, &self.key(key), options, &mut Settling::Now)
+        self.with_key(key, |key| Claim::ask(&self.space, key, options, &mut Settling::Now))
     }
 
     fn start_claim(&self, key: &Key<'_>, options: &ClaimOptions) -> Answered<Claim, ClaimError> {
@@ -279,7 +301,8 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Result<Once, ClaimError> {
-        self.space.handle.once(&self.key(key.as_ref()), options.request(), &mut Settling::Now)
+        let handle = &self.space.handle;
+        self.with_key(key.as_ref(), |key| handle.once(key, options.request(), &mut Settling::Now))
     }
 
     /// [`Namespace::once_with`] without waiting.
@@ -288,7 +311,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         options: &ClaimOptions,
     ) -> Commit<Once, ClaimError> {
-        self.commit(self.start_once(&self.key(key.as_ref()), options))
+        self.commit(self.with_key(key.as_ref(), |key| self.start_once(key, options)))
     }
 
     /// Reads the state of `key` without claiming it. Goes on when the store is poisoned, for what
@@ -303,7 +326,7 @@ impl Namespace {
 
     /// Not for each type of key again.
     fn lookup_bytes(&self, key: &[u8]) -> Result<Lookup, StoreError> {
-        self.space.handle.lookup(&self.key(key), &mut Settling::Now)
+        self.with_key(key, |key| self.space.handle.lookup(key, &mut Settling::Now))
     }
 
     /// [`Namespace::lookup`] without a copy: `show` gets the state of `key`, with the outcome where it lies, and
@@ -320,7 +343,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         show: impl FnOnce(Lookup<OutcomeRef<'_>>) -> R,
     ) -> Result<R, StoreError> {
-        self.space.handle.lookup_with(&self.key(key.as_ref()), show)
+        self.with_key(key.as_ref(), |key| self.space.handle.lookup_with(key, show))
     }
 
     /// Extends the lease of the claim with this token to the policy's lease, from now on; never
@@ -332,7 +355,7 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn renew(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<Renewed, LeaseError> {
-        self.space.handle.renew(&self.key(key.as_ref()), token, None)
+        self.with_key(key.as_ref(), |key| self.space.handle.renew(key, token, None))
     }
 
     /// [`Namespace::renew`] to a lease of your own: 100 ms up to the dedupe window.
@@ -346,7 +369,7 @@ impl Namespace {
         token: FencingToken,
         lease: Duration,
     ) -> Result<Renewed, LeaseError> {
-        self.space.handle.renew(&self.key(key.as_ref()), token, Some(lease))
+        self.with_key(key.as_ref(), |key| self.space.handle.renew(key, token, Some(lease)))
     }
 
     /// Ends the claim with this token by storing its outcome; every later claim gets the same
@@ -378,11 +401,8 @@ impl Namespace {
         options: &CompleteOptions<'_>,
     ) -> Result<Completion, CompleteError> {
         let request = options.to_request();
-        self.space.handle.answer(self.space.handle.complete(
-            &self.key(key.as_ref()),
-            token,
-            &request,
-        ))
+        let handle = &self.space.handle;
+        handle.answer(self.with_key(key.as_ref(), |key| handle.complete(key, token, &request)))
     }
 
     /// [`Namespace::complete_with`] without waiting.
@@ -393,7 +413,9 @@ impl Namespace {
         options: &CompleteOptions<'_>,
     ) -> Commit<Completion, CompleteError> {
         let request = options.to_request();
-        self.commit(self.space.handle.complete(&self.key(key.as_ref()), token, &request))
+        self.commit(
+            self.with_key(key.as_ref(), |key| self.space.handle.complete(key, token, &request)),
+        )
     }
 
     /// Gives the claim with this token back without an outcome: the next claim is a first attempt.
@@ -403,7 +425,8 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn release(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
-        self.space.handle.answer(self.space.handle.release(&self.key(key.as_ref()), token, None))
+        let handle = &self.space.handle;
+        handle.answer(self.with_key(key.as_ref(), |key| handle.release(key, token, None)))
     }
 
     /// [`Namespace::release`] without waiting.
@@ -412,7 +435,7 @@ impl Namespace {
         key: impl AsRef<[u8]>,
         token: FencingToken,
     ) -> Commit<(), LeaseError> {
-        self.commit(self.space.handle.release(&self.key(key.as_ref()), token, None))
+        self.commit(self.with_key(key.as_ref(), |key| self.space.handle.release(key, token, None)))
     }
 
     /// Ends the claim with this token with its outcome unknown: nobody runs it again until it is
@@ -422,12 +445,13 @@ impl Namespace {
     ///
     /// [`LeaseError::Fenced`] and its siblings when the claim is no longer yours.
     pub fn park(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Result<(), LeaseError> {
-        self.space.handle.answer(self.space.handle.park(&self.key(key.as_ref()), token, None))
+        let handle = &self.space.handle;
+        handle.answer(self.with_key(key.as_ref(), |key| handle.park(key, token, None)))
     }
 
     /// [`Namespace::park`] without waiting.
     pub fn park_async(&self, key: impl AsRef<[u8]>, token: FencingToken) -> Commit<(), LeaseError> {
-        self.commit(self.space.handle.park(&self.key(key.as_ref()), token, None))
+        self.commit(self.with_key(key.as_ref(), |key| self.space.handle.park(key, token, None)))
     }
 
     /// Decides a claim that nobody holds: parked, orphaned, or its lease over. Takes a new token,
@@ -444,11 +468,8 @@ impl Namespace {
         resolution: &Resolution<'_>,
     ) -> Result<Option<Completion>, ResolveError> {
         let request = resolution.to_request();
-        self.space.handle.answer(self.space.handle.resolve(
-            &self.key(key.as_ref()),
-            token,
-            &request,
-        ))
+        let handle = &self.space.handle;
+        handle.answer(self.with_key(key.as_ref(), |key| handle.resolve(key, token, &request)))
     }
 
     /// [`Namespace::resolve`] without waiting.
@@ -459,7 +480,9 @@ impl Namespace {
         resolution: &Resolution<'_>,
     ) -> Commit<Option<Completion>, ResolveError> {
         let request = resolution.to_request();
-        self.commit(self.space.handle.resolve(&self.key(key.as_ref()), token, &request))
+        self.commit(
+            self.with_key(key.as_ref(), |key| self.space.handle.resolve(key, token, &request)),
+        )
     }
 
     /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
@@ -475,12 +498,8 @@ impl Namespace {
         reason: &str,
         actor: &str,
     ) -> Result<Option<KeyState>, ForgetError> {
-        self.space.handle.answer(self.space.handle.forget(
-            &self.key(key.as_ref()),
-            reason,
-            actor,
-            None,
-        ))
+        let handle = &self.space.handle;
+        handle.answer(self.with_key(key.as_ref(), |key| handle.forget(key, reason, actor, None)))
     }
 
     /// [`Namespace::forget`] without waiting.
@@ -490,43 +509,63 @@ impl Namespace {
         reason: &str,
         actor: &str,
     ) -> Commit<Option<KeyState>, ForgetError> {
-        self.commit(self.space.handle.forget(&self.key(key.as_ref()), reason, actor, None))
+        self.commit(
+            self.with_key(key.as_ref(), |key| self.space.handle.forget(key, reason, actor, None)),
+        )
     }
 
-    /// [`crate::Store::orphans`] of this namespace.
+    /// [`crate::Store::orphans`] of this namespace, those of all its scopes among them; or of this scope alone.
     ///
     /// # Errors
     ///
     /// What any call can fail with.
     pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.space.handle.orphans(Some(self.space.state.id))
+        self.space.handle.orphans(Some(self.space.state.id), &self.prefix)
     }
 
-    /// The key, as the engine has it.
+    /// Calls with the key, as the engine has it.
+    #[inline(always)]
+    fn with_key<R>(&self, bytes: &[u8], call: impl FnOnce(&Key<'_>) -> R) -> R {
+        let mut stored = KeyBuffer::new();
+        // One call, whatever the key is: two copies of what is called are slower than one.
+        let key = if self.is_scoped {
+            self.scoped_key(bytes, &mut stored)
+        } else {
+            self.space.state.key(bytes)
+        };
+        call(&key)
+    }
+
+    #[inline(never)]
+    fn scoped_key<'a>(&'a self, bytes: &[u8], stored: &'a mut KeyBuffer) -> Key<'a> {
+        stored.extend_from_slice(&self.prefix);
+        stored.extend_from_slice(bytes);
+        self.space.state.scoped_key(stored)
+    }
+
+    fn own_key(&self, bytes: &[u8]) -> OwnKey {
+        self.with_key(bytes, OwnKey::of)
+    }
+
+    /// The keys of a batch with the scope in front; nothing without one.
+    fn keys<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Vec<Box<[u8]>> {
+        if !self.is_scoped {
+            return Vec::new();
+        }
+        keys.map(|key| [&self.prefix, key].concat().into()).collect()
+    }
+
+    /// The key at this place of a batch.
     #[inline]
-    fn key<'a>(&'a self, bytes: &'a [u8]) -> Key<'a> {
-        self.space.state.key(bytes)
+    fn key_of<'a>(&'a self, scoped: &'a [Box<[u8]>], at: usize, bytes: &'a [u8]) -> Key<'a> {
+        match scoped.get(at) {
+            None => self.space.state.key(bytes),
+            Some(stored) => self.space.state.scoped_key(stored),
+        }
     }
 
     fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
         Commit::new(Arc::clone(&self.space.handle), answered)
-    }
-}
-
-/// Tells claims that met another one of the same batch which one it was.
-fn name_aliases(answers: &mut [Result<Claim, ClaimError>]) {
-    if !answers.iter().any(|answer| matches!(answer, Ok(Claim::InProgress(_)))) {
-        return;
-    }
-    let granted = answers.iter().enumerate().filter_map(|(at, answer)| match answer {
-        Ok(Claim::Acquired(lease) | Claim::Resumed(lease)) => Some((lease.token(), at)),
-        _ => None,
-    });
-    let granted: HashMap<FencingToken, usize> = granted.collect();
-    for answer in answers {
-        if let Ok(Claim::InProgress(other)) = answer {
-            other.alias_of = granted.get(&other.token).copied();
-        }
     }
 }
 
@@ -537,10 +576,11 @@ impl fmt::Debug for Namespace {
 }
 
 impl Lease {
-    /// The namespace the key belongs to.
+    /// The namespace the key belongs to, and the scope, if it has one.
     #[must_use]
     pub fn namespace(&self) -> Namespace {
-        let Space { handle, state } = self.space();
-        Namespace::new(Arc::clone(handle), Arc::clone(state))
+        let (Space { handle, state }, prefix) = self.space();
+        let prefix = Prefix::from_slice(prefix);
+        Namespace::of(Space::share(Arc::clone(handle), Arc::clone(state)), prefix)
     }
 }

@@ -9,16 +9,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use smallvec::SmallVec;
-
 use crate::engine::lease_ends::LeaseEndWait;
-use crate::engine::namespaces::Key;
+use crate::engine::namespaces::OwnKey;
 use crate::error::{LeaseError, StoreError};
 use crate::handle::SharedSpace;
 use crate::lost::LeaseLost;
 use crate::sys::sync::Mutex;
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
-use crate::types::{FencingToken, KeyHash, Timestamp};
+use crate::types::{FencingToken, Timestamp};
 
 /// How long to wait before it is tried again to renew a lease in a store that is full, at most.
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -31,8 +29,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 #[must_use = "nothing is renewed before it runs"]
 pub struct Renewer {
     space: SharedSpace,
-    key: SmallVec<[u8; 48]>,
-    hash: KeyHash,
+    key: OwnKey,
     token: FencingToken,
     deadline: Timestamp,
     lease: Option<Duration>,
@@ -41,12 +38,11 @@ pub struct Renewer {
 impl Renewer {
     pub(crate) fn new(
         space: SharedSpace,
-        key: &Key<'_>,
+        key: OwnKey,
         token: FencingToken,
         deadline: Timestamp,
     ) -> Self {
-        let (hash, key) = (key.hash, SmallVec::from_slice(key.bytes));
-        Self { space, key, hash, token, deadline, lease: None }
+        Self { space, key, token, deadline, lease: None }
     }
 
     /// Renews for this time, in place of the policy's lease: 100 ms up to the dedupe window.
@@ -57,7 +53,7 @@ impl Renewer {
 
     /// As a future, for any executor: beside the work, whichever of them is ready first.
     pub fn run(self) -> Renewing {
-        let lost = LeaseLost::new(Arc::clone(&self.space), &self.key, self.token);
+        let lost = LeaseLost::new(Arc::clone(&self.space), self.key.clone(), self.token);
         let renews_at = self.renews_at();
         Renewing { renewer: self, lost, timer: LeaseEndWait::default(), renews_at }
     }
@@ -97,8 +93,8 @@ impl Renewer {
 
     /// Renews; an error is for the owner.
     fn renew(&mut self) -> Result<Timestamp, LeaseError> {
-        let Self { space, key, hash, token, lease, .. } = self;
-        let key = Key { namespace: &space.state, bytes: key, hash: *hash };
+        let Self { space, key, token, lease, .. } = self;
+        let key = key.named(&space.state);
         match space.handle.renew(&key, *token, *lease) {
             Ok(renewed) => {
                 self.deadline = renewed.deadline;

@@ -81,7 +81,7 @@ impl Store {
     ///
     /// What any call can fail with.
     pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.handle.orphans(None)
+        self.handle.orphans(None, &[])
     }
 
     /// The gaps of a salvaged store, those that are over or accepted too; see [`Gap`].

@@ -11,6 +11,9 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Longest key, in bytes. The shortest is one byte.
 pub const KEY_BYTES_MAX: usize = 4096;
 
+/// Longest scope, in bytes. The shortest is one byte.
+pub const SCOPE_BYTES_MAX: usize = 255;
+
 /// Longest body any store keeps, in bytes; a store keeps at most half its segment size.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
 
@@ -138,6 +141,28 @@ impl Timestamp {
 /// Number of a namespace within its store; never reused, starts at 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct NamespaceId(pub u32);
+
+impl NamespaceId {
+    /// Set in the number of a record whose key has a scope. No namespace has such a number.
+    const SCOPED: u32 = 1 << 31;
+
+    /// The highest number of a namespace.
+    pub(crate) const MAX: Self = Self(Self::SCOPED - 1);
+
+    /// What keys with a scope have in place of it.
+    pub(crate) fn scoped(self) -> Self {
+        Self(self.0 | Self::SCOPED)
+    }
+
+    pub(crate) fn is_scoped(self) -> bool {
+        self.0 & Self::SCOPED != 0
+    }
+
+    /// The namespace of a record, whether its key has a scope or not.
+    pub(crate) fn unscoped(self) -> Self {
+        Self(self.0 & !Self::SCOPED)
+    }
+}
 
 /// Number of a segment within its store; segments of one data file are numbered on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::Settling;
+use crate::engine::namespaces::OwnKey;
 use crate::error::{ClaimError, WaitError};
 use crate::handle::SharedSpace;
 use crate::held::{HeldKey, Role, wait_for};
@@ -37,7 +38,7 @@ pub struct ClaimWait {
 impl ClaimWait {
     pub(crate) fn new(
         space: SharedSpace,
-        key: &[u8],
+        key: OwnKey,
         options: ClaimOptions,
         timeout: Duration,
     ) -> Self {
@@ -130,7 +131,7 @@ pub struct HeldWait {
 impl HeldWait {
     pub(crate) fn new(
         space: SharedSpace,
-        key: &[u8],
+        key: OwnKey,
         token: FencingToken,
         timeout: Duration,
     ) -> Self {

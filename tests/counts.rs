@@ -139,7 +139,7 @@ fn allowed(name: &str, counts: &Counts) -> u64 {
 }
 
 /// All calls, on a window of keys in a store there.
-fn counted(directory: &std::path::Path) -> [(&'static str, Counts); 8] {
+fn counted(directory: &std::path::Path) -> [(&'static str, Counts); 9] {
     let keys = std::env::var("REFRAIN_ENTRIES").map_or(KEYS, |text| text.parse().unwrap());
     let keys = keys.next_multiple_of(BATCH);
     let (store, space) = open(directory);
@@ -150,6 +150,7 @@ fn counted(directory: &std::path::Path) -> [(&'static str, Counts); 8] {
     leases.spare_capacity_mut().fill_with(MaybeUninit::zeroed);
     let [mut claim, mut in_progress, mut complete, mut duplicate] = [Counts::default(); 4];
     let [mut missing, mut found, mut once, mut release] = [Counts::default(); 4];
+    let mut scoped = Counts::default();
     for first in (0..keys).step_by(BATCH as usize) {
         let batch = first..first + BATCH;
         missing.add(batch.clone(), |n| {
@@ -192,6 +193,15 @@ fn counted(directory: &std::path::Path) -> [(&'static str, Counts); 8] {
         let mut ending = leases.drain(..);
         release.add(batch.clone(), |_| ending.next().unwrap().release().unwrap());
         drop(ending);
+        // Each in a scope of its own, which takes a handle of its own.
+        let claim = |n: u64| {
+            let scope = space.scoped(n.to_le_bytes()).unwrap();
+            scope.claim(key(n), None).unwrap()
+        };
+        leases.extend(batch.clone().map(|n| claim(n).acquired().unwrap()));
+        scoped.add(batch.clone(), |n| assert!(matches!(claim(n), Claim::InProgress(_))));
+        leases.drain(..).for_each(|lease| lease.release().unwrap());
+        maintain(&store);
         once.add(batch, |n| assert!(matches!(space.once(key(n), None).unwrap(), Once::First(_))));
         maintain(&store);
     }
@@ -205,6 +215,7 @@ fn counted(directory: &std::path::Path) -> [(&'static str, Counts); 8] {
         ("complete", complete),
         ("once, fresh", once),
         ("release", release),
+        ("claim, in progress, scoped", scoped),
     ]
 }
 

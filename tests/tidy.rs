@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["claim"],
     &["wait"],
     &["namespace"],
-    &["store"],
+    &["store", "uuids"],
     &["options"],
     &["testing"],
 ];
@@ -113,6 +113,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "flags",
                 "ext",
                 "index",
+                "scope",
                 "record",
                 "record_ref",
                 "segment",

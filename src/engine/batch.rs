@@ -27,7 +27,7 @@ impl Engine {
         &self,
         asked: &'k [T],
         inserts: bool,
-        key_of: impl Fn(&'k T) -> Key<'k>,
+        key_of: impl Fn(usize, &'k T) -> Key<'k>,
         mut take: impl FnMut(&'k T, &Key<'k>) -> R,
     ) -> Vec<R> {
         let mut taken = Vec::with_capacity(asked.len());
@@ -35,7 +35,7 @@ impl Engine {
         for from in (0..asked.len()).step_by(GROUP_KEYS) {
             let group = &asked[from..asked.len().min(from + GROUP_KEYS)];
             keys.clear();
-            keys.extend(group.iter().map(&key_of));
+            keys.extend((from..).zip(group).map(|(at, one)| key_of(at, one)));
             // What is not the store's any more is not touched.
             if !self.is_child() && !self.is_closed.load(Ordering::Acquire) {
                 self.prefetch(&keys, inserts);

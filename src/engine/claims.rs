@@ -58,7 +58,6 @@ pub(crate) trait Told {
 /// A key that was taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
-    pub(crate) hash: KeyHash,
     pub(crate) token: FencingToken,
     pub(crate) attempt: u16,
     pub(crate) previous: Option<Previous>,
@@ -310,8 +309,8 @@ impl Engine {
             });
         }
         let (previous, is_resumed) = (origin.previous(), matches!(origin, Origin::Own(_)));
-        let (attempt, hash) = (record.attempt, key.hash);
-        let grant = Grant { hash, token, attempt, previous, is_resumed, deadline, expires };
+        let attempt = record.attempt;
+        let grant = Grant { token, attempt, previous, is_resumed, deadline, expires };
         let counted = CountedLease::of(self, question);
         let Answered { result, settle } = self.changed::<_, ClaimError>(grant, request.durability);
         let taken = Try::Taken(result?, settle);

@@ -53,7 +53,7 @@ impl Engine {
     /// Counts what happened to keys of a namespace.
     pub(super) fn count_of(&self, namespace: NamespaceId, event: Event, count: u64) {
         if count > 0
-            && let Some(state) = self.namespaces.by_id(namespace)
+            && let Some(state) = self.namespaces.by_id(namespace.unscoped())
         {
             state.tally.add(event as usize, count);
         }

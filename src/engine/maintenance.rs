@@ -353,6 +353,20 @@ impl Engine {
         true
     }
 
+    /// A round has ended.
+    pub(super) fn note_sync(&self) {
+        // Less than centuries.
+        let now = self.timeline.monotonic().as_nanos() as u64;
+        // Relaxed: told for itself.
+        self.synced_at.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// How long ago the last round of this open ended; `None`: none has.
+    pub(crate) fn sync_age(&self) -> Option<Duration> {
+        let at = self.synced_at.load(Ordering::Relaxed);
+        (at > 0).then(|| self.timeline.monotonic().saturating_sub(Duration::from_nanos(at)))
+    }
+
     /// Makes everything appended so far durable, and leaves a mark that says so.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
         self.check_open()?;

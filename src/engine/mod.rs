@@ -114,6 +114,8 @@ pub(crate) struct Engine {
     pub(crate) mode: Mode,
     /// The epoch of this open: claims of earlier ones are orphans.
     open_epoch: Epoch,
+    /// Whether the meta file says that there are keys with a scope.
+    has_scopes: AtomicBool,
     /// For those who read without a lock. Set while all shards are locked.
     is_closed: AtomicBool,
     /// Longest body that is kept.
@@ -187,6 +189,9 @@ impl Engine {
     fn check_change(&self, key: &Key<'_>) -> Result<(), StoreError> {
         self.check_process()?;
         check_key(key)?;
+        if key.number.is_scoped() && !self.has_scopes.load(Ordering::Acquire) {
+            self.begin_scopes()?;
+        }
         self.wal.poison.check_before()
     }
 
@@ -373,20 +378,6 @@ impl Engine {
         answered.result
     }
 
-    /// A round has ended.
-    fn note_sync(&self) {
-        // Less than centuries.
-        let now = self.timeline.monotonic().as_nanos() as u64;
-        // Relaxed: told for itself.
-        self.synced_at.store(now.max(1), Ordering::Relaxed);
-    }
-
-    /// How long ago the last round of this open ended; `None`: none has.
-    pub(crate) fn sync_age(&self) -> Option<Duration> {
-        let at = self.synced_at.load(Ordering::Relaxed);
-        (at > 0).then(|| self.timeline.monotonic().saturating_sub(Duration::from_nanos(at)))
-    }
-
     /// Whether the store was closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
@@ -422,6 +413,9 @@ impl Engine {
     #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn check_invariants(&self) -> Result<(), StoreError> {
         use std::collections::HashSet;
+
+        use crate::sys::pin::Pin;
+
         let mut keys = HashSet::new();
         let pin = Pin::new();
         for (index, shard) in self.shards.iter().enumerate() {
@@ -495,8 +489,9 @@ impl Leader for RoundLeader<'_> {
     }
 }
 
+#[inline]
 fn check_key(key: &Key<'_>) -> Result<(), StoreError> {
-    let len = key.bytes.len();
+    let len = if key.number.is_scoped() { key.given_len() } else { key.bytes.len() };
     if (1..=KEY_BYTES_MAX).contains(&len) { Ok(()) } else { Err(StoreError::KeyLength { len }) }
 }
 

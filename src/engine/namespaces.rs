@@ -8,10 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
+use smallvec::SmallVec;
 
-use crate::error::NamespaceError;
-use crate::format::meta::Meta;
+use super::Engine;
+use crate::error::{NamespaceError, StoreError};
+use crate::format::meta::{Meta, SLOTS};
 use crate::format::names::{Entry, NamespaceEntry, Raise};
+use crate::format::scope;
 use crate::hash::{KeyHasher, Secret};
 use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy, RefreshOnHit};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -45,16 +48,68 @@ pub(crate) struct NamespaceState {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key<'a> {
     pub(crate) namespace: &'a NamespaceState,
+    /// The namespace's number as records of the key have it, which says whether it has a scope.
+    pub(crate) number: NamespaceId,
+    /// As records have them: with the scope in front, if there is one.
     pub(crate) bytes: &'a [u8],
-    /// Of both.
+    /// Of namespace and bytes.
     pub(crate) hash: KeyHash,
+}
+
+impl Key<'_> {
+    /// The length of the key without its scope.
+    #[inline(never)]
+    pub(super) fn given_len(&self) -> usize {
+        self.bytes.len() - scope::prefix_len(self.number, self.bytes)
+    }
+}
+
+/// A key that outlives its call.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnKey {
+    bytes: SmallVec<[u8; 48]>,
+    hash: KeyHash,
+    number: NamespaceId,
+}
+
+impl OwnKey {
+    #[inline]
+    pub(crate) fn of(key: &Key<'_>) -> Self {
+        let bytes = SmallVec::from_slice(key.bytes);
+        Self { bytes, hash: key.hash, number: key.number }
+    }
+
+    /// The key, of the namespace that it was made of.
+    #[inline]
+    pub(crate) fn named<'a>(&'a self, namespace: &'a NamespaceState) -> Key<'a> {
+        Key { namespace, number: self.number, bytes: &self.bytes, hash: self.hash }
+    }
+
+    pub(crate) fn hash(&self) -> KeyHash {
+        self.hash
+    }
+
+    /// What stands in front of it: of its scope.
+    pub(crate) fn prefix(&self) -> &[u8] {
+        &self.bytes[..scope::prefix_len(self.number, &self.bytes)]
+    }
+
+    /// The key as its caller gave it.
+    pub(crate) fn given(&self) -> &[u8] {
+        &self.bytes[scope::prefix_len(self.number, &self.bytes)..]
+    }
 }
 
 impl NamespaceState {
     /// The key of these bytes.
     #[inline]
     pub(crate) fn key<'a>(&'a self, bytes: &'a [u8]) -> Key<'a> {
-        Key { namespace: self, bytes, hash: self.hasher.hash(bytes) }
+        Key { namespace: self, number: self.id, bytes, hash: self.hasher.hash(bytes) }
+    }
+
+    /// The key of these bytes, in front of which a scope stands.
+    pub(crate) fn scoped_key<'a>(&'a self, bytes: &'a [u8]) -> Key<'a> {
+        Key { namespace: self, number: self.id.scoped(), bytes, hash: self.hasher.hash(bytes) }
     }
 
     /// Its window becomes longer. What an earlier raise says of a window that was no shorter, this one says, too.
@@ -234,7 +289,8 @@ impl Namespaces {
         let highest = wal.meta.read(|meta| meta.namespaces);
         let namespace = match self.by_name(name) {
             Some(known) => known.id,
-            None => NamespaceId(highest.checked_add(1).ok_or(NamespaceError::TooMany)?),
+            None if highest < NamespaceId::MAX.0 => NamespaceId(highest + 1),
+            None => return Err(NamespaceError::TooMany),
         };
         let (policy, implicit) = match wanted {
             Wanted::Any => (Policy::default(), true),
@@ -259,6 +315,26 @@ impl Namespaces {
         } else {
             Err(NamespaceError::TooMany)
         }
+    }
+}
+
+impl Engine {
+    /// Says in the meta file that there are keys with a scope, before there is one: earlier versions would take them for
+    /// keys of a namespace that is not there.
+    #[cold]
+    pub(super) fn begin_scopes(&self) -> Result<(), StoreError> {
+        if self.has_scopes.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _passage = self.wal.pass()?;
+        self.wal.poison.check_before()?;
+        // In both slots: should one go bad, the other one says so, too.
+        for _ in 0..SLOTS {
+            let said = self.wal.meta.update(|meta| meta.has_scopes = true);
+            said.map_err(|cause| self.wal.fail(cause))?;
+        }
+        self.has_scopes.store(true, Ordering::Release);
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ use crate::format::ext::Ext;
 use crate::format::flags::Flags;
 use crate::format::record::{Draft, Kind, Record};
 use crate::format::record_ref::RecordRef;
+use crate::format::scope;
 use crate::sys::pin::Pin;
 use crate::table::Slot;
 use crate::types::{AUDIT_BYTES_MAX, FencingToken, NamespaceId, Timestamp};
@@ -216,7 +217,7 @@ impl Engine {
                 flags: old.map_or_else(Flags::default, |old| old.flags().rules_only()),
                 token,
                 key_hash: key.hash,
-                namespace: key.namespace.id,
+                namespace: key.number,
                 expires: old.map_or(now.lower, |old| old.expires()),
                 until: old.map_or(now.lower, |old| old.until()),
                 at: now.lower,
@@ -260,9 +261,13 @@ impl Engine {
         }
     }
 
-    /// All unfinished claims of earlier opens, of one namespace or of all. Locks one shard after
+    /// All unfinished claims of earlier opens, of one namespace or of all; of a namespace with this in front of the key. Locks one shard after
     /// the other, and reads the records behind the unfinished entries.
-    pub(crate) fn orphans(&self, of: Option<NamespaceId>) -> Result<Vec<Orphan>, StoreError> {
+    pub(crate) fn orphans(
+        &self,
+        of: Option<NamespaceId>,
+        prefix: &[u8],
+    ) -> Result<Vec<Orphan>, StoreError> {
         self.check_process()?;
         let mut orphans = Vec::new();
         for index in 0..self.shards.len() {
@@ -274,7 +279,12 @@ impl Engine {
             shard.table.for_each(|_, slot: Slot| {
                 if !slot.is_done() {
                     let record = self.wal.segments.record(slot.location(), &pin)?;
-                    if of.is_none_or(|of| of == record.namespace()) {
+                    let is_of = |of: NamespaceId| {
+                        of == record.namespace().unscoped()
+                            && (prefix.is_empty() || record.namespace().is_scoped())
+                            && record.key().starts_with(prefix)
+                    };
+                    if of.is_none_or(is_of) {
                         orphans.extend(self.orphan(record));
                     }
                 }
@@ -296,10 +306,12 @@ impl Engine {
             }
         };
         let state = key_state(standing).filter(|_| is_ours)?;
-        let namespace = self.namespaces.by_id(record.namespace())?;
+        let namespace = self.namespaces.by_id(record.namespace().unscoped())?;
+        let (scope, key) = scope::split(record.namespace(), record.key())?;
         Some(Orphan {
             namespace: namespace.name.clone(),
-            key: record.key().to_vec(),
+            scope: scope.to_vec(),
+            key: key.to_vec(),
             state,
             token: record.token(),
             attempt: record.attempt(),

@@ -77,7 +77,7 @@ pub(super) fn fresh_record<'a>(
         flags: Flags::default(),
         token,
         key_hash: key.hash,
-        namespace: key.namespace.id,
+        namespace: key.number,
         expires: Timestamp::default(),
         until: Timestamp::default(),
         at: now.lower,

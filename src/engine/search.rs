@@ -124,7 +124,7 @@ impl Engine {
     ) -> Result<bool, StoreError> {
         let location = slot.location();
         let record = self.wal.segments.record(location, pin)?;
-        let is_same = record.namespace() == key.namespace.id && record.key() == key.bytes;
+        let is_same = record.namespace() == key.number && record.key() == key.bytes;
         if is_same {
             *seen = Some(Seen { location, record, pin });
         }

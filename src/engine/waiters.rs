@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::lease_ends::{Call, LeaseEndWait, LeaseEnds};
-use super::namespaces::{Key, NamespaceState};
+use super::namespaces::{Key, NamespaceState, OwnKey};
 use super::shard::{ShardGuard, ShardState};
 use super::state::Standing;
 use super::{Engine, check_key};
@@ -52,7 +52,7 @@ pub(crate) struct Waiters {
 #[derive(Debug)]
 struct Line {
     namespace: Arc<NamespaceState>,
-    key: Box<[u8]>,
+    key: OwnKey,
     waiting: Vec<Waiter>,
     alarm: LeaseEndWait,
     alarm_at: Timestamp,
@@ -101,8 +101,9 @@ pub(crate) struct Called {
 }
 
 impl Line {
-    fn is_of(&self, namespace: NamespaceId, key: &[u8]) -> bool {
-        self.namespace.id == namespace && *self.key == *key
+    fn is_of(&self, number: NamespaceId, key: &[u8]) -> bool {
+        let own = self.key.named(&self.namespace);
+        own.number == number && own.bytes == key
     }
 
     /// Calls whom an end concerns (A2).
@@ -176,7 +177,7 @@ impl Waiters {
         ends: &LeaseEnds,
     ) -> Option<(Waiter, Called)> {
         let lines = self.lines.get_mut(&key.hash)?;
-        let at = lines.iter().position(|it| it.is_of(key.namespace.id, key.bytes))?;
+        let at = lines.iter().position(|it| it.is_of(key.number, key.bytes))?;
         let line = &mut lines[at];
         let place = line.waiting.iter().position(|waiter| waiter.number == number)?;
         let waiter = line.waiting.remove(place);
@@ -254,11 +255,11 @@ impl Engine {
             waiters.next_number
         });
         let lines = waiters.lines.entry(key.hash).or_default();
-        let at = lines.iter().position(|it| it.is_of(key.namespace.id, key.bytes));
+        let at = lines.iter().position(|it| it.is_of(key.number, key.bytes));
         let at = at.unwrap_or_else(|| {
             lines.push(Line {
                 namespace: Arc::clone(namespace),
-                key: key.bytes.into(),
+                key: OwnKey::of(key),
                 waiting: Vec::new(),
                 alarm: LeaseEndWait::default(),
                 alarm_at: until,
@@ -298,7 +299,7 @@ impl Engine {
     /// Somebody has taken a key that others may wait for: for a lease, or for good.
     #[cold]
     pub(super) fn taken(&self, mut shard: ShardGuard<'_>, key: &Key<'_>, record: &Record<'_>) {
-        let Some(line) = shard.waiters.line(key.hash, key.namespace.id, key.bytes) else {
+        let Some(line) = shard.waiters.line(key.hash, key.number, key.bytes) else {
             return;
         };
         let mut called = Called::default();
@@ -358,7 +359,7 @@ impl Engine {
         let Ok(mut shard) = self.lock(way.shard) else { return };
         let Some(mut lines) = shard.waiters.lines.remove(&hash) else { return };
         for line in &mut lines {
-            let key = Key { namespace: &line.namespace, bytes: &line.key, hash };
+            let key = line.key.named(&line.namespace);
             let now = self.timeline.read();
             let mut seen = None;
             // A key that cannot be read is one for who claims it to stumble over.

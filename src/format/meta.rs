@@ -94,6 +94,9 @@ impl std::fmt::Debug for FileSet {
 const RAISES: u32 = 1;
 /// The feature `incompat` 1: completions may be written again under their token, with a later end.
 const REFRESHES: u32 = 1 << 1;
+/// The feature `incompat` 2: there are, or may be, keys with a scope.
+const SCOPES: u32 = 1 << 2;
+const KNOWN: u32 = RAISES | REFRESHES | SCOPES;
 const INCOMPAT_OFFSET: usize = 20;
 
 /// One state of the meta file.
@@ -118,6 +121,8 @@ pub(crate) struct Meta {
     pub(crate) has_raises: bool,
     /// Whether it has, or has had, a policy that refreshes windows, which earlier versions do not know.
     pub(crate) has_refreshes: bool,
+    /// Whether there may be keys with a scope.
+    pub(crate) has_scopes: bool,
     /// No generation at or above this was ever used (R8).
     pub(crate) generation_ceiling: Generation,
     /// Every segment below this was sealed and synced in full.
@@ -146,8 +151,10 @@ pub(crate) enum Flaw {
 impl Meta {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; SLOT_BYTES];
-        let incompat = if self.has_raises { RAISES } else { 0 }
-            | if self.has_refreshes { REFRESHES } else { 0 };
+        let bit = |is_there: bool, bit: u32| if is_there { bit } else { 0 };
+        let incompat = bit(self.has_raises, RAISES)
+            | bit(self.has_refreshes, REFRESHES)
+            | bit(self.has_scopes, SCOPES);
         FieldsMut::new(&mut bytes)
             .put(&MAGIC)
             .u16(FORMAT_MAJOR)
@@ -200,7 +207,7 @@ impl Meta {
         if magic != MAGIC || preamble_crc != Fields::new(&bytes[PREAMBLE_BYTES - 4..]).u32() {
             return Err(Flaw::Damaged);
         }
-        if major != FORMAT_MAJOR || incompat & !(RAISES | REFRESHES) != 0 || ro_compat != 0 {
+        if major != FORMAT_MAJOR || incompat & !KNOWN != 0 || ro_compat != 0 {
             return Err(Flaw::Foreign { major, minor, incompat, ro_compat });
         }
         Self::decode_body(bytes).ok_or(Flaw::Damaged)
@@ -245,6 +252,7 @@ impl Meta {
             names_bytes: fields.u64(),
             has_raises: incompat & RAISES != 0,
             has_refreshes: incompat & REFRESHES != 0,
+            has_scopes: incompat & SCOPES != 0,
             generation_ceiling: Generation(fields.u64()),
             stable_generation: Generation(fields.u64()),
             clock: Timestamp::from_ms(fields.u64()),
@@ -291,6 +299,7 @@ mod tests {
             names_bytes: 144,
             has_raises: true,
             has_refreshes: false,
+            has_scopes: true,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
             gone_generation: Generation(5),
@@ -341,10 +350,10 @@ mod tests {
     #[test]
     fn another_version_is_named_and_not_called_damaged() {
         let newer = foreign(|bytes| bytes[8] = 3);
-        let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: RAISES, ro_compat: 0 };
+        let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: KNOWN, ro_compat: 0 };
         assert_eq!(Meta::decode(&newer), Err(flaw));
-        let feature = foreign(|bytes| bytes[20] = 4);
-        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 4, .. })));
+        let feature = foreign(|bytes| bytes[20] = 15);
+        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 15, .. })));
         let feature = foreign(|bytes| bytes[16] = 1);
         assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { ro_compat: 1, .. })));
         // An unknown compatible feature is no reason to refuse; the damaged body is.

@@ -14,6 +14,7 @@ pub(crate) mod meta;
 pub(crate) mod names;
 pub(crate) mod record;
 pub(crate) mod record_ref;
+pub(crate) mod scope;
 pub(crate) mod segment;
 
 /// Raised by every change of bytes; a store of another major is refused by name.

@@ -276,7 +276,7 @@ impl NamespaceEntry {
         };
         let name = std::str::from_utf8(text).ok()?.to_owned();
         let is_valid = flags & !(IMPLICIT | FINGERPRINT_REQUIRED | 3 << REFRESH_SHIFT) == 0
-            && namespace.0 != 0
+            && (1..=NamespaceId::MAX.0).contains(&namespace.0)
             && name.len() <= NAME_BYTES_MAX
             && policy.problems().is_empty();
         let implicit = flags & IMPLICIT != 0;

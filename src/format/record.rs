@@ -23,9 +23,10 @@ use super::ext::{
     REFERENCE_BYTES, TOKEN_BYTES,
 };
 use super::flags::{BodyState, Flags, ParkedBy};
+use super::scope::STORED_KEY_BYTES_MAX;
 use super::{Fields, FieldsMut, index};
 use crate::checksum::{Place, crc32};
-use crate::types::{FencingToken, KEY_BYTES_MAX, KeyHash, Location, NamespaceId, Timestamp};
+use crate::types::{FencingToken, KeyHash, Location, NamespaceId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 64;
 /// `len` and `crc`.
@@ -155,7 +156,7 @@ impl Extents {
     /// Whether the head has a length that a record's can have. Whoever looks for records where there
     /// need be none checks this first, so that what looks like a length costs no more than a head.
     pub(crate) fn is_plausible(&self) -> bool {
-        self.head_len <= HEADER_BYTES + EXT_BYTES_MAX + KEY_BYTES_MAX
+        self.head_len <= HEADER_BYTES + EXT_BYTES_MAX + STORED_KEY_BYTES_MAX
     }
 
     /// Reads the sizes from the record's first [`HEADER_BYTES`] bytes. They are consistent with one
@@ -220,7 +221,7 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(record: &Record<'a>) -> Self {
-        debug_assert!((1..=KEY_BYTES_MAX).contains(&record.key.len()));
+        debug_assert!((1..=STORED_KEY_BYTES_MAX).contains(&record.key.len()));
         debug_assert!(record.flags.valid_for(record.kind));
         let ext_len = record.ext.len();
         debug_assert!(ext_len <= EXT_BYTES_MAX);
@@ -252,7 +253,7 @@ impl<'a> Draft<'a> {
             witnessed,
         };
         let (header, rest) = draft.front.bytes_mut().split_at_mut(HEADER_BYTES);
-        // The casts: callers keep keys within 4096 bytes and bodies within 16 MiB.
+        // The casts: callers keep keys within 4352 bytes and bodies within 16 MiB.
         FieldsMut::new(header)
             .u32(len as u32)
             .u32(0)

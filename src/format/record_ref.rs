@@ -7,9 +7,10 @@ use super::Fields;
 use super::ext::{Ext, Parts};
 use super::flags::{BodyState, Flags};
 use super::record::{Extents, Flaw, HEADER_BYTES, Kind, Record, WORD_BYTES};
+use super::scope::STORED_KEY_BYTES_MAX;
 use crate::checksum::{Place, crc32};
 use crate::types::{
-    FencingToken, Fingerprint, KEY_BYTES_MAX, KeyHash, NamespaceId, OwnerId, Reference, Timestamp,
+    FencingToken, Fingerprint, KeyHash, NamespaceId, OwnerId, Reference, Timestamp,
 };
 
 /// A record where it lies, checked whole but for its body (F1).
@@ -41,7 +42,7 @@ impl<'a> RecordRef<'a> {
         let body_is_kept =
             matches!(kind, Kind::Complete | Kind::Forget) && flags.body() == BodyState::Kept;
         let body_len = if body_is_kept { record.body_len() as usize } else { 0 };
-        let key_fits = (1..=KEY_BYTES_MAX).contains(&record.key_len());
+        let key_fits = (1..=STORED_KEY_BYTES_MAX).contains(&record.key_len());
         let body_fits = len - head_len == body_len;
         if !flags.valid_for(kind) || !body_fits || !key_fits || record.namespace().0 == 0 {
             return Err(Flaw::Reserved);

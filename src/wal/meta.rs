@@ -182,6 +182,7 @@ mod tests {
             names_bytes: 0,
             has_raises: false,
             has_refreshes: false,
+            has_scopes: false,
             generation_ceiling: Generation(0),
             stable_generation: Generation(0),
             gone_generation: Generation(0),

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::data_file::DataFile;
 use super::segments::Segment;
 use crate::format::record::exit_bytes_max;
+use crate::format::scope::STORED_KEY_BYTES_MAX;
 use crate::format::segment::{DATA_START, data_limit};
-use crate::types::{Generation, KEY_BYTES_MAX};
+use crate::types::Generation;
 
 /// When so many segments have become active since, a prepared one is used next, wherever it lies,
 /// and an active one is sealed: what is newer than the oldest of them is not stable.
@@ -21,7 +22,7 @@ pub(super) const EXIT_SEGMENTS: u64 = 1;
 
 /// Data bytes that a prepared segment is good for (W3).
 pub(super) fn usable_bytes(segment_bytes: u32) -> u64 {
-    let longest_exit = exit_bytes_max(KEY_BYTES_MAX, true, true) as u64;
+    let longest_exit = exit_bytes_max(STORED_KEY_BYTES_MAX, true, true) as u64;
     u64::from(data_limit(segment_bytes) - DATA_START) - longest_exit
 }
 

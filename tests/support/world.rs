@@ -68,7 +68,32 @@ pub fn keys() -> Vec<Key> {
         keys.push((namespace, [b'k'; 300].into()));
     }
     keys.push((0, [0; 4096].into()));
+    // Of scopes, see `scope_of`.
+    keys.push((0, (*b"@acme@a").into()));
+    keys.push((0, (*b"@b@a").into()));
+    keys.push((1, [&b"@acme@"[..], &[b'k'; 4096]].concat().into()));
     keys
+}
+
+/// The scope that a key of the model stands for, and the key in it: `@scope@key`.
+fn scope_of(key: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let Some(rest) = key.strip_prefix(b"@") else { return (None, key) };
+    let end = rest.iter().position(|byte| *byte == b'@').unwrap();
+    (Some(&rest[..end]), &rest[end + 1..])
+}
+
+/// The key as its handle takes it.
+fn raw(key: &[u8]) -> &[u8] {
+    scope_of(key).1
+}
+
+/// The handle that takes the key.
+fn handle_of(store: &Store, (namespace, key): &Key) -> refrain::Namespace {
+    let namespace = store.namespace(&name(*namespace)).unwrap();
+    match scope_of(key).0 {
+        None => namespace,
+        Some(scope) => namespace.scoped(scope).unwrap(),
+    }
 }
 
 /// Policies that differ in everything.
@@ -223,6 +248,12 @@ impl World {
     fn namespace(&mut self, namespace: usize) -> refrain::Namespace {
         self.model.namespaces.entry(namespace).or_insert((Rules::default(), true));
         self.store().namespace(&name(namespace)).unwrap()
+    }
+
+    /// The handle of a key's namespace, or of its scope.
+    fn space_of(&mut self, key: &Key) -> refrain::Namespace {
+        self.namespace(key.0);
+        handle_of(self.store(), key)
     }
 
     fn key(&self, key: usize) -> (usize, Key) {
@@ -388,7 +419,7 @@ impl World {
     fn claim(&mut self, key: usize, ask: &Ask, quick: bool) {
         let (index, key) = self.key(key);
         let verdict = self.model.judge(&key, ask);
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let mut options = ClaimOptions::new();
         if let Some(it) = ask.fingerprint {
             options = options.fingerprint(it);
@@ -404,9 +435,9 @@ impl World {
         }
         let lease = ask.lease.unwrap_or(self.model.rules(key.0).lease);
         let answer = if quick {
-            namespace.claim_async(&key.1, &options).wait()
+            namespace.claim_async(raw(&key.1), &options).wait()
         } else {
-            namespace.claim_with(&key.1, &options)
+            namespace.claim_with(raw(&key.1), &options)
         };
         match (verdict, answer) {
             (
@@ -434,7 +465,7 @@ impl World {
                     .map(|it| (it.token().get(), ms_of(it.at().unwrap()), it.cause()));
                 assert_eq!(got_previous, previous);
                 assert_eq!(got.lease_left(), Duration::from_millis(lease));
-                assert_eq!(got.key(), &*key.1);
+                assert_eq!(got.key(), raw(&key.1));
                 let State::Held(claimed) = self.model.state(&key) else { panic!() };
                 assert_eq!(got.deadline().map(ms_of), Some(claimed.deadline));
                 assert_eq!(got.guaranteed_until().map(ms_of), claimed.forgotten_at);
@@ -522,7 +553,7 @@ impl World {
     fn once(&mut self, key: usize, ask: &Ask) {
         let (index, key) = self.key(key);
         let verdict = self.model.judge(&key, ask);
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let mut options = ClaimOptions::new();
         if let Some(it) = ask.fingerprint {
             options = options.fingerprint(it);
@@ -533,7 +564,7 @@ impl World {
         if let Some(it) = ask.dedupe_ttl {
             options = options.dedupe_ttl(Duration::from_millis(it));
         }
-        match (verdict, namespace.once_with(&key.1, &options)) {
+        match (verdict, namespace.once_with(raw(&key.1), &options)) {
             (Verdict::Granted { attempt, previous }, Ok(Once::First(first))) => {
                 self.see("once first");
                 let token = first.token().get();
@@ -572,8 +603,8 @@ impl World {
 
     fn compare_lookup(&mut self, key: &Key) {
         let state = self.model.state(key);
-        let namespace = self.namespace(key.0);
-        match (state, namespace.lookup(&key.1).unwrap()) {
+        let namespace = self.space_of(key);
+        match (state, namespace.lookup(raw(&key.1)).unwrap()) {
             (State::Absent, Lookup::Absent) => {}
             (State::Held(held), Lookup::InProgress(it)) => self.compare_held(&held, &it),
             (State::Lapsed(claim, cause), Lookup::Lapsed(it)) => {
@@ -618,11 +649,11 @@ impl World {
         let (index, key) = self.key(key);
         let token = self.token(index, &key, shown);
         let lease = [None, None, Some(100), Some(4000)][usize::from(lease) % 4];
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let fencing = FencingToken::from_raw(token);
         let got = match lease {
-            None => namespace.renew(&key.1, fencing),
-            Some(lease) => namespace.renew_for(&key.1, fencing, Duration::from_millis(lease)),
+            None => namespace.renew(raw(&key.1), fencing),
+            Some(lease) => namespace.renew_for(raw(&key.1), fencing, Duration::from_millis(lease)),
         };
         match (self.model.renew(&key, token, lease), got) {
             (Ok(late_by), Ok(it)) => {
@@ -646,12 +677,12 @@ impl World {
     fn release(&mut self, key: usize, shown: Shown, quick: bool) {
         let (index, key) = self.key(key);
         let token = self.token(index, &key, shown);
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let fencing = FencingToken::from_raw(token);
         let got = if quick {
-            namespace.release_async(&key.1, fencing).wait()
+            namespace.release_async(raw(&key.1), fencing).wait()
         } else {
-            namespace.release(&key.1, fencing)
+            namespace.release(raw(&key.1), fencing)
         };
         match (self.model.release(&key, token), got) {
             (Exit::Accepted, Ok(())) => self.see("release"),
@@ -666,12 +697,12 @@ impl World {
     fn park(&mut self, key: usize, shown: Shown, quick: bool) {
         let (index, key) = self.key(key);
         let token = self.token(index, &key, shown);
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let fencing = FencingToken::from_raw(token);
         let got = if quick {
-            namespace.park_async(&key.1, fencing).wait()
+            namespace.park_async(raw(&key.1), fencing).wait()
         } else {
-            namespace.park(&key.1, fencing)
+            namespace.park(raw(&key.1), fencing)
         };
         match (self.model.park(&key, token), got) {
             (Exit::Accepted, Ok(())) => self.see("park"),
@@ -692,14 +723,14 @@ impl World {
         if bring.replay_ttl.is_some_and(|replay| replay > dedupe) {
             return;
         }
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let fencing = FencingToken::from_raw(token);
         let was_done = matches!(self.model.state(&key), State::Done(_));
         let options = complete_options(bring);
         let got = if quick {
-            namespace.complete_async(&key.1, fencing, &options).wait()
+            namespace.complete_async(raw(&key.1), fencing, &options).wait()
         } else {
-            namespace.complete_with(&key.1, fencing, &options)
+            namespace.complete_with(raw(&key.1), fencing, &options)
         };
         match (self.model.complete(&key, token, bring), got) {
             (Ok(kept), Ok(it)) => {
@@ -741,13 +772,13 @@ impl World {
                 return;
             }
         }
-        let namespace = self.namespace(key.0);
+        let namespace = self.space_of(&key);
         let resolution = match bring {
             Some(bring) => Resolution::Completed(complete_options(bring)),
             None => Resolution::NotDone,
         };
         let expected = self.model.resolvable(&key, token);
-        let got = namespace.resolve(&key.1, FencingToken::from_raw(token), &resolution);
+        let got = namespace.resolve(raw(&key.1), FencingToken::from_raw(token), &resolution);
         match (expected, got) {
             (Exit::Accepted, Ok(Some(it))) => {
                 self.see("resolve done");
@@ -778,7 +809,7 @@ impl World {
     fn forget(&mut self, key: usize) {
         let (_, key) = self.key(key);
         let expected = self.model.forget(&key);
-        let got = self.namespace(key.0).forget(&key.1, "a test", "the model").unwrap();
+        let got = self.space_of(&key).forget(raw(&key.1), "a test", "the model").unwrap();
         assert_eq!(got, expected);
         self.see(if got.is_some() { "forget" } else { "forget nothing" });
     }
@@ -792,7 +823,11 @@ impl World {
             .into_iter()
             .map(|it| {
                 let namespace = (0..NAMESPACES).find(|at| name(*at) == it.namespace()).unwrap();
-                ((namespace, it.key().into()), it.token().get(), it.state())
+                let key = match it.scope() {
+                    None => it.key().into(),
+                    Some(scope) => [b"@", scope, b"@", it.key()].concat().into(),
+                };
+                ((namespace, key), it.token().get(), it.state())
             })
             .collect();
         assert_eq!(got, expected);
@@ -861,7 +896,7 @@ impl World {
             // the store was killed: if nothing on disk bears witness to that time, it is parked.
             let Some(Entry::Claimed(it)) = before.entry(&key) else { continue };
             let is_doubtful = it.on_orphan == OnOrphan::Park && self.model.entry(&key).is_none();
-            let lookup = self.namespace(key.0).lookup(&key.1).unwrap();
+            let lookup = self.space_of(&key).lookup(raw(&key.1)).unwrap();
             if is_doubtful && matches!(lookup, Lookup::Parked(_)) {
                 self.model.set_entry(&key, before.entry(&key));
                 self.model.reopen_entry(&key, 0);
@@ -914,8 +949,8 @@ impl World {
     }
 
     fn faces(&self, store: &Store) -> Vec<Face> {
-        let face = |(namespace, key): &Key| {
-            let lookup = store.namespace(&name(*namespace)).unwrap().lookup(key);
+        let face = |key: &Key| {
+            let lookup = handle_of(store, key).lookup(raw(&key.1));
             Face::of_lookup(&lookup.unwrap())
         };
         self.keys.iter().map(face).collect()

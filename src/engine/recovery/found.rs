@@ -22,6 +22,7 @@ use crate::format::meta::Meta;
 use crate::format::names::{NamespaceEntry, Raise};
 use crate::format::record::TERMINATOR_BYTES;
 use crate::format::record_ref::RecordRef;
+use crate::format::scope;
 use crate::format::segment::{Content, DATA_START, Trailer, index_offset, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
 use crate::hash::KeyHasher;
@@ -354,7 +355,10 @@ fn scan_all(
     let hashers: HashMap<NamespaceId, KeyHasher> = found
         .namespaces
         .iter()
-        .map(|entry| (entry.namespace, found.meta.secret.hasher(entry.namespace)))
+        .flat_map(|entry| {
+            let hasher = found.meta.secret.hasher(entry.namespace);
+            [(entry.namespace, hasher.clone()), (entry.namespace.scoped(), hasher)]
+        })
         .collect();
     let by_index: Vec<bool> = found
         .segments
@@ -406,9 +410,13 @@ fn check_key(
     offset: u32,
 ) -> Result<(), OpenError> {
     let Some(hasher) = hashers.get(&record.namespace()) else {
-        let what = format!("it names namespace {}, which is not known", record.namespace().0);
+        let what =
+            format!("it names namespace {}, which is not known", record.namespace().unscoped().0);
         return Err(segment.corrupt(offset, what));
     };
+    if scope::split(record.namespace(), record.key()).is_none() {
+        return Err(segment.corrupt(offset, "the key has no scope, and should"));
+    }
     if hasher.hash(record.key()) != record.key_hash() {
         return Err(segment.corrupt(offset, "the key does not hash to what is stored"));
     }

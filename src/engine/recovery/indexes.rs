@@ -53,7 +53,8 @@ pub(super) fn offer_indexes(
             }
             for entry in &entries {
                 if !hashers.contains_key(&entry.namespace) {
-                    let what = format!("its index names namespace {}", entry.namespace.0);
+                    let what =
+                        format!("its index names namespace {}", entry.namespace.unscoped().0);
                     return Err(segment.corrupt(entry.offset, what));
                 }
                 epoch = epoch.max(entry.token.epoch());

@@ -20,6 +20,7 @@ use crate::format::flags::BodyState;
 use crate::format::meta::{Meta, SLOTS};
 use crate::format::names::{Entry, WHAT_BYTES_MAX};
 use crate::format::record::{Draft, Kind, Record};
+use crate::format::scope;
 use crate::format::{LOCK_NAME, META_NAME};
 use crate::hash::KeyHasher;
 use crate::report::SalvageReport;
@@ -65,7 +66,8 @@ pub(crate) fn salvage(
     };
     survey.visit(|record, is_whole| copy.add(record, is_whole))?;
     let Copy { epoch, at, is_unnamed, hashers, .. } = copy;
-    report.namespaces = hashers.len();
+    // Each is there with scopes, and without.
+    report.namespaces = hashers.len() / 2;
     report.segments = survey.segments;
 
     let Survey { meta, is_fallback, vouched, mut losses, entries, .. } = survey;
@@ -118,7 +120,9 @@ fn copy_names(
         let mut namespace = 0;
         if let Entry::Namespace(entry) = entry {
             namespace = entry.namespace.0;
-            hashers.insert(entry.namespace, secret.hasher(entry.namespace));
+            let hasher = secret.hasher(entry.namespace);
+            hashers.insert(entry.namespace.scoped(), hasher.clone());
+            hashers.insert(entry.namespace, hasher);
         }
         append_entry(engine, entry, namespace)?;
     }
@@ -156,6 +160,14 @@ impl Copy<'_> {
             self.is_unnamed = true;
             return Ok(());
         };
+        if scope::split(record.namespace, record.key).is_none() {
+            self.report.records_unnamed += 1;
+            self.is_unnamed = true;
+            return Ok(());
+        }
+        if record.namespace.is_scoped() {
+            self.engine.begin_scopes()?;
+        }
         let mut copy = Record { key_hash: hasher.hash(record.key), ..*record };
         if !is_whole {
             self.report.bodies_lost += 1;
