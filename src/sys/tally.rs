@@ -1,18 +1,19 @@
 //! Counts that many threads raise and few read: each thread counts for itself, on lines that nobody else writes,
 //! without a locked instruction.
 //!
-//! A thread keeps its block of counts at hand for the tallies that it used last, [`SLOTS`] of them. One that it has
-//! not at hand, because it is new to the thread or another one took its place, costs a lock. What a thread has
-//! counted is added to the tally's own sums when it ends, or when the block has to make place.
+//! A thread keeps a block of counts for each tally that it uses, and has those at hand that it used last, [`SLOTS`] of them. One that
+//! is new to it costs a lock. What a thread has counted is added to the tally's own sums when it ends, or when it has
+//! too many blocks.
 //!
 //! Invariants
-//! - T1  A block has one writer: the thread that made it, while it is in its slots. So a load and a store count
+//! - T1  A block has one writer: the thread that made it, while it keeps it. So a load and a store count
 //!   as well as an addition would, and nothing is lost.
 //! - T2  A block is in the list of its tally until its counts are in the sums: both change under one lock.
-//! - T3  What is at hand is in the slots of the same thread: a slot that is dropped is taken from the hand before.
+//! - T3  What is at hand is kept by the same thread: what it keeps no more is taken from the hand before.
 #![allow(unsafe_code, reason = "counts in a block of the thread; see the SAFETY comment")]
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
@@ -28,13 +29,16 @@ pub(crate) const COUNTS: usize = 32;
 /// Tallies that a thread has at hand.
 const SLOTS: usize = 64;
 
+/// Blocks that a thread keeps; then it gives all of them back.
+const KEPT_MAX: usize = 1024;
+
 /// Tallies are numbered, and no number is used twice in a process.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
     /// Needs no destructor, so that to look at it is a load.
     static AT_HAND: [Cell<AtHand>; SLOTS] = const { [const { Cell::new(AtHand::NONE) }; SLOTS] };
-    static BLOCKS: RefCell<[Option<Slot>; SLOTS]> = const { RefCell::new([const { None }; SLOTS]) };
+    static BLOCKS: RefCell<HashMap<u64, Slot>> = RefCell::default();
 }
 
 /// See the file's header.
@@ -83,7 +87,7 @@ impl Tally {
     pub(crate) fn add(&self, what: usize, count: u64) {
         let at_hand = AT_HAND.with(|hand| hand[slot_of(self.id)].get());
         if at_hand.id == self.id {
-            // SAFETY: a slot of this thread holds the block (T3), and no slot is dropped meanwhile.
+            // SAFETY: this thread keeps the block (T3), and gives none back meanwhile.
             let block = unsafe { &*at_hand.block };
             raise(&block[what], count);
         } else {
@@ -95,20 +99,24 @@ impl Tally {
     #[cold]
     #[inline(never)]
     fn add_new(&self, what: usize, count: u64) {
-        let block = Arc::new(Block::new([const { AtomicU64::new(0) }; COUNTS]));
-        let replaced = BLOCKS.try_with(|slots| {
-            raise(&block[what], count);
-            self.sums.lock().blocks.push(Arc::clone(&block));
-            let at_hand = AtHand { id: self.id, block: Arc::as_ptr(&block) };
-            let slot = Slot { id: self.id, block, sums: Arc::clone(&self.sums) };
-            let replaced = slots.borrow_mut()[slot_of(self.id)].replace(slot);
+        let replaced = BLOCKS.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            let is_full = kept.len() >= KEPT_MAX && !kept.contains_key(&self.id);
+            let replaced = if is_full { std::mem::take(&mut *kept) } else { HashMap::new() };
+            let slot = kept.entry(self.id).or_insert_with(|| {
+                let block = Arc::new(Block::new([const { AtomicU64::new(0) }; COUNTS]));
+                self.sums.lock().blocks.push(Arc::clone(&block));
+                Slot { id: self.id, block, sums: Arc::clone(&self.sums) }
+            });
+            raise(&slot.block[what], count);
+            let at_hand = AtHand { id: self.id, block: Arc::as_ptr(&slot.block) };
             AT_HAND.with(|hand| hand[slot_of(self.id)].set(at_hand));
             replaced
         });
         match replaced {
-            // It locks its own tally.
+            // Each locks its own tally.
             Ok(replaced) => drop(replaced),
-            // A thread that ends may have lost its slots already.
+            // A thread that ends may have lost its blocks already.
             Err(_) => self.sums.lock().gone[what] += count,
         }
     }
@@ -195,13 +203,18 @@ mod tests {
 
     #[test]
     fn tallies_that_take_turns_in_a_slot_lose_nothing() {
-        let tallies: Vec<_> = (0..3 * SLOTS).map(|_| Tally::default()).collect();
-        for round in 1..=4 {
-            for (at, tally) in tallies.iter().enumerate() {
-                tally.add(0, at as u64);
-                assert_eq!(tally.read()[0], round * at as u64);
-                assert!(tally.sums.lock().blocks.len() <= 1);
+        for count in [3 * SLOTS, if cfg!(miri) { 0 } else { KEPT_MAX + 100 }] {
+            let tallies: Vec<_> = (0..count).map(|_| Tally::default()).collect();
+            for round in 1..=4 {
+                for (at, tally) in tallies.iter().enumerate() {
+                    tally.add(0, at as u64);
+                    assert_eq!(tally.read()[0], round * at as u64);
+                    let sums = tally.sums.lock();
+                    assert!(sums.blocks.len() <= 1);
+                    assert!(count > KEPT_MAX || sums.gone[0] == 0, "a thread keeps what it uses");
+                }
             }
         }
+        assert!(BLOCKS.with(|kept| kept.borrow().len()) <= KEPT_MAX);
     }
 }
