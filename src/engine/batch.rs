@@ -56,13 +56,15 @@ impl Engine {
                 shard.buckets().prefetch_bucket(route);
             }
         }
+        // The others are told by their filters: nothing else of them is loaded.
+        let further: SmallVec<[&Way<'_>; GROUP_KEYS]> =
+            ways.iter().filter(|way| way.shard.buckets().may_hold(&way.route)).collect();
         if !inserts {
-            let is_further = |way: &&Way<'_>| way.shard.buckets().may_hold(&way.route);
-            for Way { shard, route } in ways.iter().filter(is_further) {
+            for Way { shard, route } in &further {
                 shard.buckets().prefetch_bucket(route);
             }
         }
-        let slots = ways.iter().filter_map(|way| way.shard.buckets().first_match(&way.route));
+        let slots = further.iter().filter_map(|way| way.shard.buckets().first_match(&way.route));
         slots.for_each(|slot| self.wal.segments.prefetch(slot.location(), &pin));
     }
 

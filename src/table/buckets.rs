@@ -173,8 +173,8 @@ impl Buckets {
         self.main.ensure(index);
     }
 
-    /// The first slot with the hash's tag in its main bucket. A hint: the record may be another key's,
-    /// or there may be one further on.
+    /// The first slot with the hash's tag in its main bucket, for who knows that there may be one
+    /// ([`Buckets::may_hold`]). A hint: the record may be another key's, or there may be one further on.
     #[inline(always)]
     pub(crate) fn first_match(&self, route: &Route) -> Option<Slot> {
         let (bucket, tag) = (self.bucket(Place::Main(route.chain)), route.tag);
