@@ -374,6 +374,12 @@ pub enum NamespaceError {
         /// The policy it was asked with.
         asked: Box<Policy>,
     },
+    /// Names that begin so are the store's own, see [`crate::Store::fence_guard`].
+    #[error("names that begin with {prefix:?} are the store's own")]
+    Reserved {
+        /// What it begins with.
+        prefix: &'static str,
+    },
     /// `alter` changes namespaces that exist.
     #[error("there is no such namespace")]
     UnknownName,

@@ -75,6 +75,7 @@
 //!
 //! The state table, the format, clocks and decisions are in the repository under `docs/`.
 
+mod admission;
 mod answer;
 #[cfg(feature = "json")]
 mod canonical;
@@ -84,6 +85,7 @@ mod claim;
 mod commit;
 mod engine;
 mod error;
+mod fence;
 mod format;
 mod handle;
 mod hash;
@@ -111,6 +113,7 @@ mod wait;
 mod wal;
 mod wheel;
 
+pub use admission::{Admitted, FenceError};
 pub use answer::{
     Acceptance, Body, BodyKept, Completion, EndCause, First, Gap, InProgress, KeyState, Lapsed,
     Lookup, Mismatch, Once, Orphan, Outcome, OutcomeRef, OutsideWindow, Parked, Previous, Renewed,
@@ -124,6 +127,7 @@ pub use error::{
     NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
     TooManyWaiters, WaitError, WaiterScope,
 };
+pub use fence::FenceGuard;
 pub use health::{Health, Serving};
 pub use key::PartsKey;
 pub use lease::{Lease, LeaseEnd};

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::answer::{Gap, Orphan};
-use crate::engine::namespaces::Wanted;
+use crate::engine::namespaces::{NamespaceState, Wanted};
 use crate::error::{CloseError, Failure, GapError, NamespaceError, StoreError};
-use crate::handle::Handle;
+use crate::fence::FenceGuard;
+use crate::handle::{Handle, Space};
 use crate::health::Health;
 use crate::namespace::Namespace;
-use crate::policy::Policy;
+use crate::policy::{LEASE_MIN, Policy, RefreshOnHit};
 use crate::report::RecoveryReport;
 use crate::stats::StoreStats;
+
+/// What names of namespaces begin with whose keys are resources, and whose completions are fences.
+const FENCES: &str = "refrain.fences/";
 
 /// An open store. Cheap to clone; clones are the same store, from any thread.
 ///
@@ -58,18 +62,53 @@ impl Store {
         self.ensure(name, Wanted::Altered(&policy.in_whole_ms()))
     }
 
-    fn ensure(&self, name: &str, wanted: Wanted<'_>) -> Result<Namespace, NamespaceError> {
-        let engine = &self.handle;
-        engine.check_open()?;
-        let state =
-            engine.namespaces.ensure(&engine.wal, name, wanted, || engine.timeline.now())?;
-        Ok(Namespace::new(Arc::clone(&self.handle), state))
+    /// The guard `name`, by which a sink refuses tokens that are older than the newest one of their resource ([`FenceGuard`]). It remembers
+    /// what was admitted for `retention`, up to thirty years; what was admitted before this call, for as long as was said then. Like a namespace it survives
+    /// power loss when this returns, and has names of 1 to 240 bytes.
+    ///
+    /// # Errors
+    ///
+    /// A name or a retention that cannot be; whatever any call can fail with.
+    pub fn fence_guard(
+        &self,
+        name: &str,
+        retention: Duration,
+    ) -> Result<FenceGuard, NamespaceError> {
+        if name.is_empty() {
+            return Err(NamespaceError::NameLength { len: 0 });
+        }
+        let policy = Policy::default().lease(LEASE_MIN).replay_ttl(Duration::ZERO);
+        // Fences are written again, as what is refreshed is: versions that do not know that refuse the store.
+        let policy = policy.dedupe_ttl(retention).refresh_on_hit(RefreshOnHit::BelowHalf);
+        let (name, policy) = (format!("{FENCES}{name}"), policy.in_whole_ms());
+        let state = match self.state(&name, Wanted::Defined(&policy)) {
+            Err(NamespaceError::PolicyConflict { .. }) => {
+                self.state(&name, Wanted::Altered(&policy))?
+            }
+            other => other?,
+        };
+        Ok(FenceGuard::new(Space::share(Arc::clone(&self.handle), state)))
     }
 
-    /// The names of all namespaces, sorted.
+    fn ensure(&self, name: &str, wanted: Wanted<'_>) -> Result<Namespace, NamespaceError> {
+        if name.starts_with(FENCES) {
+            return Err(NamespaceError::Reserved { prefix: FENCES });
+        }
+        Ok(Namespace::new(Arc::clone(&self.handle), self.state(name, wanted)?))
+    }
+
+    fn state(&self, name: &str, wanted: Wanted<'_>) -> Result<Arc<NamespaceState>, NamespaceError> {
+        let engine = &self.handle;
+        engine.check_open()?;
+        engine.namespaces.ensure(&engine.wal, name, wanted, || engine.timeline.now())
+    }
+
+    /// The names of all namespaces, sorted. Guards are not among them.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
-        self.handle.namespaces.names()
+        let mut names = self.handle.namespaces.names();
+        names.retain(|name| !name.starts_with(FENCES));
+        names
     }
 
     /// Unfinished claims of processes that are gone, by token. They were orphaned by the end of the

@@ -14,7 +14,7 @@
 //!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
 //! The parts: `claims` (claim, once), over `origin` (what a grant goes on from), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
-//! that duplicates extend), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
+//! that duplicates extend), `fences` (of sinks), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
@@ -25,6 +25,7 @@ mod compaction;
 pub(crate) mod events;
 pub(crate) mod exits;
 pub(crate) mod expiry;
+pub(crate) mod fences;
 pub(crate) mod gaps;
 pub(crate) mod lease_ends;
 mod lookups;
