@@ -298,7 +298,7 @@ mod tests {
             namespaces: 2,
             names_bytes: 144,
             has_raises: true,
-            has_refreshes: false,
+            has_refreshes: true,
             has_scopes: true,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
@@ -329,9 +329,13 @@ mod tests {
 
     #[test]
     fn features_come_back_each_by_itself() {
-        for bits in 0..4_u8 {
-            let (has_raises, has_refreshes) = (bits & 1 != 0, bits & 2 != 0);
-            let meta = Meta { has_raises, has_refreshes, ..meta() };
+        for bits in 0..=KNOWN as u8 {
+            let meta = Meta {
+                has_raises: bits & 1 != 0,
+                has_refreshes: bits & 2 != 0,
+                has_scopes: bits & 4 != 0,
+                ..meta()
+            };
             assert_eq!(slot(&meta)[INCOMPAT_OFFSET], bits);
             assert_eq!(Meta::decode(&slot(&meta)), Ok(meta));
         }
