@@ -393,13 +393,11 @@ fn a_store_that_is_closed_is_not_open_to_others_while_an_outcome_is_read_where_i
         assert_eq!(outcome.body(), Body::Bytes(b"outcome"));
     });
     shown.unwrap();
-    // Given back by whoever pins next, a few times: whoever finds a key does.
-    let other = Store::in_memory().unwrap().namespace("orders").unwrap();
-    let _held = other.claim("held", None).unwrap();
+    // Given back when the last reader is done, of other stores in this process, too.
     let mut tries = 0;
     while let Err(refused) = open() {
-        assert!(matches!(refused, OpenError::Locked { .. }) && tries < 100_000, "{refused}");
-        assert!(matches!(other.lookup("held"), Ok(Lookup::InProgress(_))));
+        assert!(matches!(refused, OpenError::Locked { .. }) && tries < 10_000, "{refused}");
+        std::thread::sleep(Duration::from_millis(1));
         tries += 1;
     }
 }

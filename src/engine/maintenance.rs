@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::expiry::{Expiry, Pace};
 use super::{Engine, Mode};
 use crate::error::{CloseError, Failure, StoreError};
-use crate::sys::pin::{Grace, drop_later};
+use crate::sys::pin::{Grace, drop_soon};
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::sync::{Condvar, Mutex};
@@ -421,7 +421,7 @@ impl Engine {
         if is_over {
             drop(hold)
         } else {
-            drop_later(hold)
+            drop_soon(hold)
         }
         ended.map_err(CloseError::Store)
     }

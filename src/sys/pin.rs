@@ -22,7 +22,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -35,6 +35,9 @@ static ERA: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(1));
 
 /// Of every thread that pins, or has: they are used again, and never given up.
 static READERS: Mutex<Vec<&'static Reader>> = Mutex::new(Vec::new());
+
+/// How many things are there of those that are dropped as soon as may be.
+static SOON: CachePadded<AtomicUsize> = CachePadded::new(AtomicUsize::new(0));
 
 /// What is to be dropped, and when.
 static LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
@@ -126,6 +129,12 @@ impl Drop for Pin {
         if pins == 0 {
             // Release: what was read comes before.
             self.reader.era.store(0, Ordering::Release);
+            // Whoever wants a thing dropped says so, makes the barrier of all, and looks who is there: he has seen
+            // that we are gone, or we see that something waits for us.
+            barrier::own(self.reader.makes_barriers);
+            if SOON.load(Ordering::Relaxed) != 0 {
+                drop_what_is_over();
+            }
         }
         if self.is_borrowed {
             self.reader.give_back();
@@ -198,6 +207,25 @@ pub(crate) fn drop_later<T: Send + 'static>(thing: T) {
     drop_what_is_over();
 }
 
+/// The same, but by its last reader at the latest: for what somebody waits for.
+pub(crate) fn drop_soon<T: Send + 'static>(thing: T) {
+    SOON.fetch_add(1, Ordering::SeqCst);
+    drop_later(Soon { thing: Some(thing) });
+}
+
+/// What is counted in [`SOON`].
+struct Soon<T> {
+    thing: Option<T>,
+}
+
+impl<T> Drop for Soon<T> {
+    fn drop(&mut self) {
+        drop(self.thing.take());
+        SOON.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cold]
 fn drop_what_is_over() {
     let over: Vec<_> = LATER.lock().extract_if(.., |(grace, _)| grace.is_over()).collect();
     // Not under the lock: a thing may leave others behind.
@@ -268,8 +296,6 @@ impl<T> fmt::Debug for Shelf<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
 
     /// Counts its drops.
