@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::answer::{KeyState, Outcome};
+use crate::limits::{QuotaExceeded, TooManyWaiters};
 use crate::policy::{Policy, PolicyProblem};
 use crate::types::FencingToken;
 
@@ -132,6 +133,9 @@ pub enum ClaimError {
     /// The namespace requires a fingerprint, and none was given.
     #[error("the namespace requires a fingerprint")]
     FingerprintRequired,
+    /// The namespace has as much as its quota allows of. Keys already claimed can be completed; what expires makes room.
+    #[error(transparent)]
+    QuotaExceeded(#[from] QuotaExceeded),
     /// The key is in progress, and as many wait for it as may. Only calls that wait answer this.
     #[error(transparent)]
     TooManyWaiters(#[from] TooManyWaiters),
@@ -141,39 +145,6 @@ pub enum ClaimError {
     /// Any call can fail like this.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// As many wait already as may: nobody waits without a bound on memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{limit} calls wait for the same {scope} already")]
-#[non_exhaustive]
-pub struct TooManyWaiters {
-    /// Of what.
-    pub scope: WaiterScope,
-    /// How many may wait, see [`crate::Options::max_waiters`].
-    pub limit: usize,
-}
-
-/// What it is that only so many may wait for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum WaiterScope {
-    /// One key.
-    Key,
-    /// Keys of one namespace.
-    Namespace,
-    /// Keys of the store.
-    Store,
-}
-
-impl fmt::Display for WaiterScope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Key => "key",
-            Self::Namespace => "namespace",
-            Self::Store => "store",
-        })
-    }
 }
 
 /// What a wait for the end of somebody's claim can refuse with.

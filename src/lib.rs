@@ -93,6 +93,7 @@ mod health;
 mod held;
 mod key;
 mod lease;
+mod limits;
 mod lost;
 mod namespace;
 mod options;
@@ -124,24 +125,24 @@ pub use claim::Claim;
 pub use commit::Commit;
 pub use error::{
     ClaimError, CloseError, CompleteError, Failure, ForgetError, GapError, LeaseError,
-    NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError,
-    TooManyWaiters, WaitError, WaiterScope,
+    NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError, WaitError,
 };
 pub use fence::FenceGuard;
 pub use health::{Health, Serving};
 pub use key::PartsKey;
 pub use lease::{Lease, LeaseEnd};
+pub use limits::{QuotaExceeded, QuotaOf, TooManyWaiters, WaiterScope};
 pub use lost::{LeaseLost, Lost};
 pub use namespace::Namespace;
 pub use options::{Durability, Options};
 pub use policy::{
-    DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem,
+    DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem, Quota,
     RefreshOnHit,
 };
 pub use renewer::{Renewer, RenewerThread, Renewing};
 pub use report::{Damage, RecoveryReport, SalvageReport, TornTail};
 pub use request::{ClaimOptions, CompleteOptions, Resolution};
-pub use stats::{CallCounts, NamespaceStats, StoreStats};
+pub use stats::{CallCounts, NamespaceStats, StoreStats, Usage};
 pub use store::Store;
 pub use types::{
     BODY_BYTES_MAX, FencingToken, Fingerprint, KEY_BYTES_MAX, NAME_BYTES_MAX, OwnerId, Reference,

@@ -19,10 +19,9 @@ use crate::error::{
 use crate::format::scope::{self, Prefix};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
-use crate::policy::Policy;
+use crate::policy::{Policy, Quota};
 use crate::request::{ClaimOptions, CompleteOptions, Resolution};
-use crate::stats::{CallCounts, NamespaceStats};
-use crate::sys::sync::atomic::Ordering;
+use crate::stats::NamespaceStats;
 use crate::types::{FencingToken, Fingerprint, SCOPE_BYTES_MAX};
 use crate::wait::{ClaimWait, HeldWait};
 
@@ -125,8 +124,12 @@ impl Namespace {
         if handle.is_child() {
             return NamespaceStats::default();
         }
-        let waiters = state.waiters.load(Ordering::Relaxed);
-        NamespaceStats { calls: CallCounts::of(state), waiters }
+        NamespaceStats::of(state)
+    }
+
+    /// How much of it there may be ([`crate::Store::limit`]).
+    pub fn quota(&self) -> Quota {
+        self.space.state.meter.quota()
     }
 
     /// Asks to be the one worker for `key`. Give the fingerprint of the request's payload, so that

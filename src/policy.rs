@@ -258,6 +258,67 @@ impl Policy {
     }
 }
 
+/// How much of a namespace there may be, see [`crate::Store::limit`]. `None`: as much as there is room for.
+///
+/// The fields are there to be read; each has a method of the same name to change it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use = "a quota does nothing until it is given to `Store::limit`"]
+#[non_exhaustive]
+pub struct Quota {
+    /// Keys, whatever their state; one whose time is over counts until its segment is recycled.
+    pub keys: Option<u64>,
+    /// Bytes of the current records of its keys, bodies included. A completion is never refused: its body may carry the sum
+    /// beyond the limit, and then nothing is granted until there are fewer.
+    pub bytes: Option<u64>,
+    /// Unfinished claims; one whose lease is over counts until it is ended, or forgotten and its segment recycled.
+    pub in_flight: Option<u64>,
+    /// Calls that wait for its keys, if that is fewer than [`crate::Options::max_waiters`] allows of.
+    pub waiters: Option<u64>,
+}
+
+impl Quota {
+    /// Limits keys.
+    pub fn keys(mut self, keys: u64) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// Limits the bytes of records.
+    pub fn bytes(mut self, bytes: u64) -> Self {
+        self.bytes = Some(bytes);
+        self
+    }
+
+    /// Limits unfinished claims.
+    pub fn in_flight(mut self, claims: u64) -> Self {
+        self.in_flight = Some(claims);
+        self
+    }
+
+    /// Limits calls that wait.
+    pub fn waiters(mut self, waiters: u64) -> Self {
+        self.waiters = Some(waiters);
+        self
+    }
+
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The largest number stands for no limit on the disk.
+    pub(crate) fn as_stored(self) -> Self {
+        let stored = |limit: Option<u64>| limit.filter(|limit| *limit != u64::MAX);
+        Self {
+            keys: stored(self.keys),
+            bytes: stored(self.bytes),
+            in_flight: stored(self.in_flight),
+            waiters: stored(self.waiters),
+        }
+    }
+}
+
 /// Rounds up to whole milliseconds, the unit times are stored in.
 pub(crate) fn whole_ms(span: Duration) -> Duration {
     let ms = span.as_nanos().div_ceil(1_000_000);

@@ -55,6 +55,35 @@ pub struct NamespaceStats {
     pub calls: CallCounts,
     /// Calls that wait for a key of it, see [`crate::Namespace::claim_or_wait`].
     pub waiters: usize,
+    /// What there is of it, if it has a quota: it is counted then.
+    pub usage: Option<Usage>,
+}
+
+/// What there is of a namespace, as its quota counts it ([`crate::Quota`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Keys.
+    pub keys: u64,
+    /// Bytes of the current records of its keys.
+    pub bytes: u64,
+    /// Unfinished claims.
+    pub in_flight: u64,
+}
+
+impl NamespaceStats {
+    pub(crate) fn of(namespace: &NamespaceState) -> Self {
+        let is_metered = !namespace.meter.quota().is_none();
+        let usage = || {
+            let [keys, bytes, in_flight] = namespace.meter.used().0;
+            Usage { keys, bytes, in_flight }
+        };
+        Self {
+            calls: CallCounts::of(namespace),
+            waiters: namespace.waiters.load(Ordering::Relaxed),
+            usage: is_metered.then(usage),
+        }
+    }
 }
 
 /// What calls were answered, and what became of keys, since the store was opened.
@@ -89,6 +118,10 @@ pub struct CallCounts {
     pub outside_window: u64,
     /// Those that were refused for want of room.
     pub refused_full: u64,
+    /// Those that were refused because of the namespace's quota ([`crate::Store::limit`]).
+    pub refused_quota: u64,
+    /// Those that were granted when four fifths of a quota were used, or more: a warning before there are refusals.
+    pub granted_near_quota: u64,
     /// Claims that their owners have completed; a completion that is repeated is not counted again.
     pub completed: u64,
     /// Claims that their owners have given back.
@@ -129,6 +162,8 @@ impl CallCounts {
             in_doubt: of(Event::InDoubt),
             outside_window: of(Event::OutsideWindow),
             refused_full: of(Event::Full),
+            refused_quota: of(Event::OverQuota),
+            granted_near_quota: of(Event::NearQuota),
             completed: of(Event::Completed),
             released: of(Event::Released),
             left_parked: of(Event::LeftParked),
@@ -169,6 +204,8 @@ impl CallCounts {
             in_doubt: self.in_doubt + other.in_doubt,
             outside_window: self.outside_window + other.outside_window,
             refused_full: self.refused_full + other.refused_full,
+            refused_quota: self.refused_quota + other.refused_quota,
+            granted_near_quota: self.granted_near_quota + other.granted_near_quota,
             completed: self.completed + other.completed,
             released: self.released + other.released,
             left_parked: self.left_parked + other.left_parked,

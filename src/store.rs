@@ -11,7 +11,7 @@ use crate::fence::FenceGuard;
 use crate::handle::{Handle, Space};
 use crate::health::Health;
 use crate::namespace::Namespace;
-use crate::policy::{LEASE_MIN, Policy, RefreshOnHit};
+use crate::policy::{LEASE_MIN, Policy, Quota, RefreshOnHit};
 use crate::report::RecoveryReport;
 use crate::stats::StoreStats;
 
@@ -60,6 +60,23 @@ impl Store {
     /// [`NamespaceError::UnknownName`]; [`NamespaceError::Policy`] when the policy cannot be.
     pub fn alter(&self, name: &str, policy: &Policy) -> Result<Namespace, NamespaceError> {
         self.ensure(name, Wanted::Altered(&policy.in_whole_ms()))
+    }
+
+    /// Limits a namespace that exists: how many keys it may have, bytes of their records, unfinished claims, and calls that wait. The
+    /// newest claim is refused then ([`crate::ClaimError::QuotaExceeded`]); nothing that was granted is. What there is
+    /// already stays, and counts. In force, and surviving power loss, when this returns; a quota without limits lifts it.
+    ///
+    /// The first quota of a namespace reads every record of the store, shard by shard, and so does opening a store in which
+    /// a namespace has one. A claim in it changes a sum that all claims of the namespace share.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::UnknownName`]; whatever any call can fail with.
+    pub fn limit(&self, name: &str, quota: &Quota) -> Result<(), NamespaceError> {
+        if name.starts_with(FENCES) {
+            return Err(NamespaceError::Reserved { prefix: FENCES });
+        }
+        self.handle.limit(name, &quota.as_stored())
     }
 
     /// The guard `name`, by which a sink refuses tokens that are older than the newest one of their resource ([`FenceGuard`]). It remembers

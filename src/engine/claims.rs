@@ -426,7 +426,15 @@ impl Engine {
     ) -> Result<bool, ClaimError> {
         let release = entry.map_or(0, |old| held_bytes(old.record));
         let change = RoomChange { release, reserve, is_exit: false };
-        let Some(location) = self.append(&Draft::new(record), class, change)? else {
+        let draft = Draft::new(record);
+        let old = entry.map(|old| old.record);
+        let reserved = match shard.metered.is_empty() {
+            true => None,
+            false => self.reserve(&shard, key, old, &draft)?,
+        };
+        let Some(location) = self.append(&draft, class, change)? else {
+            // Before the lock is given back (Q1).
+            drop(reserved);
             drop(shard);
             if let Some(cause) = no_room.take() {
                 key.namespace.count(Event::Full);
@@ -439,6 +447,9 @@ impl Engine {
         match entry {
             Some(old) => shard.table.replace(old.position, location, is_done),
             None => shard.table.insert(way.route, location, is_done),
+        }
+        if let Some(reserved) = reserved {
+            reserved.keep();
         }
         if !is_done {
             shard.add_lease();

@@ -23,6 +23,8 @@ pub(crate) enum Event {
     InDoubt,
     OutsideWindow,
     Full,
+    NearQuota,
+    OverQuota,
     /// A fingerprint that differs, whatever the rule made of it.
     Differs,
     /// Of those who hold a claim.

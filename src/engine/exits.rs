@@ -108,12 +108,13 @@ impl Engine {
             };
             let (release, exit) = (held_bytes(old), exit_bytes(old));
             let change = RoomChange { release, reserve: 2 * exit, is_exit: false };
-            let mut location = self.append(&Draft::new(&record), Class::Claims, change)?;
+            let mut draft = Draft::new(&record);
+            let mut location = self.append(&draft, Class::Claims, change)?;
             if location.is_none() && no_room.is_some() && old.flags().has_renewal_room() {
                 // The disk is full: this renewal takes the room that was kept for one.
                 let flags = record.flags.without_renewal_room();
                 let change = RoomChange { release, reserve: exit, is_exit: true };
-                let draft = Draft::new(&Record { flags, ..record });
+                draft = Draft::new(&Record { flags, ..record });
                 location = self.append(&draft, Class::Claims, change)?;
             }
             let Some(location) = location else {
@@ -124,6 +125,7 @@ impl Engine {
                 no_room = self.make_room(growths)?;
                 continue;
             };
+            self.account(&shard, Some(old), Some(&draft));
             shard.table.replace(found.position, location, false);
             drop(shard);
             key.namespace.count(Event::Renewed);
@@ -219,12 +221,14 @@ impl Engine {
                 }
                 _ => (release_record(found.record, now.lower), Event::Released),
             };
-            if let Some(location) = self.append(&Draft::new(&record), Class::Claims, change)? {
+            let draft = Draft::new(&record);
+            if let Some(location) = self.append(&draft, Class::Claims, change)? {
                 let end = if kind == Kind::Park {
+                    self.account(&shard, Some(found.record), Some(&draft));
                     shard.table.replace(found.position, location, false);
                     End::Decided
                 } else {
-                    self.end_entry(&mut shard, found.position, location, now.lower);
+                    self.end_entry(&mut shard, found, &draft, location, now.lower);
                     End::Free
                 };
                 let called = self.ended(&mut shard, found.record, end);
@@ -393,13 +397,11 @@ impl Engine {
             let ext = Ext { body_digest: digest, ..record.ext };
             let draft = Draft::new(&Record { flags, body_crc: 0, body: &[], ext, ..record });
             let is_exit = draft.room() as u64 <= release;
-            self.append(
-                &draft,
-                prepared.bodyless_class,
-                RoomChange { release, reserve: 0, is_exit },
-            )
+            let change = RoomChange { release, reserve: 0, is_exit };
+            let location = self.append(&draft, prepared.bodyless_class, change)?;
+            Ok::<_, StoreError>((location, draft.padded_len()))
         };
-        let location = if prepared.state == BodyState::Kept {
+        let (location, len) = if prepared.state == BodyState::Kept {
             record.body = request.body.unwrap_or_default();
             let draft = Draft::new(&record);
             let is_exit = draft.room() as u64 <= release;
@@ -409,7 +411,7 @@ impl Engine {
                     kept = BodyKept::NoRoom;
                     bodyless(record, BodyState::TooLarge)?
                 }
-                location => location,
+                location => (location, draft.padded_len()),
             }
         } else {
             bodyless(record, prepared.state)?
@@ -422,6 +424,7 @@ impl Engine {
             *no_room = self.make_room(growths)?;
             return Ok(None);
         };
+        self.account_completed(&shard, old, len);
         shard.table.replace(found.position, location, true);
         let called = self.ended(&mut shard, old, End::Decided);
         drop(shard);

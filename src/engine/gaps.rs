@@ -9,9 +9,10 @@ use super::Engine;
 use crate::answer::{Acceptance, Gap};
 use crate::error::{GapError, StoreError};
 use crate::format::names::{Entry, NamespaceEntry, Raise};
+use crate::policy::Quota;
 use crate::sys::sync::RwLock;
 use crate::sys::sync::atomic::{AtomicU64, Ordering};
-use crate::types::{AUDIT_BYTES_MAX, Epoch, Timestamp};
+use crate::types::{AUDIT_BYTES_MAX, Epoch, NamespaceId, Timestamp};
 
 /// See the file's header.
 #[derive(Debug)]
@@ -88,15 +89,17 @@ fn end_ms(list: &[Gap]) -> u64 {
 pub(crate) struct Split {
     pub(crate) namespaces: Vec<NamespaceEntry>,
     pub(crate) raises: Vec<Raise>,
+    pub(crate) quotas: Vec<(NamespaceId, Quota)>,
     pub(crate) gaps: Vec<Gap>,
 }
 
 pub(crate) fn split(entries: Vec<Entry>) -> Split {
-    let Split { mut namespaces, mut raises, mut gaps } = Split::default();
+    let Split { mut namespaces, mut raises, mut quotas, mut gaps } = Split::default();
     for entry in entries {
         match entry {
             Entry::Namespace(entry) => namespaces.push(entry),
             Entry::Raise(raise) => raises.push(raise),
+            Entry::Quota(namespace, quota) => quotas.push((namespace, quota)),
             Entry::Gap(gap) => gaps.push(gap),
             Entry::Acceptance(id, acceptance) => {
                 if let Some(gap) = gaps.iter_mut().find(|gap| gap.id == id) {
@@ -105,7 +108,7 @@ pub(crate) fn split(entries: Vec<Entry>) -> Split {
             }
         }
     }
-    Split { namespaces, raises, gaps }
+    Split { namespaces, raises, quotas, gaps }
 }
 
 impl Engine {

@@ -16,7 +16,8 @@
 //! The parts: `claims` (claim, once), over `origin` (what a grant goes on from), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
 //! that duplicates extend), `fences` (of sinks), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
-//! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted), over
+//! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted),
+//! `quotas` (how much there may be), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod batch;
@@ -34,6 +35,7 @@ pub(crate) mod namespaces;
 pub(crate) mod operator;
 mod origin;
 pub(crate) mod purge;
+pub(crate) mod quotas;
 pub(crate) mod recovery;
 mod refresh;
 #[cfg(all(test, any(loom, shuttle)))]
@@ -52,7 +54,7 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use self::search::Seen;
+use self::search::{Found, Seen};
 use crate::error::{Failure, StoreError};
 use crate::format::record::Draft;
 use crate::sys::fork::ForkGuard;
@@ -60,7 +62,7 @@ use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, yield_now};
-use crate::table::{Position, Route};
+use crate::table::Route;
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
 use crate::wal::class::Class;
@@ -264,14 +266,17 @@ impl Engine {
     fn end_entry(
         &self,
         shard: &mut ShardState,
-        position: Position,
+        found: Found<'_, '_>,
+        draft: &Draft<'_>,
         location: Location,
         now: Timestamp,
     ) {
         if self.gaps.last(now) {
-            shard.table.replace(position, location, false);
+            self.account(shard, Some(found.record), Some(draft));
+            shard.table.replace(found.position, location, false);
         } else {
-            shard.table.remove(position);
+            self.account(shard, Some(found.record), None);
+            shard.table.remove(found.position);
         }
     }
 
@@ -433,6 +438,7 @@ impl Engine {
                 Ok::<_, StoreError>(())
             })?;
         }
+        self.check_meters();
         Ok(())
     }
 }

@@ -11,12 +11,13 @@ use crossbeam_utils::CachePadded;
 use smallvec::SmallVec;
 
 use super::Engine;
+use super::quotas::Meter;
 use crate::error::{NamespaceError, StoreError};
 use crate::format::meta::{Meta, SLOTS};
 use crate::format::names::{Entry, NamespaceEntry, Raise};
 use crate::format::scope;
 use crate::hash::{KeyHasher, Secret};
-use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy, RefreshOnHit};
+use crate::policy::{FingerprintRule, OnLeaseEnd, OnOrphan, Policy, Quota, RefreshOnHit};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sys::sync::{Mutex, MutexGuard, RwLock, spin_loop};
 use crate::sys::tally::Tally;
@@ -40,6 +41,8 @@ pub(crate) struct NamespaceState {
     is_implicit: AtomicBool,
     /// What happened to keys of it, see `engine::events`.
     pub(crate) tally: Tally,
+    /// See `engine::quotas`.
+    pub(crate) meter: Meter,
     /// Those who wait for keys of it.
     pub(crate) waiters: AtomicUsize,
 }
@@ -154,7 +157,12 @@ pub(crate) enum Wanted<'a> {
 
 impl Namespaces {
     /// The namespaces that the names file lists. Later entries of a namespace replace earlier ones.
-    pub(crate) fn new(secret: Secret, entries: Vec<NamespaceEntry>, raises: Vec<Raise>) -> Self {
+    pub(crate) fn new(
+        secret: Secret,
+        entries: Vec<NamespaceEntry>,
+        raises: Vec<Raise>,
+        quotas: Vec<(NamespaceId, Quota)>,
+    ) -> Self {
         let namespaces = Self {
             secret,
             by_name: RwLock::default(),
@@ -167,6 +175,11 @@ impl Namespaces {
         for raise in raises {
             if let Some(known) = namespaces.by_id(raise.namespace) {
                 known.raised(raise);
+            }
+        }
+        for (namespace, quota) in quotas {
+            if let Some(known) = namespaces.by_id(namespace) {
+                known.meter.set(&quota);
             }
         }
         namespaces
@@ -186,6 +199,7 @@ impl Namespaces {
             raises: RwLock::default(),
             is_implicit: AtomicBool::new(entry.implicit),
             tally: Tally::default(),
+            meter: Meter::default(),
             waiters: AtomicUsize::new(0),
         });
         self.by_id.write().insert(entry.namespace, Arc::clone(&state));
@@ -197,7 +211,7 @@ impl Namespaces {
         self.by_id.read().get(&id).cloned()
     }
 
-    fn by_name(&self, name: &str) -> Option<Arc<NamespaceState>> {
+    pub(super) fn by_name(&self, name: &str) -> Option<Arc<NamespaceState>> {
         self.by_name.read().get(name).cloned()
     }
 

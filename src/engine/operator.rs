@@ -120,7 +120,7 @@ impl Engine {
                     let change = RoomChange { is_exit, ..change };
                     let location = self.append(&draft, Class::Claims, change)?;
                     if let Some(location) = location {
-                        self.end_entry(&mut shard, found.position, location, now.lower);
+                        self.end_entry(&mut shard, found, &draft, location, now.lower);
                         let called = self.ended(&mut shard, old, End::Free);
                         drop(shard);
                         self.wake(called);
@@ -243,10 +243,13 @@ impl Engine {
                 let mut called = Called::default();
                 match found {
                     Some(found) => {
-                        self.end_entry(&mut shard, found.position, location, now.lower);
+                        self.end_entry(&mut shard, found, &draft, location, now.lower);
                         called = self.ended(&mut shard, found.record, End::Free);
                     }
-                    None => shard.table.insert(way.route, location, false),
+                    None => {
+                        self.account(&shard, None, Some(&draft));
+                        shard.table.insert(way.route, location, false);
+                    }
                 }
                 drop(shard);
                 self.wake(called);

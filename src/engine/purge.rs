@@ -205,6 +205,7 @@ impl Engine {
                 }
                 // An index rounds up.
                 (Kind::Complete, Some(position)) if entry.expires <= now => {
+                    self.account_gone(&shard, entry);
                     shard.table.remove(position);
                     match purged.last_mut() {
                         Some((namespace, count)) if *namespace == entry.namespace => *count += 1,
@@ -267,6 +268,7 @@ impl Engine {
             Some(position) => match self.wal.append_copy(&draft, class)? {
                 None => false,
                 Some(location) => {
+                    self.account(&shard, Some(old), Some(&draft));
                     shard.table.replace(position, location, old.kind() == Kind::Complete);
                     self.purge_counts.copied.fetch_add(1, Ordering::Relaxed);
                     reach(Point::CopyBehindInsert);
@@ -308,6 +310,7 @@ impl Engine {
         let (mut shard, hold) = self.hold(std::slice::from_ref(entry));
         let position = self.current(segment, entry, &shard);
         if let Some(position) = position {
+            self.account_gone(&shard, entry);
             shard.table.remove(position);
         }
         drop(shard);

@@ -86,6 +86,7 @@ impl Engine {
             let change = RoomChange { release: 0, reserve: 0, is_exit: false };
             let draft = Draft::new(&Record { flags, expires, ..record });
             if let Some(location) = self.append(&draft, class, change)? {
+                self.account(&shard, Some(old), Some(&draft));
                 shard.table.replace(found.position, location, true);
                 drop(shard);
                 reach(Point::BehindInsert);

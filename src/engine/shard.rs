@@ -11,7 +11,7 @@ use crate::error::Failure;
 use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::table::{Buckets, Table};
-use crate::types::{Epoch, FencingToken};
+use crate::types::{Epoch, FencingToken, NamespaceId};
 use crate::wal::Wal;
 
 /// A shard and its lock, which lies on cache lines of its own: whoever only reads shares none with
@@ -35,6 +35,8 @@ pub(crate) struct ShardState {
     pub(crate) table: Table,
     pub(crate) tokens: Tokens,
     pub(crate) waiters: Waiters,
+    /// Namespaces with a quota, of which the entries here are counted; in rising order.
+    pub(crate) metered: Vec<NamespaceId>,
     pub(crate) is_closed: bool,
 }
 
@@ -42,7 +44,13 @@ impl Shard {
     pub(crate) fn new(table: Table, tokens: Tokens) -> Self {
         let buckets = table.buckets();
         let waiters = Waiters::default();
-        let state = Mutex::new(ShardState { table, tokens, waiters, is_closed: false });
+        let state = Mutex::new(ShardState {
+            table,
+            tokens,
+            waiters,
+            metered: Vec::new(),
+            is_closed: false,
+        });
         let inner = CachePadded::new(Inner { state, leases: AtomicUsize::new(0) });
         Self { buckets, inner }
     }

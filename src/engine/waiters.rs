@@ -22,9 +22,10 @@ use super::namespaces::{Key, NamespaceState, OwnKey};
 use super::shard::{ShardGuard, ShardState};
 use super::state::Standing;
 use super::{Engine, check_key};
-use crate::error::{TooManyWaiters, WaitError, WaiterScope};
+use crate::error::WaitError;
 use crate::format::record::{Kind, Record};
 use crate::format::record_ref::RecordRef;
+use crate::limits::{TooManyWaiters, WaiterScope};
 use crate::sys::pin::Pin;
 use crate::sys::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::wakers::wake_all;
@@ -319,8 +320,9 @@ impl Engine {
         if of_key >= limits.key {
             return Err(TooManyWaiters { scope: WaiterScope::Key, limit: limits.key });
         }
-        if !count(&namespace.waiters, limits.namespace) {
-            return Err(TooManyWaiters { scope: WaiterScope::Namespace, limit: limits.namespace });
+        let limit = limits.namespace.min(namespace.meter.waiters_max());
+        if !count(&namespace.waiters, limit) {
+            return Err(TooManyWaiters { scope: WaiterScope::Namespace, limit });
         }
         if !count(&self.waiters, limits.store) {
             namespace.waiters.fetch_sub(1, Ordering::Relaxed);

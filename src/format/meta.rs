@@ -96,7 +96,9 @@ const RAISES: u32 = 1;
 const REFRESHES: u32 = 1 << 1;
 /// The feature `incompat` 2: there are, or may be, keys with a scope.
 const SCOPES: u32 = 1 << 2;
-const KNOWN: u32 = RAISES | REFRESHES | SCOPES;
+/// The feature `incompat` 3: the names file has quotas.
+const QUOTAS: u32 = 1 << 3;
+const KNOWN: u32 = RAISES | REFRESHES | SCOPES | QUOTAS;
 const INCOMPAT_OFFSET: usize = 20;
 
 /// One state of the meta file.
@@ -123,6 +125,8 @@ pub(crate) struct Meta {
     pub(crate) has_refreshes: bool,
     /// Whether there may be keys with a scope.
     pub(crate) has_scopes: bool,
+    /// Whether the names file has quotas.
+    pub(crate) has_quotas: bool,
     /// No generation at or above this was ever used (R8).
     pub(crate) generation_ceiling: Generation,
     /// Every segment below this was sealed and synced in full.
@@ -154,7 +158,8 @@ impl Meta {
         let bit = |is_there: bool, bit: u32| if is_there { bit } else { 0 };
         let incompat = bit(self.has_raises, RAISES)
             | bit(self.has_refreshes, REFRESHES)
-            | bit(self.has_scopes, SCOPES);
+            | bit(self.has_scopes, SCOPES)
+            | bit(self.has_quotas, QUOTAS);
         FieldsMut::new(&mut bytes)
             .put(&MAGIC)
             .u16(FORMAT_MAJOR)
@@ -253,6 +258,7 @@ impl Meta {
             has_raises: incompat & RAISES != 0,
             has_refreshes: incompat & REFRESHES != 0,
             has_scopes: incompat & SCOPES != 0,
+            has_quotas: incompat & QUOTAS != 0,
             generation_ceiling: Generation(fields.u64()),
             stable_generation: Generation(fields.u64()),
             clock: Timestamp::from_ms(fields.u64()),
@@ -300,6 +306,7 @@ mod tests {
             has_raises: true,
             has_refreshes: true,
             has_scopes: true,
+            has_quotas: true,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
             gone_generation: Generation(5),
@@ -356,8 +363,8 @@ mod tests {
         let newer = foreign(|bytes| bytes[8] = 3);
         let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: KNOWN, ro_compat: 0 };
         assert_eq!(Meta::decode(&newer), Err(flaw));
-        let feature = foreign(|bytes| bytes[20] = 15);
-        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 15, .. })));
+        let feature = foreign(|bytes| bytes[20] = 31);
+        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 31, .. })));
         let feature = foreign(|bytes| bytes[16] = 1);
         assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { ro_compat: 1, .. })));
         // An unknown compatible feature is no reason to refuse; the damaged body is.

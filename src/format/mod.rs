@@ -194,6 +194,7 @@ mod tests {
             ("gap", names::HEADER_BYTES),
             ("acceptance", names::HEADER_BYTES),
             ("raise", names::HEADER_BYTES),
+            ("quota", names::HEADER_BYTES),
             ("file", file::HEADER_BYTES),
             ("mark", mark::HEADER_BYTES),
             ("mark entry", mark::ENTRY_BYTES),

@@ -8,7 +8,8 @@
 //! gap        8  gap 4 | epoch 4 | from_ms 8 | to_ms 8 | until_ms 8 | bytes 8
 //! acceptance 8  gap 4 | zeros 4 | at_ms 8 | zeros 24
 //! raise      8  namespace 4 | zeros 4 | at_ms 8 | dedupe_ms 8 | zeros 16
-//! every     48  name, or what the gap is, or one byte of length, the actor, the reason, or `raised`;
+//! quota      8  namespace 4 | zeros 4 | keys 8 | bytes 8 | in_flight 8 | waiters 8
+//! every     48  name, or what the gap is, or one byte of length, the actor, the reason, or `raised`, or `quota`;
 //!               zeros to a multiple of 8
 //! ```
 //!
@@ -22,7 +23,9 @@ use std::time::Duration;
 use super::{Fields, FieldsMut, ROLE_NAMES};
 use crate::answer::{Acceptance, Gap};
 use crate::checksum::Place;
-use crate::policy::{DEDUPE_TTL_MAX, FingerprintRule, OnLeaseEnd, OnOrphan, Policy, RefreshOnHit};
+use crate::policy::{
+    DEDUPE_TTL_MAX, FingerprintRule, OnLeaseEnd, OnOrphan, Policy, Quota, RefreshOnHit,
+};
 use crate::types::{AUDIT_BYTES_MAX, Epoch, NAME_BYTES_MAX, NamespaceId, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 48;
@@ -40,9 +43,14 @@ const KIND_NAMESPACE: u16 = 0;
 const KIND_GAP: u16 = 1;
 const KIND_ACCEPTANCE: u16 = 2;
 const KIND_RAISE: u16 = 3;
+const KIND_QUOTA: u16 = 4;
 
 /// The text of a raise: each entry has one.
 const RAISED: &[u8] = b"raised";
+/// The text of a quota.
+const QUOTA: &[u8] = b"quota";
+/// In place of a limit: there is none.
+const UNLIMITED: u64 = u64::MAX;
 
 /// What a gap is takes at most this many bytes.
 pub(crate) const WHAT_BYTES_MAX: usize = 511;
@@ -87,6 +95,8 @@ pub(crate) enum Entry {
     Acceptance(u32, Acceptance),
     /// A dedupe window is about to become longer.
     Raise(Raise),
+    /// The namespace may have so much from now on.
+    Quota(NamespaceId, Quota),
 }
 
 fn ms(span: Duration) -> u64 {
@@ -124,6 +134,10 @@ impl Entry {
                 text.extend_from_slice(RAISED);
                 KIND_RAISE
             }
+            Self::Quota(..) => {
+                text.extend_from_slice(QUOTA);
+                KIND_QUOTA
+            }
         };
         let len = HEADER_BYTES + text.len();
         let mut bytes = vec![0; len.next_multiple_of(8)];
@@ -146,6 +160,12 @@ impl Entry {
             }
             Self::Raise(Raise { namespace, at, dedupe_ttl }) => {
                 fields.u32(namespace.0).zeros(4).u64(at.ms()).u64(ms(*dedupe_ttl)).zeros(16);
+            }
+            Self::Quota(namespace, quota) => {
+                fields.u32(namespace.0).zeros(4);
+                for limit in [quota.keys, quota.bytes, quota.in_flight, quota.waiters] {
+                    fields.u64(limit.unwrap_or(UNLIMITED));
+                }
             }
         }
         fields.put(&text);
@@ -192,6 +212,7 @@ impl Entry {
             KIND_GAP => decode_gap(&mut fields, text).map(Self::Gap),
             KIND_ACCEPTANCE => decode_acceptance(&mut fields, text),
             KIND_RAISE => decode_raise(&mut fields, text).map(Self::Raise),
+            KIND_QUOTA => decode_quota(&mut fields, text),
             _ => None,
         };
         entry.filter(|_| pad_is_zero).map(|entry| (entry, bytes.len()))
@@ -323,6 +344,16 @@ fn decode_raise(fields: &mut Fields<'_>, text: &[u8]) -> Option<Raise> {
     is_valid.then_some(Raise { namespace, at, dedupe_ttl })
 }
 
+fn decode_quota(fields: &mut Fields<'_>, text: &[u8]) -> Option<Entry> {
+    let namespace = NamespaceId(fields.u32());
+    let reserved_is_zero = fields.zeros(4);
+    let [keys, bytes, in_flight, waiters] =
+        [(); 4].map(|()| Some(fields.u64()).filter(|limit| *limit != UNLIMITED));
+    let is_valid = reserved_is_zero && text == QUOTA && namespace.0 != 0;
+    let quota = Quota { keys, bytes, in_flight, waiters };
+    is_valid.then_some(Entry::Quota(namespace, quota))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,6 +400,8 @@ mod tests {
             Entry::Gap(gap),
             Entry::Acceptance(3, acceptance),
             Entry::Raise(Raise { namespace: NamespaceId(4), at, dedupe_ttl: DEDUPE_TTL_MAX }),
+            Entry::Quota(NamespaceId(4), Quota::default()),
+            Entry::Quota(NamespaceId(4), Quota::default().keys(1).bytes(2).in_flight(3).waiters(4)),
         ];
         for entry in entries {
             let bytes = entry.encode(&STORE, 96);

@@ -284,6 +284,14 @@ impl<'a> Draft<'a> {
         padded(self.len())
     }
 
+    pub(crate) fn kind(&self) -> Kind {
+        self.entry.kind
+    }
+
+    pub(crate) fn namespace(&self) -> NamespaceId {
+        self.entry.namespace
+    }
+
     /// What the record takes of a segment, with its entry in the index.
     pub(crate) fn room(&self) -> usize {
         self.padded_len() + index::ENTRY_BYTES

@@ -6,7 +6,7 @@
 use super::Fields;
 use super::ext::{Ext, Parts};
 use super::flags::{BodyState, Flags};
-use super::record::{Extents, Flaw, HEADER_BYTES, Kind, Record, WORD_BYTES};
+use super::record::{Extents, Flaw, HEADER_BYTES, Kind, Record, WORD_BYTES, padded};
 use super::scope::STORED_KEY_BYTES_MAX;
 use crate::checksum::{Place, crc32};
 use crate::types::{
@@ -49,6 +49,11 @@ impl<'a> RecordRef<'a> {
         }
         record.parts().check()?;
         Ok(record)
+    }
+
+    /// What it takes of its segment, but for its entry in the index.
+    pub(crate) fn padded_len(self) -> u64 {
+        padded(HEADER_BYTES + self.rest.len()) as u64
     }
 
     /// Whether the body is what was written.

@@ -183,6 +183,7 @@ mod tests {
             has_raises: false,
             has_refreshes: false,
             has_scopes: false,
+            has_quotas: false,
             generation_ceiling: Generation(0),
             stable_generation: Generation(0),
             gone_generation: Generation(0),

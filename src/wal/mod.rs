@@ -371,6 +371,7 @@ impl Wal {
             meta.names_bytes = end;
             meta.has_raises |= matches!(entry, Entry::Raise(_));
             meta.has_refreshes |= entry.refreshes();
+            meta.has_quotas |= matches!(entry, Entry::Quota(..));
             count(meta);
         });
         counted.map_err(|cause| self.fail(cause))?;

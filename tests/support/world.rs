@@ -8,8 +8,8 @@ use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     Body, Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, Durability,
     FencingToken, Fingerprint, FingerprintRule, Lease, LeaseError, LeaseLost, Lookup, Lost,
-    NamespaceError, OnOrphan, Once, Options, Outcome, OwnerId, Reference, Resolution, ResolveError,
-    Store,
+    NamespaceError, OnOrphan, Once, Options, Outcome, OwnerId, Quota, Reference, Resolution,
+    ResolveError, Store,
 };
 
 use super::calls::Face;
@@ -190,6 +190,9 @@ impl World {
         for namespace in 0..NAMESPACES {
             world.namespace(namespace);
         }
+        // Far beyond what there will be: it is counted, and checked with the other invariants.
+        let quota = Quota::default().keys(1 << 40);
+        (0..2).for_each(|namespace| world.store().limit(&name(namespace), &quota).unwrap());
         world
     }
 

@@ -26,6 +26,7 @@ use crate::format::scope;
 use crate::format::segment::{Content, DATA_START, Trailer, index_offset, trailer_offset};
 use crate::format::{META_NAME, NAMES_NAME};
 use crate::hash::KeyHasher;
+use crate::policy::Quota;
 use crate::report::{RecoveryReport, TornTail};
 use crate::sys::FileSystem;
 use crate::types::{Epoch, FileId, Generation, Location, NamespaceId, SegmentId, Timestamp};
@@ -111,6 +112,7 @@ pub(super) struct Found {
     pub(super) names_end: u64,
     pub(super) namespaces: Vec<NamespaceEntry>,
     pub(super) raises: Vec<Raise>,
+    pub(super) quotas: Vec<(NamespaceId, Quota)>,
     pub(super) gaps: Vec<Gap>,
     pub(super) segments: Vec<Sealed>,
     pub(super) scanned: Vec<Scanned>,
@@ -176,7 +178,7 @@ pub(super) fn read(
         // The state that was lost may have counted more.
         entries.extend(names.load_rest(fs)?);
     }
-    let Split { namespaces, raises, gaps } = split(entries);
+    let Split { namespaces, raises, quotas, gaps } = split(entries);
     let highest = namespaces.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
     if highest != meta.namespaces && !is_fallback {
         let what = format!("it ends at namespace {highest}, not {}", meta.namespaces);
@@ -212,6 +214,7 @@ pub(super) fn read(
         names_end,
         namespaces,
         raises,
+        quotas,
         gaps,
         segments,
         scanned: Vec::new(),

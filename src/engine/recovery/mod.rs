@@ -161,6 +161,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         meta.namespaces = found.namespaces.iter().map(|it| it.namespace.0).max().unwrap_or(0);
         meta.has_raises = !found.raises.is_empty();
         meta.has_refreshes = found.namespaces.iter().any(NamespaceEntry::refreshes);
+        meta.has_quotas = !found.quotas.is_empty();
         meta.inode = inode;
         // Not clean from here on: until the page cache is made good below, the next open must
         // distrust it as this one does. Mode and poison stay for the report of that open.
@@ -193,7 +194,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         served.map_err(failed)?;
     }
 
-    let Found { files, meta, winners, namespaces, raises, gaps, segments, scanned, .. } = found;
+    let Found { files, meta, winners, namespaces, raises, quotas, gaps, segments, scanned, .. } =
+        found;
     let wal = Wal::new(WalParts {
         fs,
         store_id: meta.store_id,
@@ -234,7 +236,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         ),
         purge_counts: PurgeCounts::default(),
         synced_at: CachePadded::new(AtomicU64::new(0)),
-        namespaces: Namespaces::new(meta.secret, namespaces, raises),
+        namespaces: Namespaces::new(meta.secret, namespaces, raises, quotas),
         gaps: Gaps::new(gaps),
         lease_ends: LeaseEnds::new(timeline.now()),
         waiters: AtomicUsize::new(0),
@@ -274,6 +276,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         reach(Point::OpenBehindPark);
         engine.wal.meta.update(|meta| meta.clock = now).map_err(failed)?;
     }
+    engine.meter_found();
     report.epoch = epoch.0;
     report.duration = start.elapsed();
     Ok((engine, report))
@@ -393,6 +396,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         has_raises: false,
         has_refreshes: false,
         has_scopes: false,
+        has_quotas: false,
         names_bytes: 0,
         generation_ceiling: Generation(1),
         stable_generation: Generation(0),
