@@ -102,6 +102,8 @@ pub struct CallCounts {
     pub taken_over: u64,
     /// Those that took over from a claim of a process that is gone.
     pub taken_over_orphaned: u64,
+    /// Claims by which an owner resumed what he holds; not among those that were granted.
+    pub resumed: u64,
     /// Claims and marks of a key that was completed.
     pub replayed: u64,
     /// Those of a key that somebody holds. A call that waits is counted here once, and by what it is answered in the end.
@@ -154,6 +156,7 @@ impl CallCounts {
             marked: of(Event::Marked),
             taken_over: of(Event::TakenOver),
             taken_over_orphaned: of(Event::TakenOverOrphaned),
+            resumed: of(Event::Resumed),
             replayed: of(Event::Replayed),
             in_progress: of(Event::InProgress),
             mismatches: of(Event::Mismatch),
@@ -196,6 +199,7 @@ impl CallCounts {
             marked: self.marked + other.marked,
             taken_over: self.taken_over + other.taken_over,
             taken_over_orphaned: self.taken_over_orphaned + other.taken_over_orphaned,
+            resumed: self.resumed + other.resumed,
             replayed: self.replayed + other.replayed,
             in_progress: self.in_progress + other.in_progress,
             mismatches: self.mismatches + other.mismatches,

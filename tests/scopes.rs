@@ -193,7 +193,7 @@ fn what_lies_on_the_disk_never_changes() {
     assert_eq!(scoped.lookup("order-17").unwrap(), Lookup::Absent);
     assert_eq!(features(&fs), [0, 0], "nothing was written yet");
     assert!(matches!(scoped.once("order-17", None).unwrap(), Once::First(_)));
-    assert_eq!(features(&fs), [2, 2], "each slot says so before the record does");
+    assert_eq!(features(&fs), [4, 4], "each slot says so before the record does");
     let data = read(&fs, "data-00000");
     let at = find_last(&data, b"\x04acmeorder-17") as usize;
     // The header is 64 bytes long; its key's length, and its namespace.
@@ -202,7 +202,7 @@ fn what_lies_on_the_disk_never_changes() {
     store.abandon();
     for _ in 0..2 {
         let (store, space) = open(&fs, &clock);
-        assert_eq!(features(&fs), [2, 2]);
+        assert_eq!(features(&fs), [4, 4]);
         let scoped = space.scoped("acme").unwrap();
         assert!(matches!(scoped.lookup("order-17").unwrap(), Lookup::Completed(_)));
         assert_eq!(space.lookup("order-17").unwrap(), Lookup::Absent);
@@ -327,7 +327,7 @@ fn a_salvaged_store_has_its_scopes() {
     let target = HeapFs::new();
     let report = options(&fs, &clock).salvage(options(&target, &clock)).unwrap();
     assert_eq!((report.namespaces, report.records_unnamed), (1, 0));
-    assert_eq!(features(&target), [2, 2]);
+    assert_eq!(features(&target), [4, 4]);
     let (store, space) = open(&target, &clock);
     let scoped = space.scoped("acme").unwrap();
     assert!(matches!(scoped.lookup("key-2").unwrap(), Lookup::Completed(_)));

@@ -298,9 +298,10 @@ impl Engine {
         if !self.grant(shard, key, way, &record, class, reserve, entry, growths, no_room)? {
             return Ok(Try::Again);
         }
-        key.namespace.count(match taking {
-            Taking::Claim => Event::Granted,
-            Taking::Once => Event::Marked,
+        key.namespace.count(match (taking, origin) {
+            (Taking::Claim, Origin::Own(_)) => Event::Resumed,
+            (Taking::Claim, _) => Event::Granted,
+            (Taking::Once, _) => Event::Marked,
         });
         if let Origin::Other(_, cause) = origin {
             key.namespace.count(match cause {

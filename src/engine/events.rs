@@ -16,6 +16,7 @@ pub(crate) enum Event {
     Marked,
     TakenOver,
     TakenOverOrphaned,
+    Resumed,
     Replayed,
     InProgress,
     Mismatch,

@@ -341,6 +341,7 @@ mod tests {
                 has_raises: bits & 1 != 0,
                 has_refreshes: bits & 2 != 0,
                 has_scopes: bits & 4 != 0,
+                has_quotas: bits & 8 != 0,
                 ..meta()
             };
             assert_eq!(slot(&meta)[INCOMPAT_OFFSET], bits);

@@ -227,6 +227,7 @@ impl World {
         let calls = self.store().counts().calls;
         let counted = [
             (calls.granted, seen(&["claim acquired", "claim taken over"])),
+            (calls.resumed, seen(&["claim resumed"])),
             (calls.marked, seen(&["once first"])),
             (calls.replayed, seen(&["claim completed", "once seen"])),
             (calls.in_progress, seen(&["claim in progress", "once in progress"])),
