@@ -82,7 +82,8 @@ impl Simulation {
         let disk = SimDisk::new(random.next());
         let clock = SimClock::new();
         let now = ms_of(clock.wall());
-        let keys = keys();
+        // Scopes are the model's: here each key is asked for as it is.
+        let keys: Vec<Key> = keys().into_iter().filter(|(_, key)| key[0] != b'@').collect();
         let history = keys
             .iter()
             .map(|key| (key.clone(), vec![Version { entry: None, is_gated: false }]))
