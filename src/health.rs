@@ -23,7 +23,8 @@ pub enum Serving {
     Forked,
 }
 
-/// Whether a store serves, and what it would suffer from first. From [`crate::Store::health`].
+/// Whether a store serves, and what it would suffer from first. From [`crate::Store::health`], which may wait for a write or a sync of the store
+/// that is under way: give it a thread and a time limit where a disk may hang.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Health {

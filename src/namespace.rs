@@ -211,10 +211,17 @@ impl Namespace {
             |at, (key, _)| self.key_of(&keys, at, key.as_ref()),
             |(key, options), named| match options.claimed_by() {
                 // Who asks for a key twice in one call does not take it from himself.
-                Some(owner) if !owned.insert((key.as_ref(), owner)) => {
+                Some(owner) if owned.contains(&(key.as_ref(), owner)) => {
                     self.start_claim(named, &options.of_nobody())
                 }
-                _ => self.start_claim(named, options),
+                Some(owner) => {
+                    let answered = self.start_claim(named, options);
+                    if matches!(answered.result, Ok(Claim::Acquired(_) | Claim::Resumed(_))) {
+                        owned.insert((key.as_ref(), owner));
+                    }
+                    answered
+                }
+                None => self.start_claim(named, options),
             },
         );
         let mut answers = self.space.handle.answer_all(answered);

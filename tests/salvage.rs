@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use refrain::testing::{Crash, Fault, FileSystem, HeapFs, Pages, SimClock, SimDisk};
 use refrain::{
     Body, Claim, ClaimError, ClaimOptions, Durability, EndCause, Fingerprint, Gap, GapError,
-    KeyState, LeaseError, Lookup, Namespace, OnOrphan, Once, OpenError, Options, Outcome, Policy,
-    Resolution, SalvageError, SalvageReport, Store, StoreError,
+    KeyState, LeaseError, Lookup, Namespace, OnOrphan, Once, OpenError, Options, Outcome, OwnerId,
+    Policy, Resolution, SalvageError, SalvageReport, Store, StoreError,
 };
 use support::disk::{find_last, poke, read, replace, snapshot};
 
@@ -140,6 +140,32 @@ fn a_gap_is_over_when_what_was_lost_would_have_expired() {
     in_doubt(&orders, "new");
     clock.advance(Duration::from_millis(20));
     assert!(orders.claim("new", None).unwrap().acquired().is_some());
+}
+
+/// A claim that is still held may have been completed: what was lost may say so. A new token for its owner would
+/// take the key out of doubt.
+#[test]
+fn an_owner_whose_completion_may_be_lost_does_not_resume() {
+    let clock = SimClock::new();
+    let (fs, mine) = (HeapFs::new(), ClaimOptions::new().owner(OwnerId([1; 16])));
+    let store = options(&fs, &clock).segment_bytes(SEGMENT_BYTES).open().unwrap();
+    let policy = policy().lease(HOUR).on_orphan(OnOrphan::KeepLease);
+    let orders = store.define("orders", &policy).unwrap();
+    let key = "carried-out";
+    orders.claim_with(key, &mine).unwrap().acquired().unwrap().complete(BODY).unwrap();
+    drop(orders);
+    store.close().unwrap();
+    damage(&fs, key);
+    let (fs, _) = salvage(&fs, &clock);
+    let store = options(&fs, &clock).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    assert!(matches!(orders.claim(key, None).unwrap(), Claim::InProgress(_)));
+    let gaps = [(); 2].map(|()| match orders.claim_with(key, &mine).unwrap() {
+        Claim::InDoubt(gap) => gap.id(),
+        other => panic!("{other:?}"),
+    });
+    store.accept_gap(gaps[1], "looked at the ledger", "a person").unwrap();
+    assert!(matches!(orders.claim_with(key, &mine).unwrap(), Claim::Resumed(_)));
 }
 
 #[test]

@@ -340,7 +340,7 @@ impl Engine {
             }
         }
         match standing {
-            Standing::Held if question.is_owners(record) => Judged::Own,
+            Standing::Held if question.is_owners(record) => self.own(record, now),
             Standing::Absent => self.free(Some(record), None, now, question),
             Standing::Lapsed(cause) => self.free(Some(record), Some(cause), now, question),
             Standing::Held | Standing::Overdue | Standing::Parked(_) | Standing::Done => {
@@ -375,6 +375,18 @@ impl Engine {
             return Judged::OutsideWindow(OutsideWindow { first_sent, remembered_since });
         }
         Judged::Free { takeover }
+    }
+
+    /// The owner of a claim asks for it again. What was lost may have told that he has completed it: a new token would take the key
+    /// out of doubt, for everybody.
+    fn own(&self, record: RecordRef<'_>, now: Timestamp) -> Judged {
+        if self.gaps.exist() {
+            let gap = self.gaps.covering(now, Some(record.token().epoch()), None);
+            if let Some(gap) = gap {
+                return Judged::InDoubt(Box::new(gap));
+            }
+        }
+        Judged::Own
     }
 
     /// Answers with what somebody else did. No shard is locked: records stay what they are under

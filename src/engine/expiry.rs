@@ -530,7 +530,12 @@ impl Engine {
                         Err(error) => return Err(error),
                     }
                 }
-                Stage::Emptied { round, ref readers } if is_over(round) && readers.wait() => {
+                // One wait a look: somebody may read for long, and others wait for this thread.
+                Stage::Emptied { round, ref readers }
+                    if is_over(round)
+                        && (readers.is_over()
+                            || !std::mem::replace(&mut has_helped, true) && readers.wait()) =>
+                {
                     Some(Stage::Superseded { round: self.wal.rounds.ticket() })
                 }
                 Stage::Superseded { round } if is_over(round) => {

@@ -304,10 +304,10 @@ impl Engine {
     /// Counts these namespaces from now on, shard by shard (Q1). Reads every record.
     fn meter(&self, namespaces: &[NamespaceId]) {
         for shard in &self.shards {
+            let pin = Pin::new();
             let mut shard = shard.lock(&self.wal);
             shard.metered.extend_from_slice(namespaces);
             shard.metered.sort_unstable();
-            let pin = Pin::new();
             let counted = shard.table.for_each(|_, slot| {
                 // One that cannot be read is told of by whoever asks for its key.
                 if let Ok(record) = self.wal.segments.record(slot.location(), &pin) {

@@ -36,7 +36,10 @@ static ERA: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(1));
 /// Of every thread that pins, or has: they are used again, and never given up.
 static READERS: Mutex<Vec<&'static Reader>> = Mutex::new(Vec::new());
 
-/// How many things are there of those that are dropped as soon as may be.
+/// The same, of those that are dropped as soon as may be.
+static SOON_LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
+
+/// How many of these there are.
 static SOON: CachePadded<AtomicUsize> = CachePadded::new(AtomicUsize::new(0));
 
 /// What is to be dropped, and when.
@@ -133,7 +136,7 @@ impl Drop for Pin {
             // that we are gone, or we see that something waits for us.
             barrier::own(self.reader.makes_barriers);
             if SOON.load(Ordering::Relaxed) != 0 {
-                drop_what_is_over();
+                drop_over(&SOON_LATER);
             }
         }
         if self.is_borrowed {
@@ -204,13 +207,15 @@ impl Grace {
 pub(crate) fn drop_later<T: Send + 'static>(thing: T) {
     let grace = Grace::begin();
     LATER.lock().push((grace, Box::new(thing)));
-    drop_what_is_over();
+    drop_over(&LATER);
 }
 
 /// The same, but by its last reader at the latest: for what somebody waits for.
 pub(crate) fn drop_soon<T: Send + 'static>(thing: T) {
     SOON.fetch_add(1, Ordering::SeqCst);
-    drop_later(Soon { thing: Some(thing) });
+    let grace = Grace::begin();
+    SOON_LATER.lock().push((grace, Box::new(Soon { thing: Some(thing) })));
+    drop_over(&SOON_LATER);
 }
 
 /// What is counted in [`SOON`].
@@ -225,9 +230,14 @@ impl<T> Drop for Soon<T> {
     }
 }
 
-#[cold]
 fn drop_what_is_over() {
-    let over: Vec<_> = LATER.lock().extract_if(.., |(grace, _)| grace.is_over()).collect();
+    drop_over(&LATER);
+    drop_over(&SOON_LATER);
+}
+
+#[cold]
+fn drop_over(list: &Mutex<Vec<(Grace, Box<dyn Send>)>>) {
+    let over: Vec<_> = list.lock().extract_if(.., |(grace, _)| grace.is_over()).collect();
     // Not under the lock: a thing may leave others behind.
     drop(over);
 }

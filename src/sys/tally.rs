@@ -18,6 +18,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
@@ -155,7 +156,7 @@ impl Drop for Slot {
         });
         // In a forked child the lock may be held by a thread that is not there. Left in the list, the block
         // goes on being counted.
-        let Some(mut sums) = self.sums.try_lock() else { return };
+        let Some(mut sums) = self.sums.try_lock_for(Duration::from_millis(10)) else { return };
         let at = sums.blocks.iter().position(|block| Arc::ptr_eq(block, &self.block));
         if let Some(at) = at {
             let block = sums.blocks.swap_remove(at);
