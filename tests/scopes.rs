@@ -217,7 +217,7 @@ fn what_lies_on_the_disk_never_changes() {
         let scoped = space.scoped("acme").unwrap();
         assert!(matches!(scoped.lookup("order-17").unwrap(), Lookup::Completed(_)));
         store.abandon();
-        assert!(features(&copy).contains(&2));
+        assert!(features(&copy).contains(&4));
     }
     let (other, space) = open(&HeapFs::new(), &clock);
     assert!(matches!(space.once("order-17", None).unwrap(), Once::First(_)));
