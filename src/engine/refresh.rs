@@ -64,7 +64,8 @@ impl Engine {
             // The memory of what is copied under the lock.
             self.wal.segments.check_body(seen.record, seen.location, seen.pin)?;
         }
-        {
+        loop {
+            let growths = self.wal.growths();
             let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let Some(found) = self.find(&shard, key, way.route, seen, pin)? else {
@@ -92,10 +93,11 @@ impl Engine {
                 self.wal.poison.check_after()?;
                 return Ok(Refresh::Done);
             }
+            drop(shard);
+            if self.make_room(growths)?.is_some() {
+                return Ok(Refresh::Vain);
+            }
         }
-        // A duplicate does not wait until the store has grown: the outcome is there, and its window is what it was.
-        self.background.wake();
-        Ok(Refresh::Vain)
     }
 }
 
