@@ -66,8 +66,8 @@ impl Weight {
 
 impl Default for Meter {
     fn default() -> Self {
-        let limits = [const { AtomicU64::new(UNLIMITED) }; 4];
-        Self { limits, used: CachePadded::new([const { AtomicU64::new(0) }; 3]) }
+        let limits = std::array::from_fn(|_| AtomicU64::new(UNLIMITED));
+        Self { limits, used: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))) }
     }
 }
 
