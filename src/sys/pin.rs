@@ -2,12 +2,12 @@
 //!
 //! Read-copy-update in user space (Desnoyers, McKenney, Stern, Dagenais, Walpole 2012): a reader pins,
 //! borrows what a [`Shelf`] holds, and unpins; whoever takes the thing off the shelf waits for a [`Grace`],
-//! and drops it then. A pin is two stores to the thread's own line, and none of them is a barrier: the one
+//! and drops it then. A pin is a few stores to the thread's own line, and none of them is a barrier: the one
 //! that is needed between the reader's store and its loads is made by who waits, in all threads at once,
 //! with `membarrier(2)`. Where the kernel has none, each pin makes its own ([`barrier`](super::barrier)).
 //!
-//! Pins are of this crate alone and short (never across a sync or a wait for another thread), so a
-//! [`Grace`] is over soon after it has begun.
+//! Pins are of this crate alone and short, so a [`Grace`] is over soon after it has begun: but for a call that
+//! must make room first, and an outcome that is shown where it lies, for as long as its reader takes.
 //!
 //! Invariants
 //! - P1  A borrow from a shelf lives no longer than the shelf and the pin it was borrowed under.
@@ -36,14 +36,14 @@ static ERA: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(1));
 /// Of every thread that pins, or has: they are used again, and never given up.
 static READERS: Mutex<Vec<&'static Reader>> = Mutex::new(Vec::new());
 
+/// What is to be dropped, and when.
+static LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
+
 /// The same, of those that are dropped as soon as may be.
 static SOON_LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
 
 /// How many of these there are.
 static SOON: CachePadded<AtomicUsize> = CachePadded::new(AtomicUsize::new(0));
-
-/// What is to be dropped, and when.
-static LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
 
 thread_local! {
     static READER: Own = Own(Reader::take());
