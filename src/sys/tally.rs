@@ -2,13 +2,14 @@
 //! without a locked instruction.
 //!
 //! A thread keeps a block of counts for each tally that it uses, and has those at hand that it used last, [`SLOTS`] of them. One that
-//! is new to it costs a lock. What a thread has counted is added to the tally's own sums when it ends, or when it has
-//! too many blocks.
+//! is new to it costs a lock. A thread that ends, or has too many blocks, leaves them without a lock (which nobody may be
+//! there to give back, in a forked child): who looks at the tally next adds them to its own sums.
 //!
 //! Invariants
 //! - T1  A block has one writer: the thread that made it, while it keeps it. So a load and a store count
 //!   as well as an addition would, and nothing is lost.
-//! - T2  A block is in the list of its tally until its counts are in the sums: both change under one lock.
+//! - T2  A block is in the list of its tally until its counts are in the sums: both change under one lock. Only the
+//!   list keeps a block whose thread has left it.
 //! - T3  What is at hand is kept by the same thread: what it keeps no more is taken from the hand before.
 #![allow(unsafe_code, reason = "counts in a block of the thread; see the SAFETY comment")]
 
@@ -18,7 +19,6 @@ use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
@@ -45,7 +45,7 @@ thread_local! {
 /// See the file's header.
 pub(crate) struct Tally {
     id: u64,
-    sums: Arc<Mutex<Sums>>,
+    sums: Mutex<Sums>,
 }
 
 struct Sums {
@@ -73,7 +73,6 @@ impl AtHand {
 struct Slot {
     id: u64,
     block: Arc<Block>,
-    sums: Arc<Mutex<Sums>>,
 }
 
 impl Tally {
@@ -106,8 +105,10 @@ impl Tally {
             let replaced = if is_full { std::mem::take(&mut *kept) } else { HashMap::new() };
             let slot = kept.entry(self.id).or_insert_with(|| {
                 let block = Arc::new(Block::new([const { AtomicU64::new(0) }; COUNTS]));
-                self.sums.lock().blocks.push(Arc::clone(&block));
-                Slot { id: self.id, block, sums: Arc::clone(&self.sums) }
+                let mut sums = self.sums.lock();
+                sums.take_in();
+                sums.blocks.push(Arc::clone(&block));
+                Slot { id: self.id, block }
             });
             raise(&slot.block[what], count);
             let at_hand = AtHand { id: self.id, block: Arc::as_ptr(&slot.block) };
@@ -115,7 +116,6 @@ impl Tally {
             replaced
         });
         match replaced {
-            // Each locks its own tally.
             Ok(replaced) => drop(replaced),
             // A thread that ends may have lost its blocks already.
             Err(_) => self.sums.lock().gone[what] += count,
@@ -124,13 +124,28 @@ impl Tally {
 
     /// All counts. What a thread counts at this moment may be in it or not.
     pub(crate) fn read(&self) -> [u64; COUNTS] {
-        let sums = self.sums.lock();
+        let mut sums = self.sums.lock();
+        sums.take_in();
         let mut all = sums.gone;
         for block in &sums.blocks {
             let counts = all.iter_mut().zip(block.iter());
             counts.for_each(|(sum, count)| *sum += count.load(Ordering::Relaxed));
         }
         all
+    }
+}
+
+impl Sums {
+    /// Adds what threads have left (T2).
+    fn take_in(&mut self) {
+        let Self { blocks, gone } = self;
+        blocks.retain_mut(|block| {
+            let Some(counts) = Arc::get_mut(block) else { return true };
+            gone.iter_mut()
+                .zip(counts.iter_mut())
+                .for_each(|(sum, count)| *sum += *count.get_mut());
+            false
+        });
     }
 }
 
@@ -154,22 +169,13 @@ impl Drop for Slot {
                 place.set(AtHand::NONE);
             }
         });
-        // In a forked child the lock may be held by a thread that is not there. Left in the list, the block
-        // goes on being counted.
-        let Some(mut sums) = self.sums.try_lock_for(Duration::from_millis(10)) else { return };
-        let at = sums.blocks.iter().position(|block| Arc::ptr_eq(block, &self.block));
-        if let Some(at) = at {
-            let block = sums.blocks.swap_remove(at);
-            let counts = sums.gone.iter_mut().zip(block.iter());
-            counts.for_each(|(sum, count)| *sum += count.load(Ordering::Relaxed));
-        }
     }
 }
 
 impl Default for Tally {
     fn default() -> Self {
         let sums = Sums { blocks: Vec::new(), gone: [0; COUNTS] };
-        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), sums: Arc::new(Mutex::new(sums)) }
+        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), sums: Mutex::new(sums) }
     }
 }
 
@@ -195,11 +201,14 @@ mod tests {
             tally.add(31, 5);
             assert_eq!((tally.read()[3], tally.read()[31]), (8 * calls * round, 5 * round));
         }
-        // `scope` may return before the last of its threads has lost its slots.
-        while tally.sums.lock().blocks.len() > 1 {
+        // `scope` may return before the last of its threads has left its blocks.
+        loop {
+            assert_eq!(tally.read()[3], 3 * 8 * calls);
+            if tally.sums.lock().blocks.len() == 1 {
+                break;
+            }
             std::thread::yield_now();
         }
-        assert_eq!(tally.read()[3], 3 * 8 * calls);
     }
 
     #[test]
