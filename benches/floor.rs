@@ -1,0 +1,173 @@
+//! What does memory alone cost a duplicate, and what is left for us to save?
+//!
+//! N completed keys of 36 bytes, with bodies of 128, in a scattered order. *Two lines*: a line of an index as large
+//! as the table, and the record that it names, in a file written as segments are; the key is compared and the
+//! body copied, and nothing else is done: no hash, no clock, no time to live, no checksum. Beside it the same of a `DashMap`
+//! with a fast hash and room made, of a lookup and of a duplicate claim.
+//!
+//! Each twice: *in a row*, calls follow one another and the processor works ahead into those that come next, as far as its
+//! window of some 500 instructions reaches; *one by one*, which key comes next is not known before the answer, as
+//! where a call stands alone between other work. All alternate, and the ratios count.
+#![allow(missing_docs, reason = "a program")]
+#![allow(unsafe_code, reason = "maps a file")]
+
+mod common;
+
+use std::hint::black_box;
+use std::io::Write;
+use std::time::Instant;
+
+use ahash::RandomState;
+use dashmap::DashMap;
+use memmap2::Mmap;
+use refrain::{Body, Claim, Lookup, Namespace};
+
+use common::{BODY, Key, fill, key, median, namespace, scattered, stores};
+
+const ROUNDS: usize = 9;
+const CALLS: u64 = 500_000;
+
+/// Of a line of the table, so many of seven slots are taken once it is 70 % full.
+const KEYS_A_LINE: u64 = 5;
+/// A claim and a completion, as they lie in a segment.
+const RECORD_BYTES: usize = 352;
+/// The completion, its key and its body.
+const KEY_AT: usize = 112 + 64;
+const BODY_AT: usize = KEY_AT + 40;
+
+/// Copies the body of a key out of somewhere.
+type Read<'a> = &'a dyn Fn(u64, &Key, &mut [u8; BODY.len()]);
+
+fn main() {
+    for count in common::sizes() {
+        compare(count);
+    }
+}
+
+fn compare(count: u64) {
+    let keys: Vec<Key> = (0..count).map(key).collect();
+    let lines = Lines::new(&keys);
+    let map = DashMap::with_capacity_and_hasher(keys.len(), RandomState::new());
+    for key in &keys {
+        map.insert(*key, BODY);
+    }
+    let (_, store, _directory) = stores().next().expect("the one in a directory");
+    let space = namespace(&store);
+    fill(&space, 0..count);
+
+    let reads: [(&str, Read<'_>); 4] = [
+        ("two lines", &|n, key, body| lines.read(n, key, body)),
+        ("DashMap", &|_, key, body| *body = *map.get(key).expect("it is there")),
+        ("lookup_with", &|_, key, body| show(&space, key, body)),
+        ("claim", &|_, key, body| claim(&space, key, body)),
+    ];
+    // Scattered, and each key asked for with its number, so that nobody looks anything up for that.
+    let calls = CALLS.min(count);
+    let stream: Vec<(u64, Key)> =
+        (0..calls).map(|n| scattered(n, count)).map(|n| (n, keys[n as usize])).collect();
+    let mut times = [const { [const { Vec::new() }; 2] }; 4];
+    for _ in 0..ROUNDS {
+        for ((_, read), times) in reads.iter().zip(&mut times) {
+            times[0].push(in_a_row(&stream, *read));
+            times[1].push(one_by_one(&stream, *read));
+        }
+    }
+    println!("\n{count} keys; medians of {ROUNDS} rounds, alternating");
+    let [map_in_a_row, map_one_by_one] = times[1].each_ref().map(|it| median(&mut it.clone()));
+    for ((name, _), times) in reads.iter().zip(&mut times) {
+        let [in_a_row, one_by_one] = times.each_mut().map(|it| median(it));
+        println!(
+            "{name:<12} in a row {in_a_row:>6.1} ns, {:>5.2} x the map; one by one {one_by_one:>6.1} ns, {:>5.2} x",
+            in_a_row / map_in_a_row,
+            one_by_one / map_one_by_one
+        );
+    }
+}
+
+fn in_a_row(stream: &[(u64, Key)], read: Read<'_>) -> f64 {
+    let mut body = [0; BODY.len()];
+    let start = Instant::now();
+    for (n, key) in stream {
+        read(*n, key, &mut body);
+        black_box(&body);
+    }
+    start.elapsed().as_nanos() as f64 / stream.len() as f64
+}
+
+fn one_by_one(stream: &[(u64, Key)], read: Read<'_>) -> f64 {
+    let mut body = [0; BODY.len()];
+    // Nothing, which the compiler does not know.
+    let nothing = black_box(0_u8);
+    let mut at = 0;
+    let start = Instant::now();
+    for _ in 0..stream.len() {
+        let (n, key) = &stream[at];
+        read(*n, key, &mut body);
+        black_box(&body);
+        at += 1 + usize::from((body[0] ^ body[body.len() - 1]) & nothing);
+    }
+    start.elapsed().as_nanos() as f64 / stream.len() as f64
+}
+
+/// An index, and records in a file.
+struct Lines {
+    index: Vec<[u64; 8]>,
+    records: Mmap,
+}
+
+impl Lines {
+    fn new(keys: &[Key]) -> Self {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        let mut piece = Vec::with_capacity(3 << 20);
+        for key in keys {
+            let start = piece.len();
+            piece.resize(start + RECORD_BYTES, 0);
+            piece[start + KEY_AT..][..key.len()].copy_from_slice(key);
+            piece[start + BODY_AT..][..BODY.len()].copy_from_slice(&BODY);
+            if piece.len() >= 2 << 20 {
+                file.write_all(&piece[..2 << 20]).expect("room on the disk");
+                piece.drain(..2 << 20);
+            }
+        }
+        file.write_all(&piece).expect("room on the disk");
+        // SAFETY: nobody else knows the file.
+        let records = unsafe { Mmap::map(&file) }.expect("a mapping");
+        let mut index = vec![[0; 8]; keys.len() / KEYS_A_LINE as usize + 1];
+        for n in 0..keys.len() as u64 {
+            let (line, slot) = Self::place(n, index.len() as u64);
+            index[line][slot] = n;
+        }
+        Self { index, records }
+    }
+
+    /// Neighbours lie far apart: no count that is asked for is a multiple of the number.
+    fn place(n: u64, lines: u64) -> (usize, usize) {
+        let line = (n / KEYS_A_LINE) * 1_000_003 % lines;
+        (line as usize, 1 + (n % KEYS_A_LINE) as usize)
+    }
+
+    fn read(&self, n: u64, key: &Key, body: &mut [u8; BODY.len()]) {
+        let (line, slot) = Self::place(n, self.index.len() as u64);
+        let record = &self.records[self.index[line][slot] as usize * RECORD_BYTES..];
+        assert!(record[KEY_AT..][..key.len()] == key[..], "it is there");
+        body.copy_from_slice(&record[BODY_AT..][..BODY.len()]);
+    }
+}
+
+fn copy(shown: Body<'_>, body: &mut [u8; BODY.len()]) {
+    let Body::Bytes(bytes) = shown else { panic!("the body is there") };
+    body.copy_from_slice(bytes);
+}
+
+fn show(space: &Namespace, key: &Key, body: &mut [u8; BODY.len()]) {
+    let shown = space.lookup_with(key, |lookup| match lookup {
+        Lookup::Completed(outcome) => copy(outcome.body(), body),
+        other => panic!("{other:?}"),
+    });
+    shown.expect("it can be read");
+}
+
+fn claim(space: &Namespace, key: &Key, body: &mut [u8; BODY.len()]) {
+    let Ok(Claim::Completed(outcome)) = space.claim(key, None) else { panic!("it is completed") };
+    copy(outcome.body(), body);
+}
