@@ -4,6 +4,8 @@
 use std::error::Error;
 
 use refrain::{Claim, ClaimError, Policy, Quota, Serving, Store};
+#[cfg(feature = "rate-limit")]
+use refrain::{Rate, Rates};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
@@ -52,8 +54,32 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!((stats.calls.refused_quota, stats.calls.duplicates()), (50, 2));
     assert!(stats.calls.granted_near_quota > 0);
 
+    #[cfg(feature = "rate-limit")]
+    rates(&store)?;
+
     let health = store.health();
     assert!(matches!(health.serving, Serving::All) && health.gaps.is_empty());
     println!("last sync {:?} ago, {} bytes ready", health.sync_age, health.ready_bytes);
+    Ok(())
+}
+
+/// With the feature `rate-limit`: each customer may send so many new requests a minute; retries are free.
+#[cfg(feature = "rate-limit")]
+fn rates(store: &Store) -> Result<(), Box<dyn Error>> {
+    let payments = store.define("payments", &Policy::default())?;
+    let rate = Rate::per_minute(5.try_into()?);
+    store.limit_rates("payments", &Rates::default().new_keys_each_scope(rate))?;
+    let [acme, zenith] = ["acme", "zenith"].map(|customer| payments.scoped(customer));
+    let (acme, zenith) = (acme?, zenith?);
+    for number in 1..=5 {
+        let lease = acme.claim(format!("payment-{number}"), None)?.acquired().ok_or("a new key")?;
+        lease.complete("paid")?;
+    }
+    let Err(ClaimError::RateExceeded(exceeded)) = acme.claim("payment-6", None) else {
+        return Err("the sixth in a minute".into());
+    };
+    println!("{exceeded}");
+    assert!(matches!(acme.claim("payment-5", None)?, Claim::Completed(_)));
+    assert!(zenith.claim("payment-1", None)?.acquired().is_some());
     Ok(())
 }

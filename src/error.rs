@@ -136,6 +136,10 @@ pub enum ClaimError {
     /// The namespace has as much as its quota allows of. Keys already claimed can be completed; what expires makes room.
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
+    /// The namespace, or the scope, was asked for something new too often. Whoever comes later may be granted it.
+    #[cfg(feature = "rate-limit")]
+    #[error(transparent)]
+    RateExceeded(#[from] crate::rates::RateExceeded),
     /// The key is in progress, and as many wait for it as may. Only calls that wait answer this.
     #[error(transparent)]
     TooManyWaiters(#[from] TooManyWaiters),

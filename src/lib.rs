@@ -70,7 +70,8 @@
 //! # Features
 //!
 //! None by default. `json` makes fingerprints of JSON payloads however they are written (`JsonFields`), `blake3` makes them
-//! with that digest (`Fingerprint::of_blake3`). `uuid` takes the time of a request from a UUID of version 7 (`Namespace::claim_uuid`). `cli` builds the command `refrain`, and changes nothing in the library.
+//! with that digest (`Fingerprint::of_blake3`). `uuid` takes the time of a request from a UUID of version 7 (`Namespace::claim_uuid`). `rate-limit` limits how many new keys, and how many differing fingerprints, a namespace or
+//! a scope is served in a time (`Store::limit_rates`). `cli` builds the command `refrain`, and changes nothing in the library.
 //! `test-util` adds a clock that tests move by hand (`testing::SimClock`).
 //!
 //! The state table, the format, clocks and decisions are in the repository under `docs/`.
@@ -98,6 +99,8 @@ mod lost;
 mod namespace;
 mod options;
 mod policy;
+#[cfg(feature = "rate-limit")]
+mod rates;
 mod renewer;
 mod report;
 mod request;
@@ -139,6 +142,8 @@ pub use policy::{
     DEDUPE_TTL_MAX, FingerprintRule, LEASE_MIN, OnLeaseEnd, OnOrphan, Policy, PolicyProblem, Quota,
     RefreshOnHit,
 };
+#[cfg(feature = "rate-limit")]
+pub use rates::{Rate, RateExceeded, RateOf, Rates};
 pub use renewer::{Renewer, RenewerThread, Renewing};
 pub use report::{Damage, RecoveryReport, SalvageReport, TornTail};
 pub use request::{ClaimOptions, CompleteOptions, Resolution};

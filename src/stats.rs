@@ -122,6 +122,9 @@ pub struct CallCounts {
     pub refused_full: u64,
     /// Those that were refused because of the namespace's quota ([`crate::Store::limit`]).
     pub refused_quota: u64,
+    /// Those that were refused because they came too often (`Store::limit_rates`).
+    #[cfg(feature = "rate-limit")]
+    pub refused_rate: u64,
     /// Those that were granted when four fifths of a quota were used, or more: a warning before there are refusals.
     pub granted_near_quota: u64,
     /// Claims that their owners have completed; a completion that is repeated is not counted again.
@@ -166,6 +169,8 @@ impl CallCounts {
             outside_window: of(Event::OutsideWindow),
             refused_full: of(Event::Full),
             refused_quota: of(Event::OverQuota),
+            #[cfg(feature = "rate-limit")]
+            refused_rate: of(Event::OverRate),
             granted_near_quota: of(Event::NearQuota),
             completed: of(Event::Completed),
             released: of(Event::Released),
@@ -209,6 +214,8 @@ impl CallCounts {
             outside_window: self.outside_window + other.outside_window,
             refused_full: self.refused_full + other.refused_full,
             refused_quota: self.refused_quota + other.refused_quota,
+            #[cfg(feature = "rate-limit")]
+            refused_rate: self.refused_rate + other.refused_rate,
             granted_near_quota: self.granted_near_quota + other.granted_near_quota,
             completed: self.completed + other.completed,
             released: self.released + other.released,

@@ -79,6 +79,24 @@ impl Store {
         self.handle.limit(name, &quota.as_stored())
     }
 
+    /// Limits how often a namespace that exists is granted new keys, or told that a fingerprint differs: by all, and in each
+    /// scope. What comes too often is refused ([`crate::ClaimError::RateExceeded`], with the time after which it may come
+    /// again); retries of keys that are known, and whatever ends, renews or takes over a claim, are free. In force when this returns; rates without limits lift them.
+    ///
+    /// Rates are the process's: they are not written to the disk, and their buckets are full when they are set. Rates that are
+    /// set again as they are leave them as they are. Needs the feature `rate-limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::UnknownName`]; a store that is closed.
+    #[cfg(feature = "rate-limit")]
+    pub fn limit_rates(&self, name: &str, rates: &crate::Rates) -> Result<(), NamespaceError> {
+        if name.starts_with(FENCES) {
+            return Err(NamespaceError::Reserved { prefix: FENCES });
+        }
+        self.handle.limit_rates(name, rates)
+    }
+
     /// The guard `name`, by which a sink refuses tokens that are older than the newest one of their resource ([`FenceGuard`]). It remembers
     /// what was admitted for `retention`, up to thirty years; what was admitted before this call, for as long as was said then. Like a namespace it survives
     /// power loss when this returns, and has names of 1 to 240 bytes.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the crate, from the bottom up. A module uses only modules of lines above its own
 /// in this list; modules of one line do not meet.
 const LAYERS: &[&[&str]] = &[
-    &["types", "chunked", "report", "policy", "limits", "sys"],
+    &["types", "chunked", "report", "policy", "limits", "rates", "sys"],
     &["hash", "answer", "canonical"],
     &["checksum", "error"],
     &["admission"],

@@ -85,6 +85,9 @@ struct Question<'a> {
     /// Why the store could not grow, once it was asked to.
     no_room: Option<Arc<Failure>>,
     refresh: Refresh,
+    /// Whether the call has paid for what it asks for.
+    #[cfg(feature = "rate-limit")]
+    is_paid: bool,
 }
 
 /// The key's current record, judged.
@@ -223,6 +226,10 @@ impl Engine {
                 Judged::Mismatch(Standing::Done) => seen.as_ref().and_then(|seen| self.gate(seen)),
                 _ => None,
             };
+            #[cfg(feature = "rate-limit")]
+            if matches!(judged, Judged::Mismatch(_)) {
+                question.pay(false)?;
+            }
             if settle.is_none() {
                 question.count_answer(&judged);
                 return self.show(judged, seen.as_ref());
@@ -260,7 +267,11 @@ impl Engine {
         let seen = entry.map(|entry| entry.seen);
         let origin = match (self.judge(seen, question, now), seen) {
             (Judged::Free { takeover: Some(cause) }, Some(old)) => Origin::Other(old.record, cause),
-            (Judged::Free { .. }, _) => Origin::Nothing,
+            (Judged::Free { .. }, _) => {
+                #[cfg(feature = "rate-limit")]
+                question.pay(true)?;
+                Origin::Nothing
+            }
             (Judged::Own, Some(old)) => Origin::Own(old.record),
             (other, _) => return Ok(Try::Judged(other)),
         };
@@ -498,7 +509,22 @@ impl<'a> Question<'a> {
             differs: false,
             no_room: None,
             refresh: Refresh::Untried,
+            #[cfg(feature = "rate-limit")]
+            is_paid: false,
         })
+    }
+
+    /// Pays for a new key, or for being told of another fingerprint: once (A1).
+    #[cfg(feature = "rate-limit")]
+    fn pay(&mut self, is_new: bool) -> Result<(), ClaimError> {
+        if !self.is_paid {
+            match is_new {
+                true => self.key.namespace.pay_for_new(self.key)?,
+                false => self.key.namespace.pay_for_mismatch(self.key)?,
+            }
+            self.is_paid = true;
+        }
+        Ok(())
     }
 
     /// Whether a key that was completed when the request was first sent may be forgotten by now; gives since when they are remembered.

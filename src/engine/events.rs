@@ -26,6 +26,8 @@ pub(crate) enum Event {
     Full,
     NearQuota,
     OverQuota,
+    #[cfg(feature = "rate-limit")]
+    OverRate,
     /// A fingerprint that differs, whatever the rule made of it.
     Differs,
     /// Of those who hold a claim.

@@ -36,6 +36,8 @@ pub(crate) mod operator;
 mod origin;
 pub(crate) mod purge;
 pub(crate) mod quotas;
+#[cfg(feature = "rate-limit")]
+pub(crate) mod rates;
 pub(crate) mod recovery;
 mod refresh;
 #[cfg(all(test, any(loom, shuttle)))]

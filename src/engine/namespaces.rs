@@ -43,6 +43,9 @@ pub(crate) struct NamespaceState {
     pub(crate) tally: Tally,
     /// See `engine::quotas`.
     pub(crate) meter: Meter,
+    /// See `engine::rates`.
+    #[cfg(feature = "rate-limit")]
+    pub(super) rates: super::rates::Meters,
     /// Those who wait for keys of it.
     pub(crate) waiters: AtomicUsize,
 }
@@ -64,6 +67,12 @@ impl Key<'_> {
     #[inline(never)]
     pub(super) fn given_len(&self) -> usize {
         self.bytes.len() - scope::prefix_len(self.number, self.bytes)
+    }
+
+    /// Its scope, by a hash that nobody can aim at; that of no scope is one, too.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn scope(&self) -> KeyHash {
+        self.namespace.hasher.hash(&self.bytes[..scope::prefix_len(self.number, self.bytes)])
     }
 }
 
@@ -200,6 +209,8 @@ impl Namespaces {
             is_implicit: AtomicBool::new(entry.implicit),
             tally: Tally::default(),
             meter: Meter::default(),
+            #[cfg(feature = "rate-limit")]
+            rates: super::rates::Meters::default(),
             waiters: AtomicUsize::new(0),
         });
         self.by_id.write().insert(entry.namespace, Arc::clone(&state));

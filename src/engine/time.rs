@@ -119,6 +119,12 @@ impl Timeline {
         Timestamp::from_ms(self.base_ns.saturating_add(elapsed).div_ceil(1_000_000))
     }
 
+    /// The clock itself.
+    #[cfg(feature = "rate-limit")]
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
     /// The monotonic clock, for intervals.
     pub(crate) fn monotonic(&self) -> Duration {
         Duration::from_nanos(self.clock.monotonic_ns())
