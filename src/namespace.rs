@@ -524,6 +524,21 @@ impl Namespace {
         )
     }
 
+    /// Forgets every key of this namespace, those of all its scopes among them, or of this scope alone, as [`Namespace::forget`] does for
+    /// each; says how many there were. Keys that are claimed while this runs may stay. What is known of keys that
+    /// are in doubt is not forgotten: there is no list of them.
+    ///
+    /// Reads every record of the store, and writes one for each key that it forgets. One that fails, or a process that ends meanwhile, has
+    /// forgotten some of the keys: call it again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::forget`]; [`StoreError::Corrupt`] when all that could be read was forgotten, and a record could not be.
+    pub fn forget_all(&self, reason: &str, actor: &str) -> Result<u64, ForgetError> {
+        let handle = &self.space.handle;
+        handle.answer(handle.forget_all(&self.space.state, &self.prefix, reason, actor))
+    }
+
     /// [`crate::Store::orphans`] of this namespace, those of all its scopes among them; or of this scope alone.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ mod support;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-use support::world::{Shown, Step, World};
+use support::world::{Shown, Step, World, keys};
 
 fn shown() -> impl Strategy<Value = Shown> {
     prop_oneof![8 => Just(Shown::Current), 2 => Just(Shown::Older), 1 => Just(Shown::Bogus)]
@@ -29,7 +29,7 @@ fn advance() -> impl Strategy<Value = u64> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let key = 0..10_usize;
+    let key = 0..keys().len();
     let byte = any::<u8>;
     prop_oneof![
         10 => (key.clone(), byte(), byte(), byte(), any::<bool>()).prop_map(
@@ -55,7 +55,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(key, shown, quick)| Step::Park { key, shown, quick }),
         4 => (key.clone(), shown(), proptest::option::of(byte()), byte())
             .prop_map(|(key, shown, body, code)| Step::Resolve { key, shown, body, code }),
-        2 => key.prop_map(|key| Step::Forget { key }),
+        2 => key.clone().prop_map(|key| Step::Forget { key }),
+        1 => (key, any::<bool>()).prop_map(|(key, whole)| Step::ForgetAll { key, whole }),
         1 => Just(Step::Orphans),
         6 => advance().prop_map(|ms| Step::Advance { ms }),
         1 => (0..3_usize, 0..10_usize)
@@ -119,6 +120,8 @@ const MUST_BE_SEEN: &[&str] = &[
     "resolve already",
     "forget",
     "forget nothing",
+    "forget a namespace",
+    "forget a scope",
     "orphans",
     "no orphans",
     "alter",

@@ -27,6 +27,7 @@ pub(crate) mod events;
 pub(crate) mod exits;
 pub(crate) mod expiry;
 pub(crate) mod fences;
+mod forget_all;
 pub(crate) mod gaps;
 pub(crate) mod lease_ends;
 mod lookups;

@@ -5,6 +5,7 @@
 
 use super::events::Event;
 use super::exits::{CompleteRequest, release_record};
+use super::forget_all::Belonging;
 use super::namespaces::Key;
 use super::search::Found;
 use super::state::{self, Standing, held_bytes, is_orphan};
@@ -33,8 +34,26 @@ pub(crate) enum ResolveRequest<'a> {
     NotDone(Option<CallDurability>),
 }
 
+/// Who forgets a key and why, as it is written down.
+#[derive(Clone, Debug)]
+pub(super) struct Audit(Vec<u8>);
+
+impl Audit {
+    pub(super) fn new(reason: &str, actor: &str) -> Result<Self, ForgetError> {
+        let longest = reason.len().max(actor.len());
+        if longest > AUDIT_BYTES_MAX {
+            return Err(ForgetError::TextLength { len: longest });
+        }
+        // The actor's length, the actor, the reason.
+        let mut body = vec![actor.len() as u8];
+        body.extend_from_slice(actor.as_bytes());
+        body.extend_from_slice(reason.as_bytes());
+        Ok(Self(body))
+    }
+}
+
 /// What forgetting did.
-enum Forgot {
+pub(super) enum Forgot {
     /// Nothing: there was nothing to forget.
     Nothing,
     /// The key was in this state, or in doubt, and is free.
@@ -169,23 +188,20 @@ impl Engine {
         actor: &str,
         durability: Option<CallDurability>,
     ) -> Answered<Option<KeyState>, ForgetError> {
-        match self.try_forget(key, reason, actor) {
+        let forgot = Audit::new(reason, actor).and_then(|audit| self.try_forget(key, &audit));
+        match forgot {
             Ok(Forgot::Nothing) => Ok(None).into(),
             Ok(Forgot::Key(state)) => self.changed(state, durability),
             Err(error) => Err(error).into(),
         }
     }
 
-    fn try_forget(&self, key: &Key<'_>, reason: &str, actor: &str) -> Result<Forgot, ForgetError> {
-        let longest = reason.len().max(actor.len());
-        if longest > AUDIT_BYTES_MAX {
-            return Err(ForgetError::TextLength { len: longest });
-        }
+    pub(super) fn try_forget(
+        &self,
+        key: &Key<'_>,
+        Audit(body): &Audit,
+    ) -> Result<Forgot, ForgetError> {
         self.check_change(key)?;
-        // The actor's length, the actor, the reason.
-        let mut body = vec![actor.len() as u8];
-        body.extend_from_slice(actor.as_bytes());
-        body.extend_from_slice(reason.as_bytes());
         let mut no_room = None;
         loop {
             let growths = self.wal.growths();
@@ -224,10 +240,10 @@ impl Engine {
                 code: old.map_or(0, |old| old.code()),
                 attempt: old.map_or(0, |old| old.attempt()),
                 body_len: body.len() as u32,
-                body_crc: crc32(&body),
+                body_crc: crc32(body),
                 ext: Ext { first_token: old.map(|old| old.first_token()), ..Ext::default() },
                 key: key.bytes,
-                body: &body,
+                body,
             };
             let draft = Draft::new(&record);
             let is_exit = draft.room() as u64 <= release;
@@ -282,12 +298,8 @@ impl Engine {
             shard.table.for_each(|_, slot: Slot| {
                 if !slot.is_done() {
                     let record = self.wal.segments.record(slot.location(), &pin)?;
-                    let is_of = |of: NamespaceId| {
-                        of == record.namespace().unscoped()
-                            && (prefix.is_empty() || record.namespace().is_scoped())
-                            && record.key().starts_with(prefix)
-                    };
-                    if of.is_none_or(is_of) {
+                    let of = of.map(|namespace| Belonging { namespace, prefix });
+                    if of.is_none_or(|of| of.holds(record)) {
                         orphans.extend(self.orphan(record));
                     }
                 }

@@ -188,7 +188,8 @@ mod tests {
         let bytes = written.encode(&STORE, FileId(1), 4);
         let read = Mark::decode(&page(&bytes), &STORE, FileId(1), 4).unwrap();
         assert_eq!(read, written);
-        for bit in 0..bytes.len() * 8 {
+        // Few of them where each step of the checksum is checked.
+        for bit in (0..bytes.len() * 8).step_by(if cfg!(miri) { 1009 } else { 1 }) {
             let mut bad = page(&bytes);
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Mark::decode(&bad, &STORE, FileId(1), 4), None, "bit {bit}");

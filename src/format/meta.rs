@@ -326,7 +326,8 @@ mod tests {
     fn a_state_comes_back_and_every_flipped_bit_is_noticed() {
         let bytes = slot(&meta());
         assert_eq!(Meta::decode(&bytes), Ok(meta()));
-        for bit in 0..SLOT_BYTES * 8 {
+        // Few of them where each step of the checksum is checked.
+        for bit in (0..SLOT_BYTES * 8).step_by(if cfg!(miri) { 1009 } else { 1 }) {
             let mut bad = bytes;
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Meta::decode(&bad), Err(Flaw::Damaged), "bit {bit}");

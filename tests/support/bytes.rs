@@ -78,7 +78,10 @@ fn step(bytes: &mut Bytes<'_>) -> Step {
             let body = bytes.flag().then(|| bytes.byte());
             Step::Resolve { key, shown, body, code }
         }
-        14 => Step::Forget { key: bytes.index() },
+        14 => match bytes.byte() {
+            0..=15 => Step::ForgetAll { key: bytes.index(), whole: bytes.flag() },
+            _ => Step::Forget { key: bytes.index() },
+        },
         15 => Step::Orphans,
         16 | 17 => Step::Advance { ms: bytes.ms() },
         18 => Step::Define { namespace: bytes.index() % 3, policy: bytes.index() % 8 },

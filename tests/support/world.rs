@@ -35,24 +35,88 @@ pub enum Shown {
 /// One step. Numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Claim { key: usize, fingerprint: u8, reference: u8, lease: u8, quick: bool },
-    Once { key: usize, fingerprint: u8, reference: u8, ttl: u8 },
-    Lookup { key: usize },
-    Renew { key: usize, shown: Shown, lease: u8 },
-    Complete { key: usize, shown: Shown, body: u8, code: u8, reference: u8, ttl: u8, quick: bool },
-    Release { key: usize, shown: Shown, quick: bool },
-    Park { key: usize, shown: Shown, quick: bool },
-    Resolve { key: usize, shown: Shown, body: Option<u8>, code: u8 },
-    Forget { key: usize },
+    Claim {
+        key: usize,
+        fingerprint: u8,
+        reference: u8,
+        lease: u8,
+        quick: bool,
+    },
+    Once {
+        key: usize,
+        fingerprint: u8,
+        reference: u8,
+        ttl: u8,
+    },
+    Lookup {
+        key: usize,
+    },
+    Renew {
+        key: usize,
+        shown: Shown,
+        lease: u8,
+    },
+    Complete {
+        key: usize,
+        shown: Shown,
+        body: u8,
+        code: u8,
+        reference: u8,
+        ttl: u8,
+        quick: bool,
+    },
+    Release {
+        key: usize,
+        shown: Shown,
+        quick: bool,
+    },
+    Park {
+        key: usize,
+        shown: Shown,
+        quick: bool,
+    },
+    Resolve {
+        key: usize,
+        shown: Shown,
+        body: Option<u8>,
+        code: u8,
+    },
+    Forget {
+        key: usize,
+    },
+    /// Everything of the key's namespace, or of its scope.
+    ForgetAll {
+        key: usize,
+        whole: bool,
+    },
     Orphans,
-    Advance { ms: u64 },
-    Define { namespace: usize, policy: usize },
-    Alter { namespace: usize, policy: usize },
-    SetWall { seconds: u64 },
+    Advance {
+        ms: u64,
+    },
+    Define {
+        namespace: usize,
+        policy: usize,
+    },
+    Alter {
+        namespace: usize,
+        policy: usize,
+    },
+    SetWall {
+        seconds: u64,
+    },
     Maintain,
     Flush,
-    Close { shards: u8, mode: u8, back_ms: u64, forward_ms: u64 },
-    Kill { shards: u8, mode: u8, forward_ms: u64 },
+    Close {
+        shards: u8,
+        mode: u8,
+        back_ms: u64,
+        forward_ms: u64,
+    },
+    Kill {
+        shards: u8,
+        mode: u8,
+        forward_ms: u64,
+    },
 }
 
 pub const NAMESPACES: usize = 3;
@@ -238,7 +302,7 @@ impl World {
             (calls.left_parked, seen(&["park"])),
             (calls.renewed, seen(&["renew", "renew late"])),
             (calls.resolved, seen(&["resolve done", "resolve not done"])),
-            (calls.forgotten, seen(&["forget"])),
+            (calls.forgotten, seen(&["forget", "forgotten with others"])),
         ];
         for (at, (counted, seen)) in counted.into_iter().enumerate() {
             assert_eq!(counted, seen, "count {at} of {calls:?}");
@@ -356,6 +420,7 @@ impl World {
                 self.resolve(key, shown, bring.as_ref());
             }
             Step::Forget { key } => self.forget(key),
+            Step::ForgetAll { key, whole } => self.forget_all(key, whole),
             Step::Orphans => self.orphans(),
             Step::Advance { ms } => {
                 self.clock.advance(Duration::from_millis(ms));
@@ -816,6 +881,26 @@ impl World {
         let got = self.space_of(&key).forget(raw(&key.1), "a test", "the model").unwrap();
         assert_eq!(got, expected);
         self.see(if got.is_some() { "forget" } else { "forget nothing" });
+    }
+
+    fn forget_all(&mut self, key: usize, whole: bool) {
+        let (_, key) = self.key(key);
+        let scope = scope_of(&key.1).0.filter(|_| !whole);
+        let of = |it: &Key| it.0 == key.0 && (scope.is_none() || scope_of(&it.1).0 == scope);
+        let all = keys().into_iter().filter(of);
+        let expected = all.filter(|it| self.model.forget(it).is_some()).count();
+        let space = match scope {
+            None => self.store().namespace(&name(key.0)).unwrap(),
+            Some(_) => handle_of(self.store(), &key),
+        };
+        let got = space.forget_all("a test", "the model").unwrap();
+        assert_eq!(got, expected as u64);
+        (0..got).for_each(|_| self.see("forgotten with others"));
+        self.see(match (got, scope) {
+            (0, _) => "forget all of nothing",
+            (_, None) => "forget a namespace",
+            (_, Some(_)) => "forget a scope",
+        });
     }
 
     fn orphans(&mut self) {
