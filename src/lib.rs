@@ -134,7 +134,7 @@ pub use fence::FenceGuard;
 pub use health::{Health, Serving};
 pub use key::PartsKey;
 pub use lease::{Lease, LeaseEnd};
-pub use limits::{QuotaExceeded, QuotaOf, TooManyWaiters, WaiterScope};
+pub use limits::{QuotaExceeded, QuotaLevel, QuotaOf, TooManyWaiters, WaiterScope};
 pub use lost::{LeaseLost, Lost};
 pub use namespace::Namespace;
 pub use options::{Durability, Options};

@@ -4,15 +4,36 @@ use std::fmt;
 
 /// A namespace has as much as its quota ([`crate::Quota`]) allows of: the newest claim is refused, never a key given up for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the namespace has {used} {of} already, of {limit} that it may have")]
+#[error("the {level} has {used} {of} already, of {limit} that it may have")]
 #[non_exhaustive]
 pub struct QuotaExceeded {
     /// Of what.
     pub of: QuotaOf,
+    /// Of whose quota.
+    pub level: QuotaLevel,
     /// How much there may be.
     pub limit: u64,
     /// How much there was.
     pub used: u64,
+}
+
+/// Whose quota it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum QuotaLevel {
+    /// The namespace's ([`crate::Store::limit`]).
+    Namespace,
+    /// That of each scope ([`crate::Store::limit_scopes`]).
+    Scope,
+}
+
+impl fmt::Display for QuotaLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Namespace => "namespace",
+            Self::Scope => "scope",
+        })
+    }
 }
 
 /// What a quota limits.
@@ -58,6 +79,8 @@ pub struct TooManyWaiters {
 pub enum WaiterScope {
     /// One key.
     Key,
+    /// Keys of one scope, where scopes have a quota ([`crate::Store::limit_scopes`]).
+    Scope,
     /// Keys of one namespace.
     Namespace,
     /// Keys of the store.
@@ -68,6 +91,7 @@ impl fmt::Display for WaiterScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Key => "key",
+            Self::Scope => "scope",
             Self::Namespace => "namespace",
             Self::Store => "store",
         })

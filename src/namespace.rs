@@ -124,12 +124,15 @@ impl Namespace {
         if handle.is_child() {
             return NamespaceStats::default();
         }
-        NamespaceStats::of(state)
+        NamespaceStats::of(state, &self.prefix)
     }
 
-    /// How much of it there may be ([`crate::Store::limit`]).
+    /// How much of it there may be ([`crate::Store::limit`]), or of this scope ([`crate::Store::limit_scopes`]).
     pub fn quota(&self) -> Quota {
-        self.space.state.meter.quota()
+        match self.is_scoped {
+            false => self.space.state.meter.quota(),
+            true => self.space.state.scope_meters.quota(),
+        }
     }
 
     /// Asks to be the one worker for `key`. Give the fingerprint of the request's payload, so that

@@ -55,7 +55,8 @@ pub struct NamespaceStats {
     pub calls: CallCounts,
     /// Calls that wait for a key of it, see [`crate::Namespace::claim_or_wait`].
     pub waiters: usize,
-    /// What there is of it, if it has a quota: it is counted then.
+    /// What there is of it, or of the scope that was asked for, if that has a quota: it is counted then. The other numbers are the
+    /// namespace's.
     pub usage: Option<Usage>,
 }
 
@@ -72,10 +73,15 @@ pub struct Usage {
 }
 
 impl NamespaceStats {
-    pub(crate) fn of(namespace: &NamespaceState) -> Self {
-        let is_metered = !namespace.meter.quota().is_none();
+    /// With what there is of this scope, in place of the namespace, if one is given: what stands in front of its keys.
+    pub(crate) fn of(namespace: &NamespaceState, scope: &[u8]) -> Self {
+        let (quota, used) = match scope {
+            [] => (namespace.meter.quota(), namespace.meter.used()),
+            _ => (namespace.scope_meters.quota(), namespace.scope_meters.used(scope)),
+        };
+        let is_metered = !quota.is_none();
         let usage = || {
-            let [keys, bytes, in_flight] = namespace.meter.used().0;
+            let [keys, bytes, in_flight] = used.0;
             Usage { keys, bytes, in_flight }
         };
         Self {

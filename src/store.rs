@@ -10,6 +10,7 @@ use crate::error::{CloseError, Failure, GapError, NamespaceError, StoreError};
 use crate::fence::FenceGuard;
 use crate::handle::{Handle, Space};
 use crate::health::Health;
+use crate::limits::QuotaLevel;
 use crate::namespace::Namespace;
 use crate::policy::{LEASE_MIN, Policy, Quota, RefreshOnHit};
 use crate::report::RecoveryReport;
@@ -76,7 +77,21 @@ impl Store {
         if name.starts_with(FENCES) {
             return Err(NamespaceError::Reserved { prefix: FENCES });
         }
-        self.handle.limit(name, &quota.as_stored())
+        self.handle.limit(name, QuotaLevel::Namespace, &quota.as_stored())
+    }
+
+    /// Limits each scope of a namespace by itself ([`Namespace::scoped`]), as [`Store::limit`] does the namespace; keys without a
+    /// scope are not limited by it. A claim takes a lock that all claims in scopes of the namespace share, and what is
+    /// removed because its time is over is read again, for its scope. Scopes that have nothing take no memory.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::UnknownName`]; whatever any call can fail with.
+    pub fn limit_scopes(&self, name: &str, quota: &Quota) -> Result<(), NamespaceError> {
+        if name.starts_with(FENCES) {
+            return Err(NamespaceError::Reserved { prefix: FENCES });
+        }
+        self.handle.limit(name, QuotaLevel::Scope, &quota.as_stored())
     }
 
     /// Limits how often a namespace that exists is granted new keys, or told that a fingerprint differs: by all, and in each

@@ -43,6 +43,7 @@ pub(crate) mod recovery;
 mod refresh;
 #[cfg(all(test, any(loom, shuttle)))]
 mod schedules;
+mod scope_quotas;
 mod search;
 pub(crate) mod shard;
 mod spans;

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::Engine;
 use super::quotas::Meter;
+use super::scope_quotas::ScopeMeters;
 use crate::error::{NamespaceError, StoreError};
 use crate::format::meta::{Meta, SLOTS};
 use crate::format::names::{Entry, NamespaceEntry, Raise};
@@ -43,6 +44,8 @@ pub(crate) struct NamespaceState {
     pub(crate) tally: Tally,
     /// See `engine::quotas`.
     pub(crate) meter: Meter,
+    /// Of each of its scopes, see `engine::scope_quotas`.
+    pub(crate) scope_meters: ScopeMeters,
     /// See `engine::rates`.
     #[cfg(feature = "rate-limit")]
     pub(super) rates: super::rates::Meters,
@@ -62,7 +65,12 @@ pub(crate) struct Key<'a> {
     pub(crate) hash: KeyHash,
 }
 
-impl Key<'_> {
+impl<'a> Key<'a> {
+    /// What stands in front of it: of its scope.
+    pub(super) fn prefix(&self) -> &'a [u8] {
+        &self.bytes[..scope::prefix_len(self.number, self.bytes)]
+    }
+
     /// The length of the key without its scope.
     #[inline(never)]
     pub(super) fn given_len(&self) -> usize {
@@ -72,7 +80,7 @@ impl Key<'_> {
     /// Its scope, by a hash that nobody can aim at; that of no scope is one, too.
     #[cfg(feature = "rate-limit")]
     pub(super) fn scope(&self) -> KeyHash {
-        self.namespace.hasher.hash(&self.bytes[..scope::prefix_len(self.number, self.bytes)])
+        self.namespace.hasher.hash(self.prefix())
     }
 }
 
@@ -186,9 +194,11 @@ impl Namespaces {
                 known.raised(raise);
             }
         }
-        for (namespace, quota) in quotas {
-            if let Some(known) = namespaces.by_id(namespace) {
-                known.meter.set(&quota);
+        for (number, quota) in quotas {
+            match namespaces.by_id(number.unscoped()) {
+                Some(known) if number.is_scoped() => known.scope_meters.set(&quota),
+                Some(known) => known.meter.set(&quota),
+                None => {}
             }
         }
         namespaces
@@ -209,6 +219,7 @@ impl Namespaces {
             is_implicit: AtomicBool::new(entry.implicit),
             tally: Tally::default(),
             meter: Meter::default(),
+            scope_meters: ScopeMeters::default(),
             #[cfg(feature = "rate-limit")]
             rates: super::rates::Meters::default(),
             waiters: AtomicUsize::new(0),

@@ -205,7 +205,7 @@ impl Engine {
                 }
                 // An index rounds up.
                 (Kind::Complete, Some(position)) if entry.expires <= now => {
-                    self.account_gone(&shard, entry);
+                    self.account_gone(&shard, entry, self.location(segment, entry));
                     shard.table.remove(position);
                     match purged.last_mut() {
                         Some((namespace, count)) if *namespace == entry.namespace => *count += 1,
@@ -233,7 +233,7 @@ impl Engine {
     fn settle_one(&self, segment: &SealedSegment, entry: &Entry) -> Result<bool, StoreError> {
         let pin = Pin::new();
         let now = self.timeline.now();
-        let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
+        let location = self.location(segment, entry);
         let old = match self.wal.segments.record(location, &pin) {
             // Whatever it was: a claim that the clock has forgotten need not be read.
             Err(StoreError::Corrupt { .. })
@@ -310,7 +310,7 @@ impl Engine {
         let (mut shard, hold) = self.hold(std::slice::from_ref(entry));
         let position = self.current(segment, entry, &shard);
         if let Some(position) = position {
-            self.account_gone(&shard, entry);
+            self.account_gone(&shard, entry, self.location(segment, entry));
             shard.table.remove(position);
         }
         drop(shard);
@@ -346,6 +346,11 @@ impl Engine {
         }
     }
 
+    /// Where the record of an entry lies.
+    fn location(&self, segment: &SealedSegment, entry: &Entry) -> Location {
+        Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes())
+    }
+
     /// Where the table points to the very record of this entry, if it does.
     fn current(
         &self,
@@ -353,7 +358,7 @@ impl Engine {
         entry: &Entry,
         shard: &ShardGuard<'_>,
     ) -> Option<Position> {
-        let location = Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes());
+        let location = self.location(segment, entry);
         let is_it = |slot: Slot| Ok::<_, std::convert::Infallible>(slot.location() == location);
         let Ok(found) = shard.table.find(shard.table.route(entry.key_hash), is_it);
         found.map(|(position, _)| position)

@@ -274,7 +274,7 @@ impl Engine {
         } else {
             let is_counted = !wait.is_holders;
             let counted = line.waiting.iter().filter(|waiter| waiter.is_counted).count();
-            let admitted = if is_counted { self.admit(namespace, counted) } else { Ok(()) };
+            let admitted = if is_counted { self.admit(key, counted) } else { Ok(()) };
             if let Err(refusal) = admitted {
                 wait.number = None;
                 if line.waiting.is_empty() {
@@ -315,8 +315,8 @@ impl Engine {
     }
 
     /// Counts one who waits, if there may be one more.
-    fn admit(&self, namespace: &NamespaceState, of_key: usize) -> Result<(), TooManyWaiters> {
-        let limits = self.waiter_limits;
+    fn admit(&self, key: &Key<'_>, of_key: usize) -> Result<(), TooManyWaiters> {
+        let (namespace, limits) = (key.namespace, self.waiter_limits);
         if of_key >= limits.key {
             return Err(TooManyWaiters { scope: WaiterScope::Key, limit: limits.key });
         }
@@ -327,6 +327,13 @@ impl Engine {
         if !count(&self.waiters, limits.store) {
             namespace.waiters.fetch_sub(1, Ordering::Relaxed);
             return Err(TooManyWaiters { scope: WaiterScope::Store, limit: limits.store });
+        }
+        if key.number.is_scoped()
+            && let Err(limit) = namespace.scope_meters.enter(key.prefix())
+        {
+            namespace.waiters.fetch_sub(1, Ordering::Relaxed);
+            self.waiters.fetch_sub(1, Ordering::Relaxed);
+            return Err(TooManyWaiters { scope: WaiterScope::Scope, limit });
         }
         Ok(())
     }
@@ -347,6 +354,9 @@ impl Engine {
         if waiter.is_counted {
             key.namespace.waiters.fetch_sub(1, Ordering::Relaxed);
             self.waiters.fetch_sub(1, Ordering::Relaxed);
+            if key.number.is_scoped() {
+                key.namespace.scope_meters.leave(key.prefix());
+            }
         }
         // Foreign code, both.
         drop(waiter);

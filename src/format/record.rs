@@ -31,6 +31,8 @@ use crate::types::{FencingToken, KeyHash, Location, NamespaceId, Timestamp};
 pub(crate) const HEADER_BYTES: usize = 64;
 /// `len` and `crc`.
 pub(crate) const WORD_BYTES: usize = 8;
+/// Where the header has the length of the key.
+const KEY_LEN_OFFSET: usize = 10;
 /// Zero bytes behind the last record, overwritten by the next one. Recovery does not rely on them.
 pub(crate) const TERMINATOR_BYTES: usize = Location::UNIT_BYTES;
 const _: () = {
@@ -290,6 +292,12 @@ impl<'a> Draft<'a> {
 
     pub(crate) fn namespace(&self) -> NamespaceId {
         self.entry.namespace
+    }
+
+    pub(crate) fn key(&self) -> &[u8] {
+        let head = &self.front.bytes()[..self.head_len];
+        let len = u16::from_le_bytes([head[KEY_LEN_OFFSET], head[KEY_LEN_OFFSET + 1]]);
+        &head[self.head_len - usize::from(len)..]
     }
 
     /// What the record takes of a segment, with its entry in the index.

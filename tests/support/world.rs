@@ -257,6 +257,10 @@ impl World {
         // Far beyond what there will be: it is counted, and checked with the other invariants.
         let quota = Quota::default().keys(1 << 40);
         (0..2).for_each(|namespace| world.store().limit(&name(namespace), &quota).unwrap());
+        // One of both, one of namespaces alone, one of scopes alone.
+        for namespace in [0, 2] {
+            world.store().limit_scopes(&name(namespace), &quota).unwrap();
+        }
         world
     }
 
