@@ -210,6 +210,9 @@ mod tests {
         for (count, wanted) in
             [(0, 1), (1, 1), (ENTRIES_MAX, 1), (ENTRIES_MAX + 1, 2), (LISTED_MAX, 3)]
         {
+            if cfg!(miri) && count > 1 {
+                continue;
+            }
             let whole = mark(count);
             let parts: Vec<_> = whole.parts().unwrap().collect();
             assert_eq!(parts.len(), wanted, "{count}");
