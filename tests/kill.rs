@@ -32,8 +32,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use refrain::testing::{Clock, Point, end_process_at};
 use refrain::{
-    Body, Claim, ClaimOptions, CompleteOptions, Durability, FencingToken, Lease, Lookup, Namespace,
-    OnOrphan, Once, Options, Outcome, Policy, Reference, Resolution, Store,
+    Body, Claim, ClaimOptions, CompleteOptions, Durability, FenceError, FenceGuard, FencingToken,
+    Lease, Lookup, Namespace, OnOrphan, Once, Options, Outcome, OwnerId, Policy, Quota, Reference,
+    Resolution, Store,
 };
 use support::Random;
 
@@ -42,6 +43,8 @@ const NAMESPACES: [(&str, OnOrphan); 3] =
     [("reclaimed", OnOrphan::Reclaim), ("parked", OnOrphan::Park), ("kept", OnOrphan::KeepLease)];
 /// Keys of each thread and namespace that come back in every round.
 const COMMON_KEYS: u64 = 150;
+/// Resources of each thread whose tokens a guard looks at.
+const RESOURCES: u64 = 4;
 /// Acknowledged calls of a long round, and of a short one.
 const ACKNOWLEDGED_MIN: u64 = 1000;
 const ACKNOWLEDGED_SPREAD: u64 = 2500;
@@ -73,15 +76,44 @@ fn options(directory: &Path, round: u64) -> Options {
         .durability(durability)
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 fn namespaces(store: &Store) -> Vec<Namespace> {
-    let day = Duration::from_secs(24 * 3600);
+    // Far beyond what there will be: it is counted, and checked with the other invariants.
+    let quota = Quota::default().keys(1 << 40);
+    store.namespaces().iter().filter(|name| *name == NAMESPACES[0].0).for_each(|name| {
+        store.limit(name, &quota).unwrap();
+        store.limit_scopes(name, &quota).unwrap();
+    });
     NAMESPACES
         .iter()
         .map(|(name, on_orphan)| {
-            let policy = Policy::default().lease(day).dedupe_ttl(7 * day).replay_ttl(7 * day);
+            let policy = Policy::default().lease(DAY).dedupe_ttl(7 * DAY).replay_ttl(7 * DAY);
             store.define(name, &policy.on_orphan(*on_orphan)).unwrap()
         })
         .collect()
+}
+
+fn guard(store: &Store) -> FenceGuard {
+    store.fence_guard("sink", 7 * DAY).unwrap()
+}
+
+/// One key in three is of a scope, which is its thread's.
+fn scope_of(key: &str) -> Option<String> {
+    let sum: u64 = key.bytes().map(u64::from).sum();
+    sum.is_multiple_of(3).then(|| scope_of_thread(key.split('-').nth(1).unwrap()))
+}
+
+fn scope_of_thread(thread: impl std::fmt::Display) -> String {
+    format!("of-{thread}")
+}
+
+/// The handle that takes a key.
+fn space(namespaces: &[Namespace], at: usize, key: &str) -> Namespace {
+    match scope_of(key) {
+        None => namespaces[at].clone(),
+        Some(scope) => namespaces[at].scoped(scope).unwrap(),
+    }
 }
 
 /// The bytes that a claim with this token is completed with: nobody has to remember them.
@@ -136,12 +168,12 @@ fn child() {
         work_in_cycles(Path::new(&directory), round);
     }
     let store = open(Path::new(&directory), round);
-    let namespaces = namespaces(&store);
+    let (namespaces, guard) = (namespaces(&store), guard(&store));
     println!("\nopen");
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let namespaces = &namespaces;
-            scope.spawn(move || Worker::new(thread, round, namespaces).work(u64::MAX));
+            let (namespaces, guard) = (&namespaces, &guard);
+            scope.spawn(move || Worker::new(thread, round, namespaces, guard).work(u64::MAX));
         }
     });
 }
@@ -207,18 +239,19 @@ fn work_in_cycles(directory: &Path, round: u64) {
     for cycle in 0.. {
         let store = open(directory, round + cycle);
         println!("\nR");
-        let namespaces = namespaces(&store);
+        let (namespaces, guard) = (namespaces(&store), guard(&store));
         let name = format!("extra-{round}-{cycle}");
         store.define(&name, &Policy::default()).unwrap();
         println!("N {name}");
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
-                let namespaces = &namespaces;
+                let (namespaces, guard) = (&namespaces, &guard);
                 let number = round * 1000 + cycle;
-                scope.spawn(move || Worker::new(thread, number, namespaces).work(CYCLE_CALLS));
+                let mut worker = Worker::new(thread, number, namespaces, guard);
+                scope.spawn(move || worker.work(CYCLE_CALLS));
             }
         });
-        drop(namespaces);
+        drop((namespaces, guard));
         store.close().unwrap();
     }
 }
@@ -228,6 +261,7 @@ struct Worker<'a> {
     round: u64,
     random: Random,
     namespaces: &'a [Namespace],
+    guard: &'a FenceGuard,
     /// Claims this thread was granted, or may resolve.
     held: Vec<(usize, String, u64)>,
     parked: Vec<(usize, String, u64)>,
@@ -235,22 +269,28 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(thread: usize, round: u64, namespaces: &'a [Namespace]) -> Self {
+    fn new(thread: usize, round: u64, namespaces: &'a [Namespace], guard: &'a FenceGuard) -> Self {
         let random = Random::new(round * 1000 + thread as u64);
-        Self { thread, round, random, namespaces, held: vec![], parked: vec![], fresh: 0 }
+        Self { thread, round, random, namespaces, guard, held: vec![], parked: vec![], fresh: 0 }
+    }
+
+    fn space(&self, at: usize, key: &str) -> Namespace {
+        space(self.namespaces, at, key)
     }
 
     /// Makes so many calls, or until it is killed.
     fn work(&mut self, calls: u64) {
         for _ in 0..calls {
             match self.random.below(100) {
-                0..40 => self.claim(),
+                0..38 => self.claim(),
+                38..40 => self.admit(),
                 40..50 => self.once(),
                 50..75 => self.with_held("complete"),
                 75..80 => self.with_held("renew"),
                 80..85 => self.with_held("release"),
                 85..90 => self.with_held("park"),
                 90..95 => self.resolve(),
+                95..98 if self.random.chance(20) => self.forget_all(),
                 95..98 => self.forget(),
                 _ => self.lookup(),
             }
@@ -292,10 +332,19 @@ impl<'a> Worker<'a> {
     fn claim(&mut self) {
         let (at, key) = self.key();
         self.intend("claim", at, &key, 0);
-        match self.namespaces[at].claim(&key, None).unwrap() {
+        let options = match self.random.chance(50) {
+            true => ClaimOptions::new().owner(OwnerId([self.thread as u8 + 1; 16])),
+            false => ClaimOptions::new(),
+        };
+        match self.space(at, &key).claim_with(&key, &options).unwrap() {
             Claim::Acquired(lease) => {
                 let token = lease.token().get();
                 self.acknowledge("acquired", token);
+                self.held.push((at, key, token));
+            }
+            Claim::Resumed(lease) => {
+                let token = lease.token().get();
+                self.acknowledge("resumed", token);
                 self.held.push((at, key, token));
             }
             Claim::Completed(outcome) => {
@@ -318,7 +367,7 @@ impl<'a> Worker<'a> {
     fn once(&mut self) {
         let (at, key) = self.key();
         self.intend("once", at, &key, 0);
-        match self.namespaces[at].once(&key, None).unwrap() {
+        match self.space(at, &key).once(&key, None).unwrap() {
             Once::First(first) => self.acknowledge("first", first.token().get()),
             Once::Seen(outcome) => {
                 self.check_outcome(&key, &outcome);
@@ -336,7 +385,7 @@ impl<'a> Worker<'a> {
         }
         let index = self.random.below(self.held.len() as u64) as usize;
         let (at, key, token) = self.held[index].clone();
-        let (namespace, fencing) = (&self.namespaces[at], FencingToken::from_raw(token));
+        let (namespace, fencing) = (self.space(at, &key), FencingToken::from_raw(token));
         self.intend(verb, at, &key, token);
         let is_done = match verb {
             "complete" => {
@@ -358,7 +407,7 @@ impl<'a> Worker<'a> {
 
     fn resolve(&mut self) {
         let Some((at, key, token)) = self.parked.pop() else { return };
-        let (namespace, fencing) = (&self.namespaces[at], FencingToken::from_raw(token));
+        let (namespace, fencing) = (self.space(at, &key), FencingToken::from_raw(token));
         if self.random.chance(50) {
             self.intend("resolve-not-done", at, &key, token);
             let is_done = namespace.resolve(&key, fencing, &Resolution::NotDone).is_ok();
@@ -377,14 +426,36 @@ impl<'a> Worker<'a> {
     fn forget(&mut self) {
         let (at, key) = self.key();
         self.intend("forget", at, &key, 0);
-        let was = self.namespaces[at].forget(&key, "kill test", "child").unwrap();
+        let was = self.space(at, &key).forget(&key, "kill test", "child").unwrap();
         self.acknowledge(if was.is_some() { "done" } else { "nothing" }, 0);
+    }
+
+    /// Everything of this thread's scope, in one namespace.
+    fn forget_all(&mut self) {
+        let at = self.random.below(NAMESPACES.len() as u64) as usize;
+        let scope = scope_of_thread(self.thread);
+        self.intend("forget-all", at, &scope, 0);
+        let space = self.namespaces[at].scoped(&scope).unwrap();
+        let count = space.forget_all("kill test", "child").unwrap();
+        self.acknowledge("done", count);
+    }
+
+    /// Shows a token to the guard: a newer one than any round before has shown, most times.
+    fn admit(&mut self) {
+        let resource = format!("resource-{}-{}", self.thread, self.random.below(RESOURCES));
+        let token = self.round * 1000 + self.random.below(1500) + 1;
+        self.intend("admit", 0, &resource, token);
+        match self.guard.admit(&resource, FencingToken::from_raw(token)) {
+            Ok(_) => self.acknowledge("admitted", token),
+            Err(FenceError::Stale { newest, .. }) => self.acknowledge("stale", newest.get()),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     fn lookup(&mut self) {
         let (at, key) = self.key();
         self.intend("lookup", at, &key, 0);
-        match self.namespaces[at].lookup(&key).unwrap() {
+        match self.space(at, &key).lookup(&key).unwrap() {
             Lookup::Absent => self.acknowledge("absent", 0),
             Lookup::InProgress(it) => self.acknowledge("held", it.token().get()),
             Lookup::Lapsed(it) => self.acknowledge("held", it.token().get()),
@@ -435,8 +506,18 @@ struct Ledger {
     highest: HashMap<(usize, String), u64>,
     verbs: HashMap<String, u64>,
     acknowledged: u64,
+    /// The newest token of each resource that was admitted.
+    fences: HashMap<String, u64>,
     /// Namespaces that were defined.
     names: HashSet<String>,
+}
+
+impl Intent {
+    /// Whether it is about everything of the key's scope.
+    fn covers(&self, key: &(usize, String)) -> bool {
+        let is_of = |scope: String| scope == self.key.1;
+        self.verb == "forget-all" && self.key.0 == key.0 && scope_of(&key.1).is_some_and(is_of)
+    }
 }
 
 impl Ledger {
@@ -472,11 +553,26 @@ impl Ledger {
     }
 
     fn acknowledge(&mut self, intent: &Intent, answer: &str, token: u64) {
+        self.acknowledged += 1;
+        *self.verbs.entry(format!("{} {answer}", intent.verb)).or_default() += 1;
+        match (intent.verb.as_str(), answer) {
+            ("forget-all", "done") => return self.forgot_all(intent, token),
+            ("admit", "admitted") => {
+                let newest = self.fences.entry(intent.key.1.clone()).or_default();
+                assert!(*newest <= token, "{intent:?} was admitted behind {newest}");
+                *newest = token;
+                return;
+            }
+            ("admit", "stale") => {
+                let newest = self.fences.get(&intent.key.1).copied();
+                assert_eq!(newest, Some(token), "{intent:?}");
+                return assert!(token > intent.token, "{intent:?} was refused by {token}");
+            }
+            _ => {}
+        }
         let key = &intent.key;
         let state = self.state(key);
         self.touched.insert(key.clone());
-        self.acknowledged += 1;
-        *self.verbs.entry(format!("{} {answer}", intent.verb)).or_default() += 1;
         let is_own = state == State::Claimed(intent.token);
         match (intent.verb.as_str(), answer) {
             ("claim", "acquired") => {
@@ -484,6 +580,11 @@ impl Ledger {
                     !matches!(state, State::Done(..) | State::Parked(_)),
                     "{intent:?} {state:?}"
                 );
+                self.issued(key, token);
+                self.set(key, State::Claimed(token));
+            }
+            ("claim", "resumed") => {
+                assert!(matches!(state, State::Claimed(_)), "{intent:?} {state:?}");
                 self.issued(key, token);
                 self.set(key, State::Claimed(token));
             }
@@ -538,6 +639,35 @@ impl Ledger {
         }
     }
 
+    fn forgot_all(&mut self, intent: &Intent, count: u64) {
+        let mut forgotten = 0;
+        for (key, state) in &mut self.keys {
+            if intent.covers(key) && *state != State::Absent {
+                *state = State::Absent;
+                self.touched.insert(key.clone());
+                forgotten += 1;
+            }
+        }
+        assert_eq!(count, forgotten, "{intent:?}");
+    }
+
+    /// Compares the newest tokens of all resources.
+    fn compare_fences(&mut self, store: &Store, under_way: &[Intent]) {
+        let guard = guard(store);
+        let admits = under_way.iter().filter(|intent| intent.verb == "admit");
+        let admits: HashMap<_, _> =
+            admits.map(|intent| (intent.key.1.as_str(), intent.token)).collect();
+        let mut resources: HashSet<String> = self.fences.keys().cloned().collect();
+        resources.extend(admits.keys().map(|&resource| resource.to_owned()));
+        for resource in resources {
+            let found = guard.newest(&resource).unwrap().map_or(0, FencingToken::get);
+            let newest = self.fences.get(&resource).copied().unwrap_or_default();
+            let is_after = admits.get(resource.as_str()) == Some(&found) && found > newest;
+            assert!(found == newest || is_after, "{resource}: {found}, acknowledged {newest}");
+            self.fences.insert(resource, found);
+        }
+    }
+
     /// Compares a key with what was acknowledged, and takes down what it is.
     fn compare(&mut self, key: &(usize, String), found: State, under_way: Option<&Intent>) {
         let before = Self::orphaned(key, self.state(key));
@@ -556,15 +686,18 @@ impl Ledger {
     /// Compares everything of this round, all common keys, and some of the others, or all.
     fn compare_all(&mut self, store: &Store, under_way: &[Intent], all: bool, random: &mut Random) {
         let spaces = namespaces(store);
+        self.compare_fences(store, under_way);
         let mut keys: Vec<_> = self.touched.drain().collect();
         keys.extend(under_way.iter().map(|intent| intent.key.clone()));
-        let others =
-            self.keys.keys().filter(|key| all || key.1.starts_with("common") || random.chance(2));
+        let is_covered = |key: &(usize, String)| under_way.iter().any(|intent| intent.covers(key));
+        let others = self.keys.keys().filter(|key| {
+            all || key.1.starts_with("common") || random.chance(2) || is_covered(key)
+        });
         keys.extend(others.cloned().collect::<Vec<_>>());
         keys.sort();
         keys.dedup();
         for key in &keys {
-            let intent = under_way.iter().find(|intent| intent.key == *key);
+            let intent = under_way.iter().find(|intent| intent.key == *key || intent.covers(key));
             self.compare(key, find(&spaces, key), intent);
         }
         let names: HashSet<_> = store.namespaces().into_iter().collect();
@@ -585,7 +718,7 @@ impl Ledger {
             ("park", State::Parked(token)) => is_own && token == intent.token,
             ("release" | "resolve-not-done", State::Absent) => is_own,
             ("resolve-done", State::Done(_, Some(from))) => is_own && from == intent.token,
-            ("forget", State::Absent) => true,
+            ("forget" | "forget-all", State::Absent) => true,
             _ => false,
         }
     }
@@ -593,7 +726,7 @@ impl Ledger {
 
 /// What the store says about a key.
 fn find(namespaces: &[Namespace], key: &(usize, String)) -> State {
-    match namespaces[key.0].lookup(&key.1).unwrap() {
+    match space(namespaces, key.0, &key.1).lookup(&key.1).unwrap() {
         Lookup::Absent => State::Absent,
         Lookup::InProgress(it) => State::Claimed(it.token().get()),
         Lookup::Lapsed(it) => State::Claimed(it.token().get()),
@@ -807,6 +940,10 @@ fn nothing_acknowledged_is_lost_by_a_killed_process() {
             "resolve-done done",
             "resolve-not-done done",
             "forget done",
+            "forget-all done",
+            "claim resumed",
+            "admit admitted",
+            "admit stale",
         ] {
             assert!(sum.verbs.contains_key(verb), "never happened: {verb}");
         }
