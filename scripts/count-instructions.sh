@@ -15,20 +15,27 @@ table=docs/COUNTS.md
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cargo build --quiet --release --manifest-path benches/counts/Cargo.toml --bin instructions
+build() { cargo build --quiet --release --manifest-path benches/counts/Cargo.toml --bin instructions "$@"; }
 target=$(cargo metadata --manifest-path benches/counts/Cargo.toml --format-version 1 --no-deps |
     sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 
+# What needs a feature is counted with it, the rest without.
+build --features rate-limit
+cp "$target/release/instructions" "$work/with"
+build
+cp "$target/release/instructions" "$work/without"
+
 # Instructions a call, without the loop around it.
 count_of() {
-    local total
+    local total program=without
+    case $1 in with_rate_*) program=with ;; esac
     total=$(valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='*measured*' \
-        "$target/release/instructions" "$1" "$2" "$count" 2>&1 | sed -n 's/.*Collected : \([0-9]*\).*/\1/p')
+        "$work/$program" "$1" "$2" "$count" 2>&1 | sed -n 's/.*Collected : \([0-9]*\).*/\1/p')
     [ -n "$total" ] && echo $((total / count))
 }
 
 base=$(count_of nothing memory)
-for primitive in $("$target/release/instructions" | grep -v '^nothing$'); do
+for primitive in $("$work/with" | grep -v '^nothing$'); do
     directory=$(count_of "$primitive" directory)
     memory=$(count_of "$primitive" memory)
     echo "| $primitive | $((directory - base)) | $((memory - base)) |"

@@ -11,11 +11,13 @@
 mod keys;
 
 use std::hint::black_box;
+#[cfg(feature = "rate-limit")]
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use refrain::{
-    Claim, Durability, FencingToken, Fingerprint, Lease, Lookup, Namespace, Once, Options, OutcomeRef,
-    Store,
+    Claim, ClaimOptions, Durability, FencingToken, Fingerprint, Lease, Lookup, Namespace, Once,
+    Options, OutcomeRef, OwnerId, Policy, Quota, RefreshOnHit, Store,
 };
 
 use keys::{BODY, key};
@@ -38,6 +40,18 @@ const PRIMITIVES: &[&str] = &[
     "once_seen",
     "renew",
     "release",
+    "with_owner_claim_fresh",
+    "with_owner_resume",
+    "with_scope_claim_fresh",
+    "with_scope_claim_completed",
+    "with_quota_claim_fresh",
+    "with_quota_complete",
+    "with_scope_quota_claim_fresh",
+    "with_rate_claim_fresh",
+    "with_rate_each_scope_claim_fresh",
+    "with_refresh_claim_completed",
+    "with_guard_admit_newer",
+    "with_guard_admit_same",
 ];
 
 /// Callgrind counts from here to the end of the call.
@@ -161,7 +175,9 @@ fn run(store: &Store, space: &Namespace, primitive: &str, keys: &[Key]) {
             complete_all(space, keys);
             make_ready(store);
             measured(keys, &mut |key| {
-                let is_completed = |lookup: Lookup<OutcomeRef<'_>>| matches!(black_box(lookup), Lookup::Completed(_));
+                let is_completed = |lookup: Lookup<OutcomeRef<'_>>| {
+                    matches!(black_box(lookup), Lookup::Completed(_))
+                };
                 assert!(space.lookup_with(key, is_completed).expect("an answer"));
             });
         }
@@ -197,6 +213,96 @@ fn run(store: &Store, space: &Namespace, primitive: &str, keys: &[Key]) {
             measured(keys, &mut |key| {
                 space.release(key, next(&mut tokens)).expect("a live lease");
             });
+        }
+        _ => run_with(store, space, primitive, keys),
+    }
+}
+
+/// Primitives of what a namespace may have, or a call may ask for.
+fn run_with(store: &Store, space: &Namespace, primitive: &str, keys: &[Key]) {
+    let owner = ClaimOptions::new().owner(OwnerId([7; 16]));
+    let quota = Quota::default().keys(1 << 40).bytes(1 << 50).in_flight(1 << 40);
+    let scope = space.scoped("customer-17").expect("a scope");
+    let fresh = |space: &Namespace| {
+        make_ready(store);
+        measured(keys, &mut |key| std::mem::forget(claim(space, key)));
+    };
+    let completed = |space: &Namespace| {
+        complete_all(space, keys);
+        make_ready(store);
+        measured(keys, &mut |key| {
+            let claim = space.claim(key, None).expect("an answer");
+            assert!(matches!(black_box(claim), Claim::Completed(_)));
+        });
+    };
+    match primitive {
+        "with_owner_claim_fresh" => {
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let claim = space.claim_with(key, &owner).expect("room");
+                std::mem::forget(claim.acquired().expect("a fresh key"));
+            });
+        }
+        "with_owner_resume" => {
+            for key in keys {
+                drop(space.claim_with(key, &owner).expect("room").acquired());
+            }
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let claim = space.claim_with(key, &owner).expect("room");
+                assert!(matches!(claim, Claim::Resumed(_)));
+                std::mem::forget(black_box(claim));
+            });
+        }
+        "with_scope_claim_fresh" => fresh(&scope),
+        "with_scope_claim_completed" => completed(&scope),
+        "with_quota_claim_fresh" => {
+            store.limit("counts", &quota).expect("it is there");
+            fresh(space);
+        }
+        "with_quota_complete" => {
+            store.limit("counts", &quota).expect("it is there");
+            run(store, space, "complete", keys);
+        }
+        "with_scope_quota_claim_fresh" => {
+            store.limit_scopes("counts", &quota).expect("it is there");
+            fresh(&scope);
+        }
+        #[cfg(feature = "rate-limit")]
+        "with_rate_claim_fresh" | "with_rate_each_scope_claim_fresh" => {
+            let rate = refrain::Rate::per_second(NonZeroU32::MAX);
+            let (rates, space) = match primitive {
+                "with_rate_claim_fresh" => (refrain::Rates::default().new_keys(rate), space),
+                _ => (refrain::Rates::default().new_keys_each_scope(rate), &scope),
+            };
+            store.limit_rates("counts", &rates).expect("it is there");
+            fresh(space);
+        }
+        "with_refresh_claim_completed" => {
+            let ttl = Duration::from_secs(3600);
+            let policy = Policy::default().replay_ttl(ttl).dedupe_ttl(ttl);
+            let policy = policy.refresh_on_hit(RefreshOnHit::BelowHalf);
+            let space = store.define("refreshed", &policy).expect("a namespace");
+            complete_all(&space, keys);
+            // Less than half of the new window is left: every duplicate extends it.
+            store.alter("refreshed", &policy.dedupe_ttl(24 * ttl)).expect("it is there");
+            make_ready(store);
+            measured(keys, &mut |key| {
+                let claim = space.claim(key, None).expect("an answer");
+                assert!(matches!(black_box(claim), Claim::Completed(_)));
+            });
+        }
+        "with_guard_admit_newer" | "with_guard_admit_same" => {
+            let guard = store.fence_guard("sink", Duration::from_secs(3600)).expect("a guard");
+            let guard = guard.buffered();
+            let admit = |key: &Key, token: u64| {
+                let token = FencingToken::from_raw(token);
+                black_box(guard.admit(key, token).expect("it is the newest"));
+            };
+            keys.iter().for_each(|key| admit(key, 1));
+            make_ready(store);
+            let token = if primitive == "with_guard_admit_same" { 1 } else { 2 };
+            measured(keys, &mut |key| admit(key, token));
         }
         _ => panic!("no primitive is called {primitive}"),
     }
