@@ -5,13 +5,13 @@
 //! says. `REFRAIN_PRINT=1` prints the table as the store has it.
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use refrain::testing::{FileSystem, HeapFs, SimClock};
 use refrain::{
     Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, EndCause, FencingToken,
     Fingerprint, LeaseError, Lookup, Namespace, OnLeaseEnd, OnOrphan, Once, Options, OwnerId,
-    Policy, Resolution, ResolveError, Store,
+    Policy, Quota, Resolution, ResolveError, Store,
 };
 
 const KEY: &str = "key";
@@ -30,11 +30,15 @@ const STATES: [&str; 9] = [
     "in doubt",
 ];
 
-const CALLS: [&str; 22] = [
+const CALLS: [&str; 27] = [
     "claim",
+    "claim or wait, time over",
     "claim, same owner",
     "claim, other fingerprint",
+    "claim, quota used up",
+    "claim, sent before the window",
     "once",
+    "once, quota used up",
     "once, other fingerprint",
     "lookup",
     "renew",
@@ -45,6 +49,7 @@ const CALLS: [&str; 22] = [
     "resolve done",
     "resolve not done",
     "forget",
+    "forget all",
     "renew, other token",
     "complete, other token",
     "release, other token",
@@ -167,8 +172,16 @@ impl Scene {
         let options = ClaimOptions::new().fingerprint(print);
         let options = if call.ends_with("same owner") { options.owner(OWNER) } else { options };
         let done = CompleteOptions::body(b"outcome");
+        if call.ends_with("quota used up") {
+            self.store.as_ref().unwrap().limit("space", &Quota::default().keys(0)).unwrap();
+        }
+        let long_ago = ClaimOptions::new().fingerprint(print).first_sent(SystemTime::UNIX_EPOCH);
         match call.split(',').next().unwrap() {
-            "claim" => match space.claim_with(KEY, &options) {
+            name @ ("claim" | "claim or wait") => match match name {
+                "claim or wait" => space.claim_or_wait(KEY, &options, Duration::ZERO).wait(),
+                _ if call.ends_with("the window") => space.claim_with(KEY, &long_ago),
+                _ => space.claim_with(KEY, &options),
+            } {
                 Ok(Claim::Resumed(it)) => format!("Resumed, attempt {}", it.attempt()),
                 Ok(Claim::Acquired(it)) => format!("Acquired, attempt {}", it.attempt()),
                 Ok(Claim::Completed(_)) => "Completed".to_owned(),
@@ -176,10 +189,15 @@ impl Scene {
                 Ok(Claim::Mismatch(it)) => format!("Mismatch, {}", it.state()),
                 Ok(Claim::Parked(_)) => "Parked".to_owned(),
                 Ok(Claim::InDoubt(_)) => "InDoubt".to_owned(),
+                Ok(Claim::OutsideWindow(_)) => "OutsideWindow".to_owned(),
                 Err(ClaimError::Full { .. }) => "full".to_owned(),
+                Err(ClaimError::QuotaExceeded(_)) => "`QuotaExceeded`".to_owned(),
                 other => panic!("{other:?}"),
             },
-            "once" => match space.once(KEY, print).unwrap() {
+            "once" => match match space.once(KEY, print) {
+                Err(ClaimError::QuotaExceeded(_)) => return "`QuotaExceeded`".to_owned(),
+                answer => answer.unwrap(),
+            } {
                 Once::First(it) => format!("First, attempt {}", it.attempt()),
                 Once::Seen(_) => "Seen".to_owned(),
                 Once::InProgress(_) => "InProgress".to_owned(),
@@ -221,6 +239,7 @@ impl Scene {
                 Some(state) => format!("was {state}"),
                 None => "was nothing".to_owned(),
             },
+            "forget all" => space.forget_all("a test", "nobody").unwrap().to_string(),
             "lease ends" => {
                 self.clock.advance(LEASE);
                 String::new()
