@@ -8,11 +8,17 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
+use refrain::testing::{HeapFs, SimClock};
 use refrain::{
-    Body, ClaimError, ClaimOptions, CloseError, CompleteError, Lease, Lookup, Namespace, OpenError,
-    Outcome, Store, StoreError,
+    Body, Claim, ClaimError, ClaimOptions, CloseError, CompleteError, Lease, Lookup, Namespace,
+    Once, OpenError, Outcome, Policy, Store, StoreError,
 };
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the child exits its closure with when all is as it should be.
 const AS_PROMISED: i32 = 71;
@@ -167,4 +173,65 @@ fn a_renewers_thread_is_dropped_in_a_forked_child_and_goes_on_in_its_parent() {
     assert!(lease.is_current().unwrap());
     drop((command, lease));
     store.close().unwrap();
+}
+
+/// Threads of its parent that are not there hold pins, and whatever locks there are, when it is made.
+#[test]
+fn a_child_of_a_busy_process_uses_segments_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let orders = store.namespace("orders").unwrap();
+    assert!(matches!(orders.once("a", None).unwrap(), Once::First(_)));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (pinned, is_pinned) = mpsc::channel();
+    let threads: Vec<_> = (0..3)
+        .map(|thread| {
+            let (orders, is_over, pinned) = (orders.clone(), Arc::clone(&is_over), pinned.clone());
+            std::thread::spawn(move || {
+                if thread == 0 {
+                    let shown = orders.lookup_with("a", |_| {
+                        pinned.send(()).unwrap();
+                        while !is_over.load(Ordering::Relaxed) {
+                            std::thread::yield_now();
+                        }
+                    });
+                    return shown.unwrap();
+                }
+                while !is_over.load(Ordering::Relaxed) {
+                    // Each has a reader to find.
+                    let orders = orders.clone();
+                    let look = std::thread::spawn(move || drop(orders.lookup("a").unwrap()));
+                    look.join().unwrap();
+                }
+            })
+        })
+        .collect();
+    is_pinned.recv().unwrap();
+    for round in 0..20 {
+        let (_command, code) = fork(|| {
+            // This thread has pinned before the fork, too.
+            let clock = SimClock::new();
+            let options = refrain::Options::new("unused").file_system(HeapFs::new());
+            let options = options.clock(clock.clone()).manual_maintenance(true).lanes(1);
+            let Ok(own) = options.segment_bytes(256 << 10).open() else { return 1 };
+            let policy = Policy::default().replay_ttl(HOUR).dedupe_ttl(HOUR);
+            let Ok(space) = own.define("space", &policy) else { return 2 };
+            for number in 0..600_u32 {
+                let Ok(Claim::Acquired(lease)) = space.claim(number.to_le_bytes(), None) else {
+                    return 3;
+                };
+                if lease.complete([7; 1000]).is_err() {
+                    return 4;
+                }
+            }
+            for _ in 0..40 {
+                clock.advance(HOUR / 10);
+                own.maintain(Duration::MAX);
+            }
+            if own.stats().recycled > 0 { AS_PROMISED } else { 5 }
+        });
+        assert_eq!(code, AS_PROMISED, "round {round}");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }

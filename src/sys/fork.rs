@@ -6,7 +6,8 @@
 #![allow(unsafe_code, reason = "advice on, and one atomic in, a private page")]
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use memmap2::MmapRaw;
 
@@ -32,6 +33,7 @@ impl ForkGuard {
         Ok(guard)
     }
 
+    /// A private page of zeros, which is one again in every child.
     #[cfg(all(target_os = "linux", not(miri)))]
     fn wiped_page() -> io::Result<Option<MmapRaw>> {
         use rustix::mm::{Advice, madvise};
@@ -60,6 +62,20 @@ impl ForkGuard {
             Some(flag) => flag.load(Ordering::Relaxed) != Self::PARENT,
             None => std::process::id() != self.process,
         }
+    }
+}
+
+/// A pointer, null at first, that is null again in every child of this process. Never given up. Where the
+/// kernel cannot wipe pages children keep what their parent had.
+pub(super) fn forgotten_by_children<T>() -> &'static AtomicPtr<T> {
+    match ForkGuard::wiped_page() {
+        Ok(Some(page)) => {
+            let place = ManuallyDrop::new(page).as_mut_ptr();
+            // SAFETY: the page is zeroed, aligned to more than a pointer, and mapped until the process ends: nobody
+            // drops it. It is touched through this atomic alone.
+            unsafe { AtomicPtr::from_ptr(place.cast()) }
+        }
+        Ok(None) | Err(_) => Box::leak(Box::default()),
     }
 }
 

@@ -16,8 +16,11 @@
 //!   that, and read with Acquire, before anything is borrowed. Who has not said so when they are
 //!   looked at, behind the barrier, borrows behind the barrier. So no other pin holds what was taken off
 //!   before an era than those that have said an earlier one.
+//! - P4  Readers, and what waits for them, are of one process. A forked child begins anew at its first pin: threads that are not
+//!   there may hold pins, and locks. So no thread pins in a domain that is not its process's.
 #![allow(unsafe_code, reason = "borrows what a shelf holds; see the SAFETY comments")]
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
@@ -28,29 +31,67 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 
 use super::barrier;
+use super::fork::forgotten_by_children;
 use super::sync::{PlainMutex as Mutex, sleep, yield_now};
 
 /// Raised by each grace period.
 static ERA: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(1));
 
-/// Of every thread that pins, or has: they are used again, and never given up.
-static READERS: Mutex<Vec<&'static Reader>> = Mutex::new(Vec::new());
-
-/// What is to be dropped, and when.
-static LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
-
-/// The same, of those that are dropped as soon as may be.
-static SOON_LATER: Mutex<Vec<(Grace, Box<dyn Send>)>> = Mutex::new(Vec::new());
-
-/// How many of these there are.
-static SOON: CachePadded<AtomicUsize> = CachePadded::new(AtomicUsize::new(0));
+/// Where the domain of this process is told: in memory that a forked child finds zeroed.
+static CURRENT: AtomicPtr<AtomicPtr<Domain>> = AtomicPtr::new(ptr::null_mut());
 
 thread_local! {
-    static READER: Own = Own(Reader::take());
+    static READER: Own = Own(Cell::new(Reader::take()));
+}
+
+/// Readers, and what waits for them. Never given up.
+#[derive(Default)]
+struct Domain {
+    /// Of every thread that pins, or has: they are used again, and never given up.
+    readers: Mutex<Vec<&'static Reader>>,
+    /// What is to be dropped, and when.
+    later: Leftovers,
+    /// The same, of those that are dropped as soon as may be.
+    soon_later: Leftovers,
+    /// How many of these there are.
+    soon: CachePadded<AtomicUsize>,
+}
+
+type Leftovers = Mutex<Vec<(Grace, Box<dyn Send>)>>;
+
+impl Domain {
+    /// Where that of this process is told.
+    fn place() -> &'static AtomicPtr<Self> {
+        // No `OnceLock`: a child would wait for who is not there.
+        let known = CURRENT.load(Ordering::Acquire);
+        if !known.is_null() {
+            // SAFETY: it came from a reference that lasts as long as the process.
+            return unsafe { &*known };
+        }
+        let new = forgotten_by_children();
+        let place = ptr::from_ref(new).cast_mut();
+        let met =
+            CURRENT.compare_exchange(ptr::null_mut(), place, Ordering::AcqRel, Ordering::Acquire);
+        // SAFETY: as above. One that came too late is left where it is.
+        met.map_or_else(|other| unsafe { &*other }, |_| new)
+    }
+
+    /// That of this process.
+    fn current() -> &'static Self {
+        let place = Self::place();
+        let known = place.load(Ordering::Acquire);
+        if !known.is_null() {
+            // SAFETY: it came from `Box::into_raw`, and is never given up.
+            return unsafe { &*known };
+        }
+        let new = Box::into_raw(Box::<Self>::default());
+        let met = place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+        // SAFETY: as above.
+        unsafe { &*met.err().unwrap_or(new) }
+    }
 }
 
 /// What a thread says of its pins.
-#[derive(Debug)]
 #[repr(align(128))]
 struct Reader {
     /// The era in which the first of its pins was made; 0: it has none.
@@ -59,11 +100,15 @@ struct Reader {
     pins: AtomicU32,
     makes_barriers: bool,
     is_taken: AtomicBool,
+    domain: &'static Domain,
+    /// Where it is told whether that is the domain of this process.
+    current: &'static AtomicPtr<Domain>,
 }
 
 impl Reader {
     fn take() -> &'static Self {
-        let mut readers = READERS.lock();
+        let domain = Domain::current();
+        let mut readers = domain.readers.lock();
         // Acquire: the thread before is done with it.
         let free = readers.iter().find(|reader| !reader.is_taken.swap(true, Ordering::Acquire));
         if let Some(free) = free {
@@ -74,9 +119,17 @@ impl Reader {
             pins: AtomicU32::new(0),
             makes_barriers: !barrier::is_for_all(),
             is_taken: AtomicBool::new(true),
+            domain,
+            current: Domain::place(),
         }));
         readers.push(reader);
         reader
+    }
+
+    /// Whether it is this process's (P4).
+    #[inline(always)]
+    fn is_current(&self) -> bool {
+        ptr::eq(self.current.load(Ordering::Relaxed), self.domain)
     }
 
     fn give_back(&self) {
@@ -85,11 +138,26 @@ impl Reader {
 }
 
 /// A thread's reader.
-struct Own(&'static Reader);
+struct Own(Cell<&'static Reader>);
+
+impl Own {
+    #[inline(always)]
+    fn reader(&self) -> &'static Reader {
+        let reader = self.0.get();
+        if reader.is_current() { reader } else { self.begin_anew() }
+    }
+
+    /// This thread has forked.
+    #[cold]
+    fn begin_anew(&self) -> &'static Reader {
+        self.0.set(Reader::take());
+        self.0.get()
+    }
+}
 
 impl Drop for Own {
     fn drop(&mut self) {
-        self.0.give_back();
+        self.0.get().give_back();
     }
 }
 
@@ -105,7 +173,7 @@ impl Pin {
     #[inline]
     pub(crate) fn new() -> Self {
         // While a thread ends it may have lost its reader already.
-        match READER.try_with(|own| own.0) {
+        match READER.try_with(Own::reader) {
             Ok(reader) => Self::of(reader, false),
             Err(_) => Self::of(Reader::take(), true),
         }
@@ -135,13 +203,20 @@ impl Drop for Pin {
             // Whoever wants a thing dropped says so, makes the barrier of all, and looks who is there: he has seen
             // that we are gone, or we see that something waits for us.
             barrier::own(self.reader.makes_barriers);
-            if SOON.load(Ordering::Relaxed) != 0 {
-                drop_over(&SOON_LATER);
+            let domain = self.reader.domain;
+            if domain.soon.load(Ordering::Relaxed) != 0 {
+                drop_over(&domain.soon_later);
             }
         }
         if self.is_borrowed {
             self.reader.give_back();
         }
+    }
+}
+
+impl fmt::Debug for Grace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grace").field("era", &self.era).finish_non_exhaustive()
     }
 }
 
@@ -152,8 +227,8 @@ impl fmt::Debug for Pin {
 }
 
 /// A stretch of time that is over when every pin is gone that was there at its beginning.
-#[derive(Debug)]
 pub(crate) struct Grace {
+    domain: &'static Domain,
     /// Pins of this era, or a later one, came after its beginning.
     era: u64,
     /// Whether the barrier was made. Until then nobody knows who is there.
@@ -164,7 +239,8 @@ impl Grace {
     pub(crate) fn begin() -> Self {
         // Release: who reads this era sees what was taken off before (P3).
         let era = ERA.fetch_add(1, Ordering::AcqRel) + 1;
-        Self { era, is_behind_barrier: AtomicBool::new(barrier::all()) }
+        let domain = Domain::current();
+        Self { domain, era, is_behind_barrier: AtomicBool::new(barrier::all()) }
     }
 
     /// Whether it is over.
@@ -176,7 +252,7 @@ impl Grace {
             }
             self.is_behind_barrier.store(true, Ordering::Relaxed);
         }
-        READERS.lock().iter().all(|reader| {
+        self.domain.readers.lock().iter().all(|reader| {
             // Acquire: what was read under pins that are gone comes before.
             let era = reader.era.load(Ordering::Acquire);
             era == 0 || era >= self.era
@@ -206,37 +282,42 @@ impl Grace {
 /// when somebody waits for a [`Grace`].
 pub(crate) fn drop_later<T: Send + 'static>(thing: T) {
     let grace = Grace::begin();
-    LATER.lock().push((grace, Box::new(thing)));
-    drop_over(&LATER);
+    let domain = grace.domain;
+    domain.later.lock().push((grace, Box::new(thing)));
+    drop_over(&domain.later);
 }
 
 /// The same, but by its last reader at the latest: for what somebody waits for.
 pub(crate) fn drop_soon<T: Send + 'static>(thing: T) {
-    SOON.fetch_add(1, Ordering::SeqCst);
+    let domain = Domain::current();
+    domain.soon.fetch_add(1, Ordering::SeqCst);
     let grace = Grace::begin();
-    SOON_LATER.lock().push((grace, Box::new(Soon { thing: Some(thing) })));
-    drop_over(&SOON_LATER);
+    let soon = Soon { thing: Some(thing), domain };
+    domain.soon_later.lock().push((grace, Box::new(soon)));
+    drop_over(&domain.soon_later);
 }
 
-/// What is counted in [`SOON`].
+/// What is counted in [`Domain::soon`].
 struct Soon<T> {
     thing: Option<T>,
+    domain: &'static Domain,
 }
 
 impl<T> Drop for Soon<T> {
     fn drop(&mut self) {
         drop(self.thing.take());
-        SOON.fetch_sub(1, Ordering::SeqCst);
+        self.domain.soon.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 fn drop_what_is_over() {
-    drop_over(&LATER);
-    drop_over(&SOON_LATER);
+    let domain = Domain::current();
+    drop_over(&domain.later);
+    drop_over(&domain.soon_later);
 }
 
 #[cold]
-fn drop_over(list: &Mutex<Vec<(Grace, Box<dyn Send>)>>) {
+fn drop_over(list: &Leftovers) {
     let over: Vec<_> = list.lock().extract_if(.., |(grace, _)| grace.is_over()).collect();
     // Not under the lock: a thing may leave others behind.
     drop(over);
@@ -418,11 +499,11 @@ mod tests {
         for threads in 0..200 {
             std::thread::spawn(|| drop(Pin::new())).join().unwrap();
             if threads == 0 {
-                known = READERS.lock().len();
+                known = Domain::current().readers.lock().len();
             }
         }
         // Some more for the threads of other tests.
-        assert!(READERS.lock().len() < known + 100);
+        assert!(Domain::current().readers.lock().len() < known + 100);
     }
 
     /// Its destructor pins when the thread has lost its reader, or before.
