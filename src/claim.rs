@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::answer::{Gap, InProgress, Mismatch, Outcome, OutsideWindow, Parked};
 use crate::engine::Settling;
-use crate::engine::claims::Told;
 use crate::engine::namespaces::Key;
+use crate::engine::told::Told;
 use crate::error::ClaimError;
 use crate::handle::SharedSpace;
 use crate::lease::Lease;

@@ -133,7 +133,7 @@ pub enum ClaimError {
     /// The namespace requires a fingerprint, and none was given.
     #[error("the namespace requires a fingerprint")]
     FingerprintRequired,
-    /// The namespace has as much as its quota allows of. Keys already claimed can be completed; what expires makes room.
+    /// The namespace, or the scope, has as much as its quota allows of. Keys already claimed can be completed; what expires makes room.
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
     /// The namespace, or the scope, was asked for something new too often. Whoever comes later may be granted it.

@@ -78,6 +78,7 @@
 
 mod admission;
 mod answer;
+mod by_hand;
 #[cfg(feature = "json")]
 mod canonical;
 mod checksum;
@@ -102,6 +103,7 @@ mod policy;
 #[cfg(feature = "rate-limit")]
 mod rates;
 mod renewer;
+
 mod report;
 mod request;
 mod stats;

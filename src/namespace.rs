@@ -7,20 +7,18 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::answer::{Completion, InProgress, KeyState, Lookup, Once, Orphan, OutcomeRef, Renewed};
+use crate::answer::{Completion, InProgress, Lookup, Once, OutcomeRef, Renewed};
 use crate::claim::Claim;
 use crate::commit::Commit;
 use crate::engine::events::Event;
 use crate::engine::namespaces::{Key, NamespaceState, OwnKey};
 use crate::engine::{Answered, Settling};
-use crate::error::{
-    ClaimError, CompleteError, ForgetError, LeaseError, NamespaceError, ResolveError, StoreError,
-};
+use crate::error::{ClaimError, CompleteError, LeaseError, NamespaceError, StoreError};
 use crate::format::scope::{self, Prefix};
 use crate::handle::{Handle, SharedSpace, Space};
 use crate::lease::Lease;
 use crate::policy::{Policy, Quota};
-use crate::request::{ClaimOptions, CompleteOptions, Resolution};
+use crate::request::{ClaimOptions, CompleteOptions};
 use crate::stats::NamespaceStats;
 use crate::types::{FencingToken, Fingerprint, SCOPE_BYTES_MAX};
 use crate::wait::{ClaimWait, HeldWait};
@@ -38,9 +36,9 @@ type KeyBuffer = SmallVec<[u8; 256]>;
 /// [`crate::Durability`] says; its `_async` form returns at once, with a [`Commit`] to await. What
 /// each call answers in each state of a key stands in `docs/STATES.md`.
 pub struct Namespace {
-    space: SharedSpace,
+    pub(crate) space: SharedSpace,
     /// What stands in front of its keys: of a scope.
-    prefix: Prefix,
+    pub(crate) prefix: Prefix,
     /// Whether anything does.
     is_scoped: bool,
 }
@@ -69,7 +67,7 @@ impl Namespace {
     /// from one to the other. It is a handle like this one, and serves for every call; nothing is registered, and there may
     /// be as many scopes as there are keys. Counted with this handle, so that it costs no allocation; clone it for a thread of its own.
     ///
-    /// Policy, counts and bounds are the namespace's. A scope of several parts is one of their
+    /// Policy and counts are the namespace's; quotas and rates are the namespace's and the scope's ([`crate::Store::limit_scopes`]). A scope of several parts is one of their
     /// encoding ([`crate::PartsKey`]): joined by hand, two of them may be the same.
     ///
     /// Bind the scope to who was authenticated, not to what a request says of itself. A store in which a key with a scope was ever claimed is not
@@ -467,93 +465,9 @@ impl Namespace {
         self.commit(self.with_key(key.as_ref(), |key| self.space.handle.park(key, token, None)))
     }
 
-    /// Decides a claim that nobody holds: parked, orphaned, or its lease over. Takes a new token,
-    /// so that whoever still holds the old one is fenced off. Gives the receipt of a completion.
-    ///
-    /// # Errors
-    ///
-    /// [`ResolveError::InProgress`] while a lease runs; [`ResolveError::Fenced`] when the key has
-    /// another token.
-    pub fn resolve(
-        &self,
-        key: impl AsRef<[u8]>,
-        token: FencingToken,
-        resolution: &Resolution<'_>,
-    ) -> Result<Option<Completion>, ResolveError> {
-        let request = resolution.to_request();
-        let handle = &self.space.handle;
-        handle.answer(self.with_key(key.as_ref(), |key| handle.resolve(key, token, &request)))
-    }
-
-    /// [`Namespace::resolve`] without waiting.
-    pub fn resolve_async(
-        &self,
-        key: impl AsRef<[u8]>,
-        token: FencingToken,
-        resolution: &Resolution<'_>,
-    ) -> Commit<Option<Completion>, ResolveError> {
-        let request = resolution.to_request();
-        self.commit(
-            self.with_key(key.as_ref(), |key| self.space.handle.resolve(key, token, &request)),
-        )
-    }
-
-    /// Removes a key on purpose, whatever its state, and says what it was; `None` when there was
-    /// nothing. Its owner, if it has one, is told `Forgotten`. Reason and actor, up to 255 bytes
-    /// each, are written to the WAL with it. A key that was in doubt ([`crate::Gap`]) is new.
-    ///
-    /// # Errors
-    ///
-    /// [`ForgetError::Full`] when there is no room to write it down.
-    pub fn forget(
-        &self,
-        key: impl AsRef<[u8]>,
-        reason: &str,
-        actor: &str,
-    ) -> Result<Option<KeyState>, ForgetError> {
-        let handle = &self.space.handle;
-        handle.answer(self.with_key(key.as_ref(), |key| handle.forget(key, reason, actor, None)))
-    }
-
-    /// [`Namespace::forget`] without waiting.
-    pub fn forget_async(
-        &self,
-        key: impl AsRef<[u8]>,
-        reason: &str,
-        actor: &str,
-    ) -> Commit<Option<KeyState>, ForgetError> {
-        self.commit(
-            self.with_key(key.as_ref(), |key| self.space.handle.forget(key, reason, actor, None)),
-        )
-    }
-
-    /// Forgets every key of this namespace, those of all its scopes among them, or of this scope alone, as [`Namespace::forget`] does for
-    /// each; says how many there were. Keys that are claimed while this runs may stay. What is known of keys that
-    /// are in doubt is not forgotten: there is no list of them.
-    ///
-    /// Reads every record of the store, and writes one for each key that it forgets. One that fails, or a process that ends meanwhile, has
-    /// forgotten some of the keys: call it again.
-    ///
-    /// # Errors
-    ///
-    /// As [`Namespace::forget`]; [`StoreError::Corrupt`] when all that could be read was forgotten, and a record could not be.
-    pub fn forget_all(&self, reason: &str, actor: &str) -> Result<u64, ForgetError> {
-        let handle = &self.space.handle;
-        handle.answer(handle.forget_all(&self.space.state, &self.prefix, reason, actor))
-    }
-
-    /// [`crate::Store::orphans`] of this namespace, those of all its scopes among them; or of this scope alone.
-    ///
-    /// # Errors
-    ///
-    /// What any call can fail with.
-    pub fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
-        self.space.handle.orphans(Some(self.space.state.id), &self.prefix)
-    }
-
     /// Calls with the key, as the engine has it.
     #[inline(always)]
-    fn with_key<R>(&self, bytes: &[u8], call: impl FnOnce(&Key<'_>) -> R) -> R {
+    pub(crate) fn with_key<R>(&self, bytes: &[u8], call: impl FnOnce(&Key<'_>) -> R) -> R {
         let mut stored = KeyBuffer::new();
         // One call, whatever the key is: two copies of what is called are slower than one.
         let key = if self.is_scoped {
@@ -592,7 +506,7 @@ impl Namespace {
         }
     }
 
-    fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
+    pub(crate) fn commit<T, E: From<StoreError>>(&self, answered: Answered<T, E>) -> Commit<T, E> {
         Commit::new(Arc::clone(&self.space.handle), answered)
     }
 }

@@ -45,8 +45,11 @@ impl Rate {
         self.every
     }
 
+    /// As many as come in a hundred and forty years are as good as no limit.
     pub(crate) fn at_once(&self) -> NonZeroU32 {
-        self.burst
+        let most = u64::MAX / 4 / u64::try_from(self.every.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        NonZeroU32::new(most).map_or(NonZeroU32::MIN, |most| self.burst.min(most))
     }
 }
 
@@ -57,11 +60,12 @@ impl Rate {
 #[must_use = "rates do nothing until they are given to `Store::limit_rates`"]
 #[non_exhaustive]
 pub struct Rates {
-    /// Keys that nobody has claimed before, or that are forgotten.
+    /// Keys of which nothing is known: that nobody has claimed before, or that were released or forgotten, by hand or by the clock.
     pub new_keys: Option<Rate>,
     /// The same, in each scope by itself ([`crate::Namespace::scoped`]); keys without one count together.
     pub new_keys_each_scope: Option<Rate>,
-    /// Answers that a key has another fingerprint ([`crate::Mismatch`]), in each scope by itself: who guesses payloads is not told as fast as he guesses.
+    /// Answers that a key has another fingerprint ([`crate::Mismatch`], with all that it tells of the key), in each scope by itself. A
+    /// limit for clients that go wrong, no defence against guessing: whoever shows the right fingerprint is answered.
     pub mismatches_each_scope: Option<Rate>,
 }
 
@@ -129,5 +133,12 @@ mod tests {
         assert_eq!((minute.every(), minute.at_once()), (Duration::from_secs(15), count(2)));
         assert_eq!(Rate::per_hour(count(3600)).every(), Rate::per_second(count(1)).every());
         assert_eq!(Rate::per_second(NonZeroU32::MAX).every(), Duration::from_nanos(1));
+        let much = Rate::per_hour(count(1)).burst(NonZeroU32::MAX);
+        let most = much.at_once().get();
+        assert!(
+            (1_000_000..2_000_000).contains(&most),
+            "{most}: what is reckoned with it overflows"
+        );
+        assert_eq!(Rate::per_second(count(1000)).burst(NonZeroU32::MAX).at_once(), NonZeroU32::MAX);
     }
 }

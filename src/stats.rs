@@ -126,7 +126,7 @@ pub struct CallCounts {
     pub outside_window: u64,
     /// Those that were refused for want of room.
     pub refused_full: u64,
-    /// Those that were refused because of the namespace's quota ([`crate::Store::limit`]).
+    /// Those that were refused because of the namespace's quota, or of their scope's ([`crate::Store::limit`], [`crate::Store::limit_scopes`]).
     pub refused_quota: u64,
     /// Those that were refused because they came too often (`Store::limit_rates`).
     #[cfg(feature = "rate-limit")]

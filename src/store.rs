@@ -13,6 +13,8 @@ use crate::health::Health;
 use crate::limits::QuotaLevel;
 use crate::namespace::Namespace;
 use crate::policy::{LEASE_MIN, Policy, Quota, RefreshOnHit};
+#[cfg(feature = "rate-limit")]
+use crate::rates::Rates;
 use crate::report::RecoveryReport;
 use crate::stats::StoreStats;
 
@@ -96,16 +98,16 @@ impl Store {
 
     /// Limits how often a namespace that exists is granted new keys, or told that a fingerprint differs: by all, and in each
     /// scope. What comes too often is refused ([`crate::ClaimError::RateExceeded`], with the time after which it may come
-    /// again); retries of keys that are known, and whatever ends, renews or takes over a claim, are free. In force when this returns; rates without limits lift them.
+    /// again); answers about keys that are known, and whatever ends, renews or takes over a claim, are free. In force when this returns; rates without limits lift them.
     ///
     /// Rates are the process's: they are not written to the disk, and their buckets are full when they are set. Rates that are
     /// set again as they are leave them as they are. Needs the feature `rate-limit`.
     ///
     /// # Errors
     ///
-    /// [`NamespaceError::UnknownName`]; a store that is closed.
+    /// [`NamespaceError::UnknownName`], [`NamespaceError::Reserved`]; a store that is closed.
     #[cfg(feature = "rate-limit")]
-    pub fn limit_rates(&self, name: &str, rates: &crate::Rates) -> Result<(), NamespaceError> {
+    pub fn limit_rates(&self, name: &str, rates: &Rates) -> Result<(), NamespaceError> {
         if name.starts_with(FENCES) {
             return Err(NamespaceError::Reserved { prefix: FENCES });
         }

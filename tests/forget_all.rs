@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
@@ -146,5 +146,48 @@ fn one_round_makes_all_of_it_durable() {
     let rounds = syncs.load(Ordering::Relaxed) - before;
     assert!((1..=2).contains(&rounds), "{rounds}");
     assert_eq!(space.forget_all("reason", "actor").unwrap(), 0);
-    assert_eq!(syncs.load(Ordering::Relaxed), before + rounds);
+}
+
+#[test]
+fn nothing_is_said_to_be_forgotten_when_its_round_has_failed() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = Arc::clone(&fails);
+    let fs = HookFs::new(HeapFs::new(), move |what, _| match what {
+        "sync" if failing.load(Ordering::Relaxed) => Err(std::io::Error::other("a test")),
+        _ => Ok(()),
+    });
+    let options = Options::new("unused").file_system(fs).clock(SimClock::new());
+    let options = options.segment_bytes(SEGMENT_BYTES).manual_maintenance(true);
+    let store = options.durability(Durability::Sync).open().unwrap();
+    let space = store.define("space", &policy()).unwrap();
+    (0..20).for_each(|n| complete(&space, &n.to_string()));
+    fails.store(true, Ordering::Relaxed);
+    let unknown = space.forget_all("reason", "actor");
+    assert!(matches!(unknown, Err(ForgetError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
+    // They are gone from memory, and may be there again when the store is opened.
+    let poisoned = space.forget_all("reason", "actor");
+    let poisoned =
+        poisoned.err().map(|error| matches!(error, ForgetError::Store(it) if it.is_poisoned()));
+    assert_eq!(poisoned, Some(true));
+}
+
+/// What is not there any more may have been ended by somebody whose round is under way.
+#[test]
+fn what_others_have_ended_is_durable_too() {
+    let syncs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&syncs);
+    let fs = HookFs::new(HeapFs::new(), move |what, _| {
+        counted.fetch_add(u64::from(what == "sync"), Ordering::Relaxed);
+        Ok(())
+    });
+    let options = Options::new("unused").file_system(fs).clock(SimClock::new());
+    let options = options.segment_bytes(SEGMENT_BYTES).manual_maintenance(true);
+    let store = options.durability(Durability::Sync).open().unwrap();
+    let space = store.define("space", &policy()).unwrap();
+    complete(&space, "key");
+    let before = syncs.load(Ordering::Relaxed);
+    drop(space.forget_async("key", "reason", "actor"));
+    assert_eq!(syncs.load(Ordering::Relaxed), before);
+    assert_eq!(space.forget_all("reason", "actor").unwrap(), 0);
+    assert!(syncs.load(Ordering::Relaxed) > before);
 }

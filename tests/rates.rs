@@ -10,8 +10,8 @@ use std::time::Duration;
 use refrain::testing::{HeapFs, SimClock};
 use refrain::{
     Claim, ClaimError, ClaimOptions, CompleteOptions, Durability, Fingerprint, FingerprintRule,
-    Lookup, Namespace, NamespaceError, Once, Options, Policy, Rate, RateExceeded, RateOf, Rates,
-    Store,
+    Lookup, Namespace, NamespaceError, Once, Options, Policy, Quota, Rate, RateExceeded, RateOf,
+    Rates, Store,
 };
 use support::Random;
 
@@ -238,4 +238,36 @@ fn a_rate_is_kept_by_many_threads_and_many_scopes() {
     complete(&customer, "1");
     complete(&customer, "2");
     assert_eq!(refused(customer.claim("3", None)).0, RateOf::NewKeysOfScope);
+}
+
+#[test]
+fn what_the_quota_or_the_disk_refuses_others_are_not_charged_for() {
+    let rates = Rates::default().new_keys(rate(1, 4));
+    let (_clock, store, space) = open(&rates);
+    store.limit_scopes("space", &Quota::default().keys(2)).unwrap();
+    let [full, other] = ["full", "other"].map(|name| space.scoped(name).unwrap());
+    complete(&full, "1");
+    complete(&full, "2");
+    for n in 3..100 {
+        let refused = full.claim(n.to_string(), None);
+        assert!(matches!(refused, Err(ClaimError::QuotaExceeded(_))), "{refused:?}");
+    }
+    complete(&other, "1");
+    complete(&other, "2");
+    refused(space.claim("5", None));
+}
+
+/// To have paid for one is not to have paid for the other.
+#[test]
+fn a_mismatch_that_was_waited_for_does_not_pay_for_a_key() {
+    let clock = SimClock::new();
+    let store = options(&HeapFs::new(), &clock).durability(Durability::Sync).open().unwrap();
+    let space = store.define("space", &policy()).unwrap();
+    store.limit_rates("space", &Rates::default().new_keys(rate(1, 1))).unwrap();
+    let asked = |n: u8| ClaimOptions::new().fingerprint(Fingerprint::from_digest([n; 16]));
+    let lease = space.claim_with("key", &asked(1)).unwrap().acquired().unwrap();
+    drop(lease.complete_async(&CompleteOptions::body(b"done")));
+    assert!(matches!(space.claim_with("key", &asked(2)), Ok(Claim::Mismatch(_))));
+    space.forget("key", "", "").unwrap();
+    refused(space.claim_with("key", &asked(2)));
 }

@@ -787,3 +787,19 @@ fn zeros_behind_the_names_are_read_once() {
     let (_, report) = salvage(&fs, &clock);
     assert_eq!((report.gaps, report.namespaces, report.damage.len()), (1, 1, 1), "{report:?}");
 }
+
+/// Whoever forgets everything knows nothing of what was lost.
+#[test]
+fn forgetting_everything_leaves_keys_in_doubt() {
+    let clock = SimClock::new();
+    let (_fs, _store, orders) = salvaged(&clock);
+    in_doubt(&orders, "key-5");
+    in_doubt(&orders, "never seen");
+    // The lease of the claim that survived is over, and its grace.
+    clock.advance(Duration::from_secs(3000));
+    let forgotten = orders.forget_all("a test", "nobody").unwrap();
+    assert!((39..=41).contains(&forgotten), "{forgotten}");
+    in_doubt(&orders, "key-5");
+    in_doubt(&orders, "never seen");
+    assert_eq!(orders.forget_all("a test", "nobody").unwrap(), 0);
+}

@@ -15,10 +15,9 @@ use super::shard::ShardGuard;
 use super::spans::{class_of, dedupe_ttl_of, lease_of};
 use super::state::{self, Standing, first_held_bytes, held_bytes};
 use super::time::Now;
+use super::told::Told;
 use super::{Answered, CallDurability, Engine, Settle, Settling, Way};
-use crate::answer::{
-    EndCause, First, Gap, InProgress, Mismatch, Once, Outcome, OutsideWindow, Parked, Previous,
-};
+use crate::answer::{EndCause, First, Gap, Once, OutsideWindow, Previous};
 use crate::error::{ClaimError, Failure};
 use crate::format::flags::{BodyState, Flags};
 use crate::format::record::{Draft, Kind, Record};
@@ -43,16 +42,6 @@ pub(crate) struct ClaimRequest {
     pub(crate) is_sent_by_key: bool,
     /// The same call has asked before, and waits: what it is told while the key is held was counted.
     pub(crate) is_again: bool,
-}
-
-/// What a call says of a key that is not to be had.
-pub(crate) trait Told {
-    fn completed(it: Outcome) -> Self;
-    fn in_progress(it: InProgress) -> Self;
-    fn mismatch(it: Mismatch) -> Self;
-    fn parked(it: Parked) -> Self;
-    fn in_doubt(it: Gap) -> Self;
-    fn outside_window(it: OutsideWindow) -> Self;
 }
 
 /// A key that was taken.
@@ -85,9 +74,9 @@ struct Question<'a> {
     /// Why the store could not grow, once it was asked to.
     no_room: Option<Arc<Failure>>,
     refresh: Refresh,
-    /// Whether the call has paid for what it asks for.
+    /// Whether the call has paid for a new key, and for a mismatch.
     #[cfg(feature = "rate-limit")]
-    is_paid: bool,
+    is_paid: [bool; 2],
 }
 
 /// The key's current record, judged.
@@ -226,15 +215,18 @@ impl Engine {
                 Judged::Mismatch(Standing::Done) => seen.as_ref().and_then(|seen| self.gate(seen)),
                 _ => None,
             };
-            #[cfg(feature = "rate-limit")]
-            if matches!(judged, Judged::Mismatch(_)) {
-                question.pay(false)?;
-            }
             if settle.is_none() {
+                #[cfg(feature = "rate-limit")]
+                question.pay_for_mismatch(&judged)?;
                 question.count_answer(&judged);
                 return self.show(judged, seen.as_ref());
             }
             if settling.is_later() {
+                #[cfg(feature = "rate-limit")]
+                if let Err(refusal) = question.pay_for_mismatch(&judged) {
+                    settling.settle(self, settle)?;
+                    return Err(refusal);
+                }
                 question.count_answer(&judged);
                 let told = self.show(judged, seen.as_ref())?;
                 settling.settle(self, settle)?;
@@ -267,11 +259,7 @@ impl Engine {
         let seen = entry.map(|entry| entry.seen);
         let origin = match (self.judge(seen, question, now), seen) {
             (Judged::Free { takeover: Some(cause) }, Some(old)) => Origin::Other(old.record, cause),
-            (Judged::Free { .. }, _) => {
-                #[cfg(feature = "rate-limit")]
-                question.pay(true)?;
-                Origin::Nothing
-            }
+            (Judged::Free { .. }, _) => Origin::Nothing,
             (Judged::Own, Some(old)) => Origin::Own(old.record),
             (other, _) => return Ok(Try::Judged(other)),
         };
@@ -305,8 +293,8 @@ impl Engine {
             Taking::Claim => (Class::Claims, first_held_bytes(&record)),
             Taking::Once => (class_of(span, request.dedupe_ttl.is_none()), 0),
         };
-        let no_room = &mut question.no_room;
-        if !self.grant(shard, key, way, &record, class, reserve, entry, growths, no_room)? {
+        let is_new = matches!(origin, Origin::Nothing);
+        if !self.grant(shard, question, way, &record, is_new, class, reserve, entry, growths)? {
             return Ok(Try::Again);
         }
         key.namespace.count(match (taking, origin) {
@@ -439,15 +427,16 @@ impl Engine {
     fn grant(
         &self,
         mut shard: ShardGuard<'_>,
-        key: &Key<'_>,
+        question: &mut Question<'_>,
         way: Way<'_>,
         record: &Record<'_>,
+        is_new: bool,
         class: Class,
         reserve: u64,
         entry: Option<Found<'_, '_>>,
         growths: u64,
-        no_room: &mut Option<Arc<Failure>>,
     ) -> Result<bool, ClaimError> {
+        let key = question.key;
         let release = entry.map_or(0, |old| held_bytes(old.record));
         let change = RoomChange { release, reserve, is_exit: false };
         let draft = Draft::new(record);
@@ -456,15 +445,22 @@ impl Engine {
             true => None,
             false => self.reserve(&shard, key, old, &draft)?,
         };
+        #[cfg(feature = "rate-limit")]
+        if is_new {
+            // What the quota has refused costs nothing.
+            question.pay_for_new()?;
+        }
+        #[cfg(not(feature = "rate-limit"))]
+        let _ = is_new;
         let Some(location) = self.append(&draft, class, change)? else {
             // Before the lock is given back (Q1).
             drop(reserved);
             drop(shard);
-            if let Some(cause) = no_room.take() {
+            if let Some(cause) = question.no_room.take() {
                 key.namespace.count(Event::Full);
                 return Err(ClaimError::Full { cause });
             }
-            *no_room = self.make_room(growths)?;
+            question.no_room = self.make_room(growths)?;
             return Ok(false);
         };
         let is_done = record.kind == Kind::Complete;
@@ -510,19 +506,30 @@ impl<'a> Question<'a> {
             no_room: None,
             refresh: Refresh::Untried,
             #[cfg(feature = "rate-limit")]
-            is_paid: false,
+            is_paid: [false; 2],
         })
     }
 
-    /// Pays for a new key, or for being told of another fingerprint: once (A1).
+    /// Pays for a new key: once (A1).
     #[cfg(feature = "rate-limit")]
-    fn pay(&mut self, is_new: bool) -> Result<(), ClaimError> {
-        if !self.is_paid {
-            match is_new {
-                true => self.key.namespace.pay_for_new(self.key)?,
-                false => self.key.namespace.pay_for_mismatch(self.key)?,
+    fn pay_for_new(&mut self) -> Result<(), ClaimError> {
+        if !self.is_paid[0] {
+            self.key.namespace.pay_for_new(self.key)?;
+            self.is_paid[0] = true;
+        }
+        Ok(())
+    }
+
+    /// Pays for being told of another fingerprint, if that is what is told.
+    #[cfg(feature = "rate-limit")]
+    fn pay_for_mismatch(&mut self, judged: &Judged) -> Result<(), ClaimError> {
+        if matches!(judged, Judged::Mismatch(_)) && !self.is_paid[1] {
+            let paid = self.key.namespace.pay_for_mismatch(self.key);
+            if paid.is_err() {
+                self.count_fingerprint();
             }
-            self.is_paid = true;
+            paid?;
+            self.is_paid[1] = true;
         }
         Ok(())
     }
@@ -586,31 +593,5 @@ impl Taking {
             return Err(ClaimError::FingerprintRequired);
         }
         Ok(span)
-    }
-}
-
-impl Told for Once {
-    fn completed(it: Outcome) -> Self {
-        Self::Seen(it)
-    }
-
-    fn in_progress(it: InProgress) -> Self {
-        Self::InProgress(it)
-    }
-
-    fn mismatch(it: Mismatch) -> Self {
-        Self::Mismatch(it)
-    }
-
-    fn parked(it: Parked) -> Self {
-        Self::Parked(it)
-    }
-
-    fn in_doubt(it: Gap) -> Self {
-        Self::InDoubt(it)
-    }
-
-    fn outside_window(it: OutsideWindow) -> Self {
-        Self::OutsideWindow(it)
     }
 }

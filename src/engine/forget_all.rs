@@ -4,7 +4,7 @@
 //! noted, under a pin that is older than what was noted; and then each key is forgotten as by a call of its own.
 
 use super::namespaces::{Key, NamespaceState};
-use super::operator::{Audit, Forgot};
+use super::operator::{Audit, Forgetting, Forgot};
 use super::{Answered, Engine};
 use crate::error::{ForgetError, StoreError};
 use crate::format::record_ref::RecordRef;
@@ -38,11 +38,11 @@ impl Engine {
         reason: &str,
         actor: &str,
     ) -> Answered<u64, ForgetError> {
-        match self.try_forget_all(namespace, prefix, reason, actor) {
-            // One round for all of them.
-            Ok(forgotten) if forgotten > 0 => self.changed(forgotten, None),
-            other => other.into(),
-        }
+        let result = self.try_forget_all(namespace, prefix, reason, actor);
+        // One round for all of them. Also when it failed, and some are forgotten, and when there is nothing: what is not
+        // there may have been ended by somebody whose round is under way (R19).
+        let Answered { result: ended, settle } = self.changed::<_, ForgetError>((), None);
+        Answered { result: ended.and(result), settle }
     }
 
     fn try_forget_all(
@@ -54,6 +54,7 @@ impl Engine {
     ) -> Result<u64, ForgetError> {
         let audit = Audit::new(reason, actor)?;
         self.check_open()?;
+        self.wal.poison.check_before()?;
         let of = Belonging { namespace: namespace.id, prefix };
         let (mut forgotten, mut unreadable) = (0, None);
         for index in 0..self.shards.len() {
@@ -61,8 +62,8 @@ impl Engine {
             unreadable = unreadable.or(error);
             for (number, hash, bytes) in keys {
                 let key = Key { namespace, number, bytes: &bytes, hash };
-                let forgot = self.try_forget(&key, &audit)?;
-                forgotten += u64::from(matches!(forgot, Forgot::Key(Some(_))));
+                let forgot = self.try_forget(&key, &audit, Forgetting::Known)?;
+                forgotten += u64::from(matches!(forgot, Forgot::Key(_)));
             }
         }
         unreadable.map_or(Ok(forgotten), |error| Err(error.into()))

@@ -5,19 +5,20 @@
 //!
 //! 1. `namespaces.changing`, `names`: who defines namespaces. Held across syncs.
 //! 2. the gate of the WAL: who writes to files. Held across syncs, never taken under a shard.
-//! 3. a shard: the state machine of its keys. Nothing that waits for a disk happens under it; in
+//! 3. a shard: the state machine of its keys. Nothing that waits for a sync happens under it; in
 //!    `Sync` mode an append writes to the page cache.
 //! 4. `wal.growth`: who makes data files and headers. Held across syncs, never taken under a shard.
 //! 5. the lane: who appends.
 //! 6. `wal.meta`: who changes the meta file. Held across its sync.
+//!    Those of one namespace, each by itself: the sums of its scopes, its rates, its counts.
 //! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
 //! The parts: `claims` (claim, once), over `origin` (what a grant goes on from), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
-//! that duplicates extend), `fences` (of sinks), `operator` (resolve, forget, orphans), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
+//! that duplicates extend), `fences` (of sinks), `operator` (resolve, forget, orphans), `forget_all`, `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted),
-//! `quotas` (how much there may be), over
+//! `quotas` and `scope_quotas` (how much there may be), `rates` (how often there may be more), over
 //! `state` (what a record means) and `shard` (one shard's table and tokens).
 
 pub(crate) mod batch;
@@ -49,6 +50,7 @@ pub(crate) mod shard;
 mod spans;
 pub(crate) mod state;
 pub(crate) mod time;
+pub(crate) mod told;
 pub(crate) mod waiters;
 
 use std::path::PathBuf;

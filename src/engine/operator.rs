@@ -52,6 +52,15 @@ impl Audit {
     }
 }
 
+/// What a key must be for to be forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Forgetting {
+    /// There, or in doubt.
+    Any,
+    /// There.
+    Known,
+}
+
 /// What forgetting did.
 pub(super) enum Forgot {
     /// Nothing: there was nothing to forget.
@@ -188,7 +197,8 @@ impl Engine {
         actor: &str,
         durability: Option<CallDurability>,
     ) -> Answered<Option<KeyState>, ForgetError> {
-        let forgot = Audit::new(reason, actor).and_then(|audit| self.try_forget(key, &audit));
+        let forgot = Audit::new(reason, actor)
+            .and_then(|audit| self.try_forget(key, &audit, Forgetting::Any));
         match forgot {
             Ok(Forgot::Nothing) => Ok(None).into(),
             Ok(Forgot::Key(state)) => self.changed(state, durability),
@@ -200,6 +210,7 @@ impl Engine {
         &self,
         key: &Key<'_>,
         Audit(body): &Audit,
+        what: Forgetting,
     ) -> Result<Forgot, ForgetError> {
         self.check_change(key)?;
         let mut no_room = None;
@@ -217,7 +228,8 @@ impl Engine {
                 key_state(Standing::of(old, judged, self.open_epoch))
             });
             let newest = found.map(|found| found.record.token().epoch());
-            let is_in_doubt = || self.gaps.covering(now.lower, newest, None).is_some();
+            let is_in_doubt =
+                || what == Forgetting::Any && self.gaps.covering(now.lower, newest, None).is_some();
             if state.is_none() && !is_in_doubt() {
                 return Ok(Forgot::Nothing);
             }

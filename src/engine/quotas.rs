@@ -20,7 +20,7 @@ use super::Engine;
 use super::events::Event;
 use super::namespaces::{Key, NamespaceState};
 use super::shard::ShardState;
-use crate::error::NamespaceError;
+use crate::error::{NamespaceError, StoreError};
 use crate::format::index;
 use crate::format::names::Entry;
 use crate::format::record::{Draft, Kind};
@@ -250,15 +250,15 @@ impl Engine {
         let mut reserved =
             Reserved { namespace, is_metered: false, scope: None, is_near: false, old, new };
         let mut reserve = || {
+            // First: one that is refused is at no moment in the way of the others.
+            if limits_scope {
+                reserved.is_near = namespace.scope_meters.exchange(key.prefix(), old, new)?;
+                reserved.scope = Some(key.prefix());
+            }
             if is_metered {
                 namespace.meter.exchange(old, new)?;
                 reserved.is_metered = true;
-                reserved.is_near = namespace.meter.is_near();
-            }
-            if limits_scope {
-                let is_near = namespace.scope_meters.exchange(key.prefix(), old, new)?;
-                reserved.scope = Some(key.prefix());
-                reserved.is_near |= is_near;
+                reserved.is_near |= namespace.meter.is_near();
             }
             Ok(())
         };
@@ -377,7 +377,7 @@ impl Engine {
             QuotaLevel::Scope => namespace.scope_meters.set(quota),
         }
         match (before.is_none(), quota.is_none()) {
-            (true, false) => self.meter(&[number]),
+            (true, false) => self.meter(&[number])?,
             (false, true) => self.meter_no_more(&namespace, level, number),
             _ => {}
         }
@@ -385,23 +385,22 @@ impl Engine {
     }
 
     /// Counts what opening has found of namespaces with a quota.
-    pub(super) fn meter_found(&self) {
+    pub(super) fn meter_found(&self) -> Result<(), StoreError> {
         let mut metered = Vec::new();
         for namespace in self.namespaces.all() {
             metered.extend((!namespace.meter.quota().is_none()).then_some(namespace.id));
             let limits_scopes = !namespace.scope_meters.quota().is_none();
             metered.extend(limits_scopes.then(|| namespace.id.scoped()));
         }
-        if !metered.is_empty() {
-            self.meter(&metered);
-        }
+        if metered.is_empty() { Ok(()) } else { self.meter(&metered) }
     }
 
     /// Counts these from now on, shard by shard (Q1). Reads every record.
-    fn meter(&self, numbers: &[NamespaceId]) {
+    fn meter(&self, numbers: &[NamespaceId]) -> Result<(), StoreError> {
         for shard in &self.shards {
+            // Before the look whether the store is closed, which waits for pins: the directory is ours meanwhile.
             let pin = Pin::new();
-            let mut shard = shard.lock(&self.wal);
+            let mut shard = self.lock(shard)?;
             shard.metered.extend_from_slice(numbers);
             shard.metered.sort_unstable();
             let counted = shard.table.for_each(|_, slot| {
@@ -425,6 +424,7 @@ impl Engine {
             });
             let Ok(()) = counted;
         }
+        Ok(())
     }
 
     fn meter_no_more(&self, namespace: &NamespaceState, level: QuotaLevel, number: NamespaceId) {

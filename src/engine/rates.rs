@@ -1,6 +1,6 @@
 //! Rates: how many new keys are granted in a time, and how many answers there are that a fingerprint differs.
 //!
-//! Each rate is a bucket of tokens, one for a namespace or one for each of its scopes (the generic cell rate algorithm, by
+//! Each rate is a bucket of tokens, one for a namespace or one for each of its scopes (GCRA, by
 //! `governor`), on the store's monotonic clock. Buckets are memory of this process: what came before it was opened is not held against
 //! anybody. Answers about keys that are known cost none.
 //!
@@ -29,6 +29,9 @@ use crate::types::KeyHash;
 
 /// Scopes whose buckets are kept before those that are full again are looked for.
 const KEPT_MIN: usize = 1024;
+
+/// When there are so many buckets, scopes that have none share those of so many others.
+const KEPT_MAX: usize = if cfg!(test) { 4096 } else { 1 << 20 };
 
 /// The rates of a namespace.
 #[derive(Debug, Default)]
@@ -101,10 +104,16 @@ impl Scopes {
     }
 
     fn take(&self, scope: KeyHash, of: RateOf) -> Result<(), RateExceeded> {
-        let taken = self.buckets.check_key(&scope);
         let kept = self.buckets.len();
+        // Whoever makes scopes up has as much memory, and no more.
+        let scope = match kept {
+            0..KEPT_MAX => scope,
+            _ => KeyHash(scope.0 % KEPT_MAX as u64),
+        };
+        let taken = self.buckets.check_key(&scope);
         if kept > self.kept_max.load(Ordering::Relaxed) {
             self.buckets.retain_recent();
+            self.buckets.shrink_to_fit();
             let kept_max = (2 * self.buckets.len()).max(KEPT_MIN);
             self.kept_max.store(kept_max, Ordering::Relaxed);
         }
@@ -200,8 +209,20 @@ mod tests {
                 assert_eq!(take(KeyHash(second * 100 + scope)), Ok(()));
             }
             assert!(take(busy).is_err());
-            assert!(scopes.buckets.len() <= KEPT_MIN + 1, "{}", scopes.buckets.len());
+            assert!(scopes.buckets.len() <= KEPT_MIN + 2, "{}", scopes.buckets.len());
             clock.advance(Duration::from_secs(1));
         }
+    }
+
+    #[test]
+    fn scopes_that_somebody_makes_up_take_so_much_memory_and_no_more() {
+        let rate = Rate::per_hour(NonZeroU32::MIN);
+        let scopes = Scopes::new(rate, StoreClock(Arc::new(SimClock::new())));
+        for scope in 0..20 * KEPT_MAX as u64 {
+            scopes
+                .take(KeyHash(crate::hash::mix(scope)), RateOf::NewKeysOfScope)
+                .unwrap_or_default();
+        }
+        assert!(scopes.buckets.len() <= 2 * KEPT_MAX, "{}", scopes.buckets.len());
     }
 }

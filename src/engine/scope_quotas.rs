@@ -17,6 +17,9 @@ pub(crate) struct ScopeMeters {
     used: Mutex<HashMap<Box<[u8]>, Used>>,
 }
 
+/// Room for so many scopes is kept, whatever there is.
+const SPARE_MAX: usize = 1024;
+
 /// Keys, bytes, claims in flight, waiters.
 type Used = [u64; 4];
 
@@ -49,6 +52,10 @@ impl ScopeMeters {
         let result = change(used);
         if *used == Used::default() {
             all.remove(scope);
+            if all.capacity() > SPARE_MAX && all.len() < all.capacity() / 8 {
+                let len = all.len();
+                all.shrink_to(2 * len);
+            }
         }
         result
     }

@@ -320,20 +320,24 @@ impl Engine {
         if of_key >= limits.key {
             return Err(TooManyWaiters { scope: WaiterScope::Key, limit: limits.key });
         }
+        let (is_scoped, scopes) = (key.number.is_scoped(), &namespace.scope_meters);
+        if is_scoped && let Err(limit) = scopes.enter(key.prefix()) {
+            return Err(TooManyWaiters { scope: WaiterScope::Scope, limit });
+        }
+        let leave_scope = || {
+            if is_scoped {
+                scopes.leave(key.prefix());
+            }
+        };
         let limit = limits.namespace.min(namespace.meter.waiters_max());
         if !count(&namespace.waiters, limit) {
+            leave_scope();
             return Err(TooManyWaiters { scope: WaiterScope::Namespace, limit });
         }
         if !count(&self.waiters, limits.store) {
             namespace.waiters.fetch_sub(1, Ordering::Relaxed);
+            leave_scope();
             return Err(TooManyWaiters { scope: WaiterScope::Store, limit: limits.store });
-        }
-        if key.number.is_scoped()
-            && let Err(limit) = namespace.scope_meters.enter(key.prefix())
-        {
-            namespace.waiters.fetch_sub(1, Ordering::Relaxed);
-            self.waiters.fetch_sub(1, Ordering::Relaxed);
-            return Err(TooManyWaiters { scope: WaiterScope::Scope, limit });
         }
         Ok(())
     }

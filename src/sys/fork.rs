@@ -65,13 +65,13 @@ impl ForkGuard {
     }
 }
 
-/// A pointer, null at first, that is null again in every child of this process. Never given up. Where the
+/// An address, null at first, that is null again in every child of this process. Never given up. Where the
 /// kernel cannot wipe pages children keep what their parent had.
 pub(super) fn forgotten_by_children<T>() -> &'static AtomicPtr<T> {
     match ForkGuard::wiped_page() {
         Ok(Some(page)) => {
             let place = ManuallyDrop::new(page).as_mut_ptr();
-            // SAFETY: the page is zeroed, aligned to more than a pointer, and mapped until the process ends: nobody
+            // SAFETY: the page is zeroed, aligned to more than an address, and mapped until the process ends: nobody
             // drops it. It is touched through this atomic alone.
             unsafe { AtomicPtr::from_ptr(place.cast()) }
         }

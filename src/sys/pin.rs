@@ -7,7 +7,7 @@
 //! with `membarrier(2)`. Where the kernel has none, each pin makes its own ([`barrier`](super::barrier)).
 //!
 //! Pins are of this crate alone and short, so a [`Grace`] is over soon after it has begun: but for a call that
-//! must make room first, and an outcome that is shown where it lies, for as long as its reader takes.
+//! must make room first, one that reads all of a shard, and an outcome that is shown where it lies, for as long as its reader takes.
 //!
 //! Invariants
 //! - P1  A borrow from a shelf lives no longer than the shelf and the pin it was borrowed under.

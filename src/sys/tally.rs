@@ -33,6 +33,9 @@ const SLOTS: usize = 64;
 /// Blocks that a thread keeps; then it gives all of them back.
 const KEPT_MAX: usize = 1024;
 
+/// Blocks among which nobody looks for those that were left.
+const LOOK_MIN: usize = 8;
+
 /// Tallies are numbered, and no number is used twice in a process.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -51,6 +54,8 @@ pub(crate) struct Tally {
 struct Sums {
     /// Of threads that count.
     blocks: Vec<Arc<Block>>,
+    /// With how many of them it is looked which have been left.
+    look_at: usize,
     /// Of those that do not any more.
     gone: [u64; COUNTS],
 }
@@ -106,7 +111,10 @@ impl Tally {
             let slot = kept.entry(self.id).or_insert_with(|| {
                 let block = Arc::new(Block::new([const { AtomicU64::new(0) }; COUNTS]));
                 let mut sums = self.sums.lock();
-                sums.take_in();
+                if sums.blocks.len() >= sums.look_at {
+                    sums.take_in();
+                    sums.look_at = (2 * sums.blocks.len()).max(LOOK_MIN);
+                }
                 sums.blocks.push(Arc::clone(&block));
                 Slot { id: self.id, block }
             });
@@ -138,7 +146,7 @@ impl Tally {
 impl Sums {
     /// Adds what threads have left (T2).
     fn take_in(&mut self) {
-        let Self { blocks, gone } = self;
+        let Self { blocks, gone, .. } = self;
         blocks.retain_mut(|block| {
             let Some(counts) = Arc::get_mut(block) else { return true };
             gone.iter_mut()
@@ -174,7 +182,7 @@ impl Drop for Slot {
 
 impl Default for Tally {
     fn default() -> Self {
-        let sums = Sums { blocks: Vec::new(), gone: [0; COUNTS] };
+        let sums = Sums { blocks: Vec::new(), look_at: LOOK_MIN, gone: [0; COUNTS] };
         Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), sums: Mutex::new(sums) }
     }
 }

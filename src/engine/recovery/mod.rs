@@ -276,7 +276,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         reach(Point::OpenBehindPark);
         engine.wal.meta.update(|meta| meta.clock = now).map_err(failed)?;
     }
-    engine.meter_found();
+    engine.meter_found()?;
     report.epoch = epoch.0;
     report.duration = start.elapsed();
     Ok((engine, report))
