@@ -5,7 +5,7 @@
 //! body copied, and nothing else is done: no hash, no clock, no time to live, no checksum. Beside it the same of a `DashMap`
 //! with a fast hash and room made, of a lookup and of a duplicate claim.
 //!
-//! Each twice: *in a row*, calls follow one another and the processor works ahead into those that come next, as far as its
+//! Each twice: *back to back*, calls follow one another and the processor works ahead into those that come next, as far as its
 //! window of some 500 instructions reaches; *one by one*, which key comes next is not known before the answer, as
 //! where a call stands alone between other work. All alternate, and the ratios count.
 #![allow(missing_docs, reason = "a program")]
@@ -68,23 +68,23 @@ fn compare(count: u64) {
     let mut times = [const { [const { Vec::new() }; 2] }; 4];
     for _ in 0..ROUNDS {
         for ((_, read), times) in reads.iter().zip(&mut times) {
-            times[0].push(in_a_row(&stream, *read));
+            times[0].push(back_to_back(&stream, *read));
             times[1].push(one_by_one(&stream, *read));
         }
     }
     println!("\n{count} keys; medians of {ROUNDS} rounds, alternating");
-    let [map_in_a_row, map_one_by_one] = times[1].each_ref().map(|it| median(&mut it.clone()));
+    let [map_back_to_back, map_one_by_one] = times[1].each_ref().map(|it| median(&mut it.clone()));
     for ((name, _), times) in reads.iter().zip(&mut times) {
-        let [in_a_row, one_by_one] = times.each_mut().map(|it| median(it));
+        let [back_to_back, one_by_one] = times.each_mut().map(|it| median(it));
         println!(
-            "{name:<12} in a row {in_a_row:>6.1} ns, {:>5.2} x the map; one by one {one_by_one:>6.1} ns, {:>5.2} x",
-            in_a_row / map_in_a_row,
+            "{name:<12} back to back {back_to_back:>6.1} ns, {:>5.2} x the map; one by one {one_by_one:>6.1} ns, {:>5.2} x",
+            back_to_back / map_back_to_back,
             one_by_one / map_one_by_one
         );
     }
 }
 
-fn in_a_row(stream: &[(u64, Key)], read: Read<'_>) -> f64 {
+fn back_to_back(stream: &[(u64, Key)], read: Read<'_>) -> f64 {
     let mut body = [0; BODY.len()];
     let start = Instant::now();
     for (n, key) in stream {

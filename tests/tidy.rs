@@ -306,7 +306,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     ("eviction", "expire or purge", &[]),
     ("salt", "open epoch or secret", &[]),
     ("checkpoint", "mark or snapshot", &[]),
-    ("by_hand", "recovery or salvage", &[]),
+    ("repair", "recovery or salvage", &[]),
     ("persist", "flush or sync", &[]),
     ("save", "flush or sync", &[]),
 ];
