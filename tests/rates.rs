@@ -5,6 +5,7 @@ mod support;
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
@@ -14,6 +15,7 @@ use refrain::{
     Rates, Store,
 };
 use support::Random;
+use support::disk::HookFs;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -257,17 +259,41 @@ fn what_the_quota_or_the_disk_refuses_others_are_not_charged_for() {
     refused(space.claim("5", None));
 }
 
-/// To have paid for one is not to have paid for the other.
+/// A call that has to look again, because the store had to grow, has paid.
+#[test]
+fn a_store_that_grows_is_paid_for_once() {
+    let (_clock, store, space) = open(&Rates::default().new_keys(rate(1, 3000)));
+    let before = store.stats().disk_bytes;
+    for n in 0..3000 {
+        drop(space.claim(format!("{n}-{}", "x".repeat(3000)), None).unwrap());
+    }
+    assert!(store.stats().disk_bytes > before);
+    refused(space.claim("one more", None));
+}
+
+/// To have paid for one is not to have paid for the other: the key is forgotten while the answer that it has another
+/// fingerprint waits for the disk.
 #[test]
 fn a_mismatch_that_was_waited_for_does_not_pay_for_a_key() {
-    let clock = SimClock::new();
-    let store = options(&HeapFs::new(), &clock).durability(Durability::Sync).open().unwrap();
+    let forgets: Arc<Mutex<Option<Namespace>>> = Arc::default();
+    let hooked = Arc::clone(&forgets);
+    let fs = HookFs::new(HeapFs::new(), move |what, _| {
+        if what == "sync"
+            && let Some(space) = hooked.lock().unwrap().take()
+        {
+            drop(space.forget_async("key", "", ""));
+        }
+        Ok(())
+    });
+    let options = Options::new("unused").file_system(fs).clock(SimClock::new());
+    let options = options.segment_bytes(256 << 10).manual_maintenance(true);
+    let store = options.durability(Durability::Sync).open().unwrap();
     let space = store.define("space", &policy()).unwrap();
     store.limit_rates("space", &Rates::default().new_keys(rate(1, 1))).unwrap();
     let asked = |n: u8| ClaimOptions::new().fingerprint(Fingerprint::from_digest([n; 16]));
     let lease = space.claim_with("key", &asked(1)).unwrap().acquired().unwrap();
     drop(lease.complete_async(&CompleteOptions::body(b"done")));
-    assert!(matches!(space.claim_with("key", &asked(2)), Ok(Claim::Mismatch(_))));
-    space.forget("key", "", "").unwrap();
-    refused(space.claim_with("key", &asked(2)));
+    *forgets.lock().unwrap() = Some(space.clone());
+    assert_eq!(refused(space.claim_with("key", &asked(2))).0, RateOf::NewKeys);
+    assert!(forgets.lock().unwrap().is_none());
 }

@@ -38,23 +38,31 @@ impl Engine {
         reason: &str,
         actor: &str,
     ) -> Answered<u64, ForgetError> {
-        let result = self.try_forget_all(namespace, prefix, reason, actor);
+        let audit = match self.audit(reason, actor) {
+            Ok(audit) => audit,
+            Err(error) => return Err(error).into(),
+        };
+        let result = self.try_forget_all(namespace, prefix, &audit);
         // One round for all of them. Also when it failed, and some are forgotten, and when there is nothing: what is not
         // there may have been ended by somebody whose round is under way (R19).
         let Answered { result: ended, settle } = self.changed::<_, ForgetError>((), None);
         Answered { result: ended.and(result), settle }
     }
 
+    /// What is refused before anything is done.
+    fn audit(&self, reason: &str, actor: &str) -> Result<Audit, ForgetError> {
+        let audit = Audit::new(reason, actor)?;
+        self.check_open()?;
+        self.wal.poison.check_before()?;
+        Ok(audit)
+    }
+
     fn try_forget_all(
         &self,
         namespace: &NamespaceState,
         prefix: &[u8],
-        reason: &str,
-        actor: &str,
+        audit: &Audit,
     ) -> Result<u64, ForgetError> {
-        let audit = Audit::new(reason, actor)?;
-        self.check_open()?;
-        self.wal.poison.check_before()?;
         let of = Belonging { namespace: namespace.id, prefix };
         let (mut forgotten, mut unreadable) = (0, None);
         for index in 0..self.shards.len() {
@@ -62,7 +70,7 @@ impl Engine {
             unreadable = unreadable.or(error);
             for (number, hash, bytes) in keys {
                 let key = Key { namespace, number, bytes: &bytes, hash };
-                let forgot = self.try_forget(&key, &audit, Forgetting::Known)?;
+                let forgot = self.try_forget(&key, audit, Forgetting::Known)?;
                 forgotten += u64::from(matches!(forgot, Forgot::Key(_)));
             }
         }
