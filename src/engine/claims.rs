@@ -74,9 +74,9 @@ struct Question<'a> {
     /// Why the store could not grow, once it was asked to.
     no_room: Option<Arc<Failure>>,
     refresh: Refresh,
-    /// Whether the call has paid for a new key, and for a mismatch.
+    /// Whether the call has paid for a new key.
     #[cfg(feature = "rate-limit")]
-    is_paid: [bool; 2],
+    is_paid: bool,
 }
 
 /// The key's current record, judged.
@@ -506,30 +506,29 @@ impl<'a> Question<'a> {
             no_room: None,
             refresh: Refresh::Untried,
             #[cfg(feature = "rate-limit")]
-            is_paid: [false; 2],
+            is_paid: false,
         })
     }
 
     /// Pays for a new key: once (A1).
     #[cfg(feature = "rate-limit")]
     fn pay_for_new(&mut self) -> Result<(), ClaimError> {
-        if !self.is_paid[0] {
+        if !self.is_paid {
             self.key.namespace.pay_for_new(self.key)?;
-            self.is_paid[0] = true;
+            self.is_paid = true;
         }
         Ok(())
     }
 
-    /// Pays for being told of another fingerprint, if that is what is told.
+    /// Pays for being told of another fingerprint, if that is what is told: the call ends with it.
     #[cfg(feature = "rate-limit")]
-    fn pay_for_mismatch(&mut self, judged: &Judged) -> Result<(), ClaimError> {
-        if matches!(judged, Judged::Mismatch(_)) && !self.is_paid[1] {
+    fn pay_for_mismatch(&self, judged: &Judged) -> Result<(), ClaimError> {
+        if matches!(judged, Judged::Mismatch(_)) {
             let paid = self.key.namespace.pay_for_mismatch(self.key);
             if paid.is_err() {
                 self.count_fingerprint();
             }
             paid?;
-            self.is_paid[1] = true;
         }
         Ok(())
     }
