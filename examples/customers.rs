@@ -57,6 +57,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "rate-limit")]
     rates(&store)?;
 
+    // Who leaves is forgotten, and nobody else.
+    assert_eq!(acme.forget_all("the customer left", "operator 3")?, 100);
+    assert!(matches!(zenith.claim("order-1", None)?, Claim::Completed(_)));
+
     let health = store.health();
     assert!(matches!(health.serving, Serving::All) && health.gaps.is_empty());
     println!("last sync {:?} ago, {} bytes ready", health.sync_age, health.ready_bytes);

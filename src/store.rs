@@ -74,7 +74,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NamespaceError::UnknownName`]; whatever any call can fail with.
+    /// [`NamespaceError::UnknownName`], [`NamespaceError::Reserved`]; [`NamespaceError::TooMany`] when there is no room to write it down;
+    /// whatever any call can fail with.
     pub fn limit(&self, name: &str, quota: &Quota) -> Result<(), NamespaceError> {
         if name.starts_with(FENCES) {
             return Err(NamespaceError::Reserved { prefix: FENCES });
@@ -88,7 +89,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NamespaceError::UnknownName`]; whatever any call can fail with.
+    /// [`NamespaceError::UnknownName`], [`NamespaceError::Reserved`]; [`NamespaceError::TooMany`] when there is no room to write it down;
+    /// whatever any call can fail with.
     pub fn limit_scopes(&self, name: &str, quota: &Quota) -> Result<(), NamespaceError> {
         if name.starts_with(FENCES) {
             return Err(NamespaceError::Reserved { prefix: FENCES });

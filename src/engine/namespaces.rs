@@ -68,7 +68,7 @@ pub(crate) struct Key<'a> {
 impl<'a> Key<'a> {
     /// What stands in front of it: of its scope.
     pub(super) fn prefix(&self) -> &'a [u8] {
-        &self.bytes[..scope::prefix_len(self.number, self.bytes)]
+        scope::prefix_of(self.number, self.bytes)
     }
 
     /// The length of the key without its scope.
@@ -111,7 +111,7 @@ impl OwnKey {
 
     /// What stands in front of it: of its scope.
     pub(crate) fn prefix(&self) -> &[u8] {
-        &self.bytes[..scope::prefix_len(self.number, &self.bytes)]
+        scope::prefix_of(self.number, &self.bytes)
     }
 
     /// The key as its caller gave it.

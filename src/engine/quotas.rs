@@ -225,11 +225,6 @@ impl ShardState {
     }
 }
 
-/// What stands in front of a key, as records have it.
-fn scope_of(number: NamespaceId, key: &[u8]) -> &[u8] {
-    &key[..scope::prefix_len(number, key)]
-}
-
 impl Engine {
     /// Makes room in the quota of a namespace for what is about to be granted. `Ok(None)`: it has none.
     #[inline(never)]
@@ -344,7 +339,7 @@ impl Engine {
             namespace.meter.subtract(old);
         }
         if limits_scope {
-            namespace.scope_meters.replace(scope_of(number, key), new, old);
+            namespace.scope_meters.replace(scope::prefix_of(number, key), new, old);
         }
     }
 
@@ -416,7 +411,7 @@ impl Engine {
                         namespace.meter.add(weight);
                     }
                     if let Some(namespace) = namespace.filter(|_| of_scope) {
-                        let scope = scope_of(number, record.key());
+                        let scope = scope::prefix_of(number, record.key());
                         namespace.scope_meters.replace(scope, weight, Weight::default());
                     }
                 }
@@ -455,7 +450,7 @@ impl Engine {
                 };
                 add(found.entry(number.unscoped()).or_default());
                 if number.is_scoped() {
-                    let scope = scope_of(number, record.key()).into();
+                    let scope = scope::prefix_of(number, record.key()).into();
                     add(found_of.entry((number, scope)).or_default());
                 }
                 Ok::<_, crate::error::StoreError>(())

@@ -30,7 +30,7 @@ use crate::types::KeyHash;
 /// Scopes whose buckets are kept before those that are full again are looked for.
 const KEPT_MIN: usize = 1024;
 
-/// When there are so many buckets, scopes that have none share those of so many others.
+/// When there are so many buckets, scopes share as many others, by their hashes, until some are full again.
 const KEPT_MAX: usize = if cfg!(test) { 4096 } else { 1 << 20 };
 
 /// The rates of a namespace.

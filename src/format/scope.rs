@@ -39,6 +39,12 @@ pub(crate) fn prefix_len(namespace: NamespaceId, stored: &[u8]) -> usize {
     stored.first().map_or(0, |len| (1 + usize::from(*len)).min(stored.len()))
 }
 
+/// What stands in front of a key, as a record has it; nothing without a scope.
+#[inline]
+pub(crate) fn prefix_of(namespace: NamespaceId, stored: &[u8]) -> &[u8] {
+    &stored[..prefix_len(namespace, stored)]
+}
+
 /// Scope and key of a record; `None`: bytes that no key with a scope has.
 pub(crate) fn split(namespace: NamespaceId, stored: &[u8]) -> Option<(&[u8], &[u8])> {
     if !namespace.is_scoped() {
