@@ -2,10 +2,13 @@
 //! the store says of itself shows who is refused what, before anybody complains.
 
 use std::error::Error;
+use std::time::Duration;
 
 use refrain::{Claim, ClaimError, Policy, Quota, Serving, Store};
 #[cfg(feature = "rate-limit")]
 use refrain::{Rate, Rates};
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
@@ -60,6 +63,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Who leaves is forgotten, and nobody else.
     assert_eq!(acme.forget_all("the customer left", "operator 3")?, 100);
     assert!(matches!(zenith.claim("order-1", None)?, Claim::Completed(_)));
+    // Who wants to be erased is off the disk, too. That somebody was is known, and why.
+    let erased = acme.erase_all("the customer asked for it", "operator 3", MINUTE)?;
+    println!("{} segments held something of it", erased.segments);
+    assert_eq!(store.erasures().last().map(|it| it.reason()), Some("the customer asked for it"));
 
     let health = store.health();
     assert!(matches!(health.serving, Serving::All) && health.gaps.is_empty());

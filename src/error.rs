@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::answer::{KeyState, Outcome};
+use crate::answer::{Gap, KeyState, Outcome};
 use crate::limits::{QuotaExceeded, TooManyWaiters};
 use crate::policy::{Policy, PolicyProblem};
 use crate::types::FencingToken;
@@ -252,6 +252,12 @@ pub enum CompleteError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
+    /// Reason and actor have at most 255 bytes each.
+    #[error("reason and actor have at most 255 bytes each, not {len}")]
+    TextLength {
+        /// The length that was given.
+        len: usize,
+    },
     /// The claim has a live owner, who alone decides until the lease ends.
     #[error("the key is in progress")]
     InProgress,
@@ -295,6 +301,30 @@ pub enum ForgetError {
         cause: Arc<Failure>,
     },
     /// Any call can fail like this.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What erasing can refuse with. Nothing was done, unless it says otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EraseError {
+    /// It was not forgotten, or not all of it.
+    #[error(transparent)]
+    Forget(#[from] ForgetError),
+    /// While a gap leaves keys in doubt nothing leaves the disk ([`crate::Store::accept_gap`]).
+    #[error("nothing leaves the disk while a gap leaves keys in doubt")]
+    InDoubt(Box<Gap>),
+    /// It is forgotten, durably, and some of it is on the disk still: call again. Somebody keeps an outcome or reads, there is no room
+    /// to copy what shares a segment with it, or it just takes longer.
+    #[error("it is forgotten, and not off the disk yet: {segments} segments are left")]
+    TimedOut {
+        /// Keys that were known and are not any more.
+        keys: u64,
+        /// Segments that are known to hold something, or to have held it and not to be written over.
+        segments: usize,
+    },
+    /// Any call can fail like this. What is forgotten stays so.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -86,6 +86,7 @@ mod chunked;
 mod claim;
 mod commit;
 mod engine;
+mod erasure;
 mod error;
 mod fence;
 mod format;
@@ -128,8 +129,9 @@ pub use answer::{
 pub use canonical::{JsonError, JsonFields};
 pub use claim::Claim;
 pub use commit::Commit;
+pub use erasure::{Erasable, Erased, Erasure};
 pub use error::{
-    ClaimError, CloseError, CompleteError, Failure, ForgetError, GapError, LeaseError,
+    ClaimError, CloseError, CompleteError, EraseError, Failure, ForgetError, GapError, LeaseError,
     NamespaceError, OpenError, OptionProblem, ResolveError, SalvageError, StoreError, WaitError,
 };
 pub use fence::FenceGuard;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::answer::{Gap, Orphan};
 use crate::engine::namespaces::{NamespaceState, Wanted};
+use crate::erasure::Erasure;
 use crate::error::{CloseError, Failure, GapError, NamespaceError, StoreError};
 use crate::fence::FenceGuard;
 use crate::handle::{Handle, Space};
@@ -181,6 +182,12 @@ impl Store {
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
         self.handle.gaps.list()
+    }
+
+    /// What was erased ([`crate::Namespace::erase_all`]), by whom and why, the latest last. A call that was not over in time is there, too.
+    #[must_use]
+    pub fn erasures(&self) -> Vec<Erasure> {
+        self.handle.erasures()
     }
 
     /// Ends the gap of this number: no key is in doubt for it any more, and keys of which nothing is

@@ -1,6 +1,8 @@
 //! Claiming, completing, replaying: what every caller sees first.
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
+mod support;
+
 use std::time::Duration;
 
 use refrain::testing::{HeapFs, SimClock};
@@ -8,8 +10,9 @@ use refrain::{
     BODY_BYTES_MAX, Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteError,
     CompleteOptions, EndCause, FencingToken, Fingerprint, FingerprintRule, KEY_BYTES_MAX, KeyState,
     LeaseError, Lookup, Namespace, OnLeaseEnd, Once, OpenError, Options, Policy, PolicyProblem,
-    Reference, Resolution, Store, StoreError,
+    Reference, Resolution, ResolveError, Store, StoreError,
 };
+use support::disk::{find_last, read};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -228,7 +231,7 @@ fn an_expired_lease_under_park_is_run_again_by_nobody_until_resolved() {
         (token, EndCause::LeaseEnded, None)
     );
     let outcome = Resolution::Completed(CompleteOptions::body(b"it had happened").code(1));
-    let completion = orders.resolve("a", token, &outcome).unwrap().unwrap();
+    let completion = orders.resolve("a", token, &outcome, "a test", "nobody").unwrap().unwrap();
     assert!(completion.token() > token);
     let refused = lease.complete("late").unwrap_err();
     assert!(matches!(refused, CompleteError::Fenced { .. }), "{refused}");
@@ -245,8 +248,41 @@ fn an_expired_lease_under_park_is_run_again_by_nobody_until_resolved() {
     let token = lease.token();
     lease.park().unwrap();
     assert!(matches!(orders.complete("c", token, ""), Err(CompleteError::Parked)));
-    assert_eq!(orders.resolve("c", token, &Resolution::NotDone).unwrap(), None);
+    assert_eq!(orders.resolve("c", token, &Resolution::NotDone, "a test", "nobody").unwrap(), None);
     assert_eq!(orders.claim("c", None).unwrap().acquired().unwrap().attempt(), 1);
+}
+
+/// It stands in the WAL, for whoever reads that.
+#[test]
+fn who_resolved_a_claim_and_why_is_written_down() {
+    let fs = HeapFs::new();
+    let options = Options::new("unused").file_system(fs.clone());
+    let store = options.segment_bytes(256 << 10).manual_maintenance(true).open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let parked = |key: &str| {
+        let lease = orders.claim(key, None).unwrap().acquired().unwrap();
+        let token = lease.token();
+        lease.park().unwrap();
+        token
+    };
+    let long = "x".repeat(256);
+    let done = Resolution::Completed(CompleteOptions::body(b"receipt"));
+    for (key, resolution) in [("a", done), ("b", Resolution::NotDone)] {
+        let token = parked(key);
+        for (reason, actor) in [(&long[..], "actor"), ("reason", &long[..])] {
+            let refused = orders.resolve(key, token, &resolution, reason, actor);
+            assert!(matches!(refused, Err(ResolveError::TextLength { len: 256 })), "{refused:?}");
+        }
+        let (reason, actor) = (format!("the bank said {key}"), format!("operator {key}"));
+        orders.resolve(key, token, &resolution, &reason, &actor).unwrap();
+        let bytes = read(&fs, "data-00000");
+        for text in [reason, actor] {
+            assert!(find_last(&bytes, text.as_bytes()) > 0, "{text}");
+        }
+    }
+    let token = parked("c");
+    orders.resolve("c", token, &done, "", "").unwrap();
+    assert!(orders.claim("c", None).unwrap().completed().is_some());
 }
 
 #[test]

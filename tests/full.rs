@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use refrain::testing::HeapFs;
 use refrain::{
-    Body, BodyKept, ClaimError, Durability, FencingToken, LeaseError, Lookup, NamespaceError,
-    OnLeaseEnd, OnOrphan, OpenError, Options, Policy, Resolution, Store,
+    Body, BodyKept, ClaimError, ClaimOptions, CompleteOptions, Durability, FencingToken,
+    Fingerprint, LeaseError, Lookup, NamespaceError, OnLeaseEnd, OnOrphan, OpenError, Options,
+    Policy, Resolution, Store,
 };
 use support::Random;
 use support::disk::HookFs;
@@ -266,7 +267,7 @@ fn reserved_room_is_given_back_by_every_exit() {
     assert_eq!(reserved(), full, "a renewal reserves room for the next one");
     lease.park().unwrap();
     assert!(reserved() > 0 && reserved() < full, "a parked key keeps room for what ends it");
-    orders.resolve("c", token, &Resolution::NotDone).unwrap();
+    orders.resolve("c", token, &Resolution::NotDone, "a test", "nobody").unwrap();
     assert_eq!(reserved(), 0);
     let token = claim("d").token();
     orders.forget("d", "a test", "nobody").unwrap();
@@ -274,6 +275,34 @@ fn reserved_room_is_given_back_by_every_exit() {
     assert!(orders.complete("d", token, "late").is_err());
     drop(claim("e"));
     assert_eq!(reserved(), full);
+}
+
+/// Its end has room; why it was resolved like this may have none.
+#[test]
+fn what_is_parked_is_resolved_on_a_full_disk() {
+    let disk = Disk::full_after(u64::MAX);
+    let store = disk.open(Durability::Buffered).unwrap();
+    let orders = store.define("orders", &policy()).unwrap();
+    let parked = |n: u64| {
+        let options = ClaimOptions::new().fingerprint(Fingerprint::of(b"payload"));
+        let lease = orders.claim_with(format!("parked-{n}"), &options).unwrap();
+        let lease = lease.acquired().unwrap();
+        let token = lease.token();
+        lease.park().unwrap();
+        token
+    };
+    let tokens: Vec<_> = (0..200).map(parked).collect();
+    disk.left.store(0, Ordering::SeqCst);
+    let fill = || (0..).take_while(|n| orders.once(format!("fill-{n}"), None).is_ok()).count();
+    assert!(fill() > 0);
+    let reason = "x".repeat(255);
+    for (n, token) in tokens.into_iter().enumerate() {
+        let done = Resolution::Completed(CompleteOptions::body(b"no room for it"));
+        let resolution = if n % 2 == 0 { done } else { Resolution::NotDone };
+        let key = format!("parked-{n}");
+        orders.resolve(key, token, &resolution, &reason, "an operator").unwrap();
+    }
+    assert_eq!(store.stats().reserved_bytes, 0);
 }
 
 #[test]

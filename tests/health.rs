@@ -120,7 +120,9 @@ fn every_answer_is_counted_as_what_it_was() {
     counted(&[("granted", 1), ("left_parked", 1)]);
     assert!(matches!(space.claim("d", None).unwrap(), Claim::Parked(_)));
     counted(&[("parked", 1)]);
-    space.resolve("d", token, &Resolution::Completed(CompleteOptions::new())).unwrap();
+    space
+        .resolve("d", token, &Resolution::Completed(CompleteOptions::new()), "a test", "nobody")
+        .unwrap();
     counted(&[("resolved", 1)]);
     assert!(space.forget("d", "", "").unwrap().is_some());
     assert!(space.forget("d", "", "").unwrap().is_none());

@@ -410,13 +410,14 @@ impl<'a> Worker<'a> {
         let (namespace, fencing) = (self.space(at, &key), FencingToken::from_raw(token));
         if self.random.chance(50) {
             self.intend("resolve-not-done", at, &key, token);
-            let is_done = namespace.resolve(&key, fencing, &Resolution::NotDone).is_ok();
+            let is_done =
+                namespace.resolve(&key, fencing, &Resolution::NotDone, "a test", "nobody").is_ok();
             self.acknowledge(if is_done { "done" } else { "refused" }, token);
         } else {
             self.intend("resolve-done", at, &key, token);
             let bytes = body(&key, token);
             let resolution = Resolution::Completed(outcome(&bytes, token));
-            match namespace.resolve(&key, fencing, &resolution) {
+            match namespace.resolve(&key, fencing, &resolution, "a test", "nobody") {
                 Ok(Some(it)) => self.acknowledge("done", it.token().get()),
                 _ => self.acknowledge("refused", token),
             }
@@ -436,6 +437,12 @@ impl<'a> Worker<'a> {
         let scope = scope_of_thread(self.thread);
         self.intend("forget-all", at, &scope, 0);
         let space = self.namespaces[at].scoped(&scope).unwrap();
+        if self.random.chance(30) {
+            // Killed while segments leave, and their forgets.
+            let timeout = Duration::from_secs(60);
+            let erased = space.erase_all("kill test", "child", timeout).unwrap();
+            return self.acknowledge("erased", erased.keys);
+        }
         let count = space.forget_all("kill test", "child").unwrap();
         self.acknowledge("done", count);
     }
@@ -556,7 +563,7 @@ impl Ledger {
         self.acknowledged += 1;
         *self.verbs.entry(format!("{} {answer}", intent.verb)).or_default() += 1;
         match (intent.verb.as_str(), answer) {
-            ("forget-all", "done") => return self.forgot_all(intent, token),
+            ("forget-all", "done" | "erased") => return self.forgot_all(intent, token),
             ("admit", "admitted") => {
                 let newest = self.fences.entry(intent.key.1.clone()).or_default();
                 assert!(*newest <= token, "{intent:?} was admitted behind {newest}");
@@ -941,6 +948,7 @@ fn nothing_acknowledged_is_lost_by_a_killed_process() {
             "resolve-not-done done",
             "forget done",
             "forget-all done",
+            "forget-all erased",
             "claim resumed",
             "admit admitted",
             "admit stale",

@@ -112,7 +112,7 @@ fn an_operator_who_decides_is_told_of() {
     let parks = store.define("parks", &policy).unwrap();
     let lease = claim(&parks, "key");
     clock.advance(31 * SECOND);
-    parks.resolve("key", lease.token(), &Resolution::NotDone).unwrap();
+    parks.resolve("key", lease.token(), &Resolution::NotDone, "a test", "nobody").unwrap();
     assert!(matches!(Task::new(lease.lost()).ready(), Lost::Ended | Lost::Fenced { .. }));
     drop((lease, space));
 }

@@ -158,7 +158,7 @@ fn only_the_holder_resumes_and_only_what_is_held() {
     let token = lease.token();
     lease.park().unwrap();
     assert!(matches!(claim(&space, "parked", ME), Claim::Parked(_)));
-    space.resolve("parked", token, &Resolution::NotDone).unwrap();
+    space.resolve("parked", token, &Resolution::NotDone, "a test", "nobody").unwrap();
     assert_eq!(acquired(claim(&space, "parked", ME)).attempt(), 1);
 }
 
@@ -414,7 +414,7 @@ fn owned_claims_are_ended_on_a_full_disk() {
                 (2, _) | (3, 0) => {
                     space.park(&key, token).unwrap();
                     let done = Resolution::Completed(done);
-                    space.resolve(&key, token, &done).unwrap();
+                    space.resolve(&key, token, &done, "a test", "nobody").unwrap();
                 }
                 _ => assert!(space.complete_with(&key, token, &done).is_ok()),
             }

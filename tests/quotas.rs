@@ -103,7 +103,9 @@ fn claims_in_flight_are_ended_taken_over_and_never_too_many() {
     assert_eq!(taken.attempt(), 2);
     drop(third);
     let token = fifth.token();
-    space.resolve("5", token, &Resolution::Completed(CompleteOptions::new())).unwrap();
+    space
+        .resolve("5", token, &Resolution::Completed(CompleteOptions::new()), "a test", "nobody")
+        .unwrap();
     assert_eq!(usage(&space).in_flight, 1);
     taken.release().unwrap();
     assert_eq!((usage(&space).in_flight, usage(&space).keys), (0, 4));

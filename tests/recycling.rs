@@ -53,6 +53,7 @@ enum Verb {
     Park,
     Resolve,
     Forget,
+    Erase,
 }
 
 /// A key is a letter: `r` and `s` are of a namespace that reclaims, `p` and `q` of one that parks,
@@ -67,12 +68,12 @@ enum Step {
 }
 
 use Step::{Do, Pass, Reopen};
-use Verb::{Claim, Complete, Forget, Once, Park, Release, Renew, Resolve};
+use Verb::{Claim, Complete, Erase, Forget, Once, Park, Release, Renew, Resolve};
 
 const KEYS: [char; 6] = ['r', 's', 'p', 'q', 'l', 'm'];
 
 /// Segments are sealed for their age after five seconds.
-const SCRIPTS: [(&str, &[Step]); 6] = [
+const SCRIPTS: [(&str, &[Step]); 9] = [
     (
         "claims and what ends them lie in one segment of claims after the other",
         &[
@@ -203,6 +204,66 @@ const SCRIPTS: [(&str, &[Step]); 6] = [
             Pass(1),
         ],
     ),
+    (
+        "what was completed and claimed is erased, and claimed again",
+        &[
+            Do(Claim, 'l'),
+            Do(Complete, 'l'),
+            Do(Claim, 'p'),
+            Do(Once, 'm'),
+            Do(Erase, 'l'),
+            Do(Claim, 'l'),
+            Do(Renew, 'p'),
+            Do(Erase, 'p'),
+            Do(Complete, 'l'),
+            Do(Claim, 'p'),
+            Pass(6),
+            Do(Erase, 'l'),
+            Do(Forget, 'm'),
+            Do(Erase, 'm'),
+            Pass(1),
+        ],
+    ),
+    (
+        "what earlier processes have left is erased",
+        &[
+            Do(Once, 'm'),
+            Do(Claim, 'l'),
+            Do(Claim, 'p'),
+            Do(Complete, 'l'),
+            Do(Release, 'p'),
+            Reopen,
+            Do(Claim, 'p'),
+            Do(Erase, 'l'),
+            Do(Forget, 'm'),
+            Reopen,
+            Do(Erase, 'm'),
+            Do(Park, 'p'),
+            Do(Erase, 'p'),
+            Do(Claim, 'l'),
+            Pass(6),
+            Pass(1),
+        ],
+    ),
+    (
+        "what is on its way out is erased",
+        &[
+            Do(Claim, 'p'),
+            Do(Claim, 'r'),
+            Do(Complete, 'r'),
+            Do(Once, 'm'),
+            Pass(6),
+            Do(Release, 'p'),
+            Do(Forget, 'r'),
+            Do(Claim, 'r'),
+            Pass(20),
+            Do(Erase, 'r'),
+            Do(Erase, 'p'),
+            Pass(5),
+            Do(Erase, 'm'),
+            Pass(1),
+        ],
+    ),
 ];
 
 fn key(letter: char) -> Key {
@@ -227,6 +288,7 @@ fn call(verb: Verb, letter: char, model: &Model) -> Call {
         Park => Call::Park(key, token),
         Resolve => Call::Resolve(key, token, Some(bring)),
         Forget => Call::Forget(key),
+        Erase => Call::Erase(key),
     }
 }
 
@@ -340,7 +402,10 @@ impl Run {
 
     fn ask(&mut self, store: &Store, call: &Call) {
         let before = self.model.clone();
+        let begun = self.clock.wall();
         let got = call.run(&store.namespace(&name(call.key().0)).unwrap());
+        // To erase something takes time.
+        let took = self.clock.wall().duration_since(begun).unwrap().as_millis() as u64;
         if self.disk.crashed().is_some() {
             self.in_flight = Some((call.clone(), before));
             return;
@@ -356,6 +421,7 @@ impl Run {
             // It was acknowledged as durable, and so is what came before it.
             self.histories.values_mut().for_each(|it| drop(it.drain(..it.len() - 1)));
         }
+        self.model.now += took;
     }
 
     /// What the model has is what was found.

@@ -231,7 +231,7 @@ fn doubt_ends_for_one_key_and_stays_ended() {
         let orphans = orders.orphans().unwrap();
         orphans.iter().find(|orphan| orphan.key() == key.as_bytes()).unwrap().token()
     };
-    orders.resolve("held", token("held"), &Resolution::NotDone).unwrap();
+    orders.resolve("held", token("held"), &Resolution::NotDone, "a test", "nobody").unwrap();
     assert_eq!(orders.lookup("held").unwrap(), Lookup::Absent);
     assert_eq!(orders.forget("key-5", "", "").unwrap(), Some(KeyState::Lapsed));
     // A forgotten key is not in doubt, also when it was claimed and given back since.

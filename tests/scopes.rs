@@ -72,7 +72,7 @@ fn no_call_reaches_from_one_scope_to_another() {
         let lease = one.claim(&key, None).unwrap().acquired().unwrap();
         let parked = lease.token();
         lease.park().unwrap();
-        one.resolve(&key, parked, &Resolution::NotDone).unwrap();
+        one.resolve(&key, parked, &Resolution::NotDone, "a test", "nobody").unwrap();
         one.claim(&key, None).unwrap().acquired().unwrap().release().unwrap();
         assert_eq!(one.lookup(&key).unwrap(), Lookup::Absent);
 
@@ -141,7 +141,7 @@ fn every_call_serves_a_scope() {
         let token = lease.acquired().unwrap().token();
         space.park_async(&key, token).wait().unwrap();
         let done = Resolution::Completed(CompleteOptions::body(b"body"));
-        space.resolve_async(&key, token, &done).wait().unwrap();
+        space.resolve_async(&key, token, &done, "a test", "nobody").wait().unwrap();
         let shown = space.lookup_with(&key, |it| match it {
             Lookup::Completed(outcome) => outcome.body() == Body::Bytes(b"body"),
             _ => false,
@@ -306,7 +306,7 @@ fn orphans_are_of_their_scope() {
     let one = space.scoped("one").unwrap();
     assert_eq!(told(one.orphans().unwrap()), all[..1]);
     let orphan = one.orphans().unwrap().remove(0);
-    one.resolve(orphan.key(), orphan.token(), &Resolution::NotDone).unwrap();
+    one.resolve(orphan.key(), orphan.token(), &Resolution::NotDone, "a test", "nobody").unwrap();
     assert_eq!(one.orphans().unwrap().len(), 0);
     assert_eq!(space.orphans().unwrap().len(), 2);
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use refrain::testing::{FileSystem, HeapFs, SimClock};
 use refrain::{
-    Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, EndCause, FencingToken,
-    Fingerprint, LeaseError, Lookup, Namespace, OnLeaseEnd, OnOrphan, Once, Options, OwnerId,
-    Policy, Quota, Resolution, ResolveError, Store,
+    Claim, ClaimError, ClaimOptions, CompleteError, CompleteOptions, EndCause, EraseError,
+    FencingToken, Fingerprint, LeaseError, Lookup, Namespace, OnLeaseEnd, OnOrphan, Once, Options,
+    OwnerId, Policy, Quota, Resolution, ResolveError, Store,
 };
 
 const KEY: &str = "key";
@@ -30,7 +30,7 @@ const STATES: [&str; 9] = [
     "in doubt",
 ];
 
-const CALLS: [&str; 27] = [
+const CALLS: [&str; 28] = [
     "claim",
     "claim or wait, time over",
     "claim, same owner",
@@ -50,6 +50,7 @@ const CALLS: [&str; 27] = [
     "resolve not done",
     "forget",
     "forget all",
+    "erase",
     "renew, other token",
     "complete, other token",
     "release, other token",
@@ -229,17 +230,24 @@ impl Scene {
                     Err(other) => panic!("{other}"),
                 }
             }
-            "resolve done" => {
-                resolve_answer(space.resolve(KEY, token, &Resolution::Completed(done)).map(drop))
-            }
-            "resolve not done" => {
-                resolve_answer(space.resolve(KEY, token, &Resolution::NotDone).map(drop))
-            }
+            "resolve done" => resolve_answer(
+                space
+                    .resolve(KEY, token, &Resolution::Completed(done), "a test", "nobody")
+                    .map(drop),
+            ),
+            "resolve not done" => resolve_answer(
+                space.resolve(KEY, token, &Resolution::NotDone, "a test", "nobody").map(drop),
+            ),
             "forget" => match space.forget(KEY, "a test", "nobody").unwrap() {
                 Some(state) => format!("was {state}"),
                 None => "was nothing".to_owned(),
             },
             "forget all" => space.forget_all("a test", "nobody").unwrap().to_string(),
+            "erase" => match space.erase(KEY, "a test", "nobody", Duration::from_secs(60)) {
+                Ok(erased) => erased.keys.to_string(),
+                Err(EraseError::InDoubt(_)) => "`InDoubt`".to_owned(),
+                Err(other) => panic!("{other}"),
+            },
             "lease ends" => {
                 self.clock.advance(LEASE);
                 String::new()

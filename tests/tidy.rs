@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// in this list; modules of one line do not meet.
 const LAYERS: &[&[&str]] = &[
     &["types", "chunked", "report", "policy", "limits", "rates", "sys"],
-    &["hash", "answer", "canonical"],
+    &["hash", "answer", "canonical", "erasure"],
     &["checksum", "error"],
     &["admission"],
     &["format"],
@@ -145,6 +145,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "rounds",
                 "growth",
                 "recycle",
+                "scrub",
                 "shrink",
                 "schedules",
             ],

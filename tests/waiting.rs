@@ -94,7 +94,7 @@ fn each_way_to_free_a_key_wakes_one_heir_in_turn() {
         },
         |space, _, _, lease| {
             space.park("key", lease.token()).unwrap();
-            space.resolve("key", lease.token(), &Resolution::NotDone).unwrap();
+            space.resolve("key", lease.token(), &Resolution::NotDone, "a test", "nobody").unwrap();
         },
     ];
     for (turn, way) in ways.into_iter().enumerate() {
@@ -225,7 +225,7 @@ fn what_is_decided_is_told_to_all() {
     let token = held.token();
     strict.park("key", token).unwrap();
     let done = Resolution::Completed(refrain::CompleteOptions::body(b"by hand"));
-    strict.resolve("key", token, &done).unwrap();
+    strict.resolve("key", token, &done, "a test", "nobody").unwrap();
     assert!(strict.claim("key", None).unwrap().completed().is_some());
     // A mark of `once` in place of a claim that lapsed.
     drop(lease(&space, "mark", SECOND));

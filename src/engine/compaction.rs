@@ -4,6 +4,8 @@
 //! before they were full. They go the way of all segments that leave (`expiry`); what is wanted of
 //! them is copied on the way.
 //!
+//! And data files that hold nothing and are not needed: they are given up.
+//!
 //! Nothing is counted when an entry changes: a few entries of the index, anywhere in it, are looked
 //! up. That is done once a second, for one segment, or some when room is scarce.
 
@@ -11,7 +13,9 @@ use std::time::Duration;
 
 use super::Engine;
 use super::expiry::Expiry;
+use crate::error::StoreError;
 use crate::types::Timestamp;
+use crate::wal::rounds::Ticket;
 use crate::wal::stream::SealedSegment;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,6 +33,10 @@ const THIN: u64 = 4;
 const MERGE_MIN: usize = 4;
 const MERGE_MAX: usize = 16;
 const MERGE_SPREAD: u32 = 4;
+
+/// A data file is given up when it could have been spared for so long: what expires at once may be
+/// filled again soon.
+pub(super) const SPARED_FOR: Duration = Duration::from_secs(60);
 
 impl Engine {
     /// Lets segments go that are not worth keeping, when it is time to look.
@@ -78,5 +86,31 @@ impl Engine {
         let Ok(mut walk) = self.sample(segment, SAMPLE) else { return false };
         let (current, all) = self.count_current(segment, &mut walk);
         current * 100 < all * WORTH_KEEPING_PERCENT
+    }
+
+    /// Gives up a data file that nobody needs. Gives the round that this waits for.
+    pub(super) fn give_up_surplus(
+        &self,
+        expiry: &mut Expiry,
+        is_in_memory: bool,
+    ) -> Result<Option<Ticket>, StoreError> {
+        if let Some((file, round)) = &expiry.surplus {
+            if !is_in_memory && !round.is_over(self.wal.rounds.completed()) {
+                return Ok(Some(*round));
+            }
+            self.wal.remove_file(file)?;
+            expiry.surplus = None;
+        }
+        let now = self.timeline.monotonic();
+        if !self.wal.has_free_file() {
+            expiry.spared_since = None;
+            return Ok(None);
+        }
+        if now.saturating_sub(*expiry.spared_since.get_or_insert(now)) < SPARED_FOR {
+            return Ok(None);
+        }
+        let taken = self.wal.take_free_file();
+        expiry.surplus = taken.map(|file| (file, self.wal.rounds.ticket()));
+        Ok(expiry.surplus.as_ref().map(|(_, round)| *round).filter(|_| !is_in_memory))
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Prepared<'a> {
     kept: BodyKept,
     body_len: u32,
     body_crc: u32,
+    /// Who resolved it, and why, see [`Record::more`].
+    pub(super) more: &'a [u8],
     /// Whether duplicates may extend its window.
     refreshes: bool,
 }
@@ -342,6 +344,7 @@ impl Engine {
             kept,
             body_len,
             body_crc,
+            more: &[],
             refreshes: refreshes(policy, request.dedupe_ttl),
         })
     }
@@ -387,6 +390,8 @@ impl Engine {
                 // Nobody resumes what is done.
                 owner: None,
             },
+            // Where there is no room but what was reserved for its end, that comes first.
+            more: if no_room.is_some() { &[] } else { prepared.more },
             body: &[],
             ..old.read()
         };

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
+use super::erasing::Erasing;
 use super::purge::{Purged, Walk};
 use crate::error::StoreError;
 use crate::sys::pin::Grace;
@@ -50,31 +51,27 @@ const RETRY: Duration = Duration::from_secs(1);
 /// interrupts.
 const ROUND_EVERY: Duration = Duration::from_millis(200);
 
-/// A data file is given up when it could have been spared for so long: what expires at once may be
-/// filled again soon.
-const SPARED_FOR: Duration = Duration::from_secs(60);
-
 /// See the file's header.
 #[derive(Debug)]
 pub(crate) struct Expiry {
     /// Segments of completions that have time, by number.
-    kept: BTreeMap<u64, SealedSegment>,
+    pub(super) kept: BTreeMap<u64, SealedSegment>,
     next_number: u64,
     /// Their numbers, by the second at which they are due. Those of segments that went before their
     /// time are still there.
     wheel: Wheel<u64>,
     /// Due, and waiting for claims that are older.
-    due: Vec<SealedSegment>,
+    pub(super) due: Vec<SealedSegment>,
     /// Segments of claims, in the order in which they became active.
-    claims: VecDeque<SealedSegment>,
+    pub(super) claims: VecDeque<SealedSegment>,
     /// Bytes that may be spent on claims which are copied though most of their segment is current:
     /// what was filled since, up to what there is. A copy costs twice: it comes back.
     copy_credit: u64,
-    leaving: VecDeque<Leaving>,
+    pub(super) leaving: VecDeque<Leaving>,
     /// Records whose forget was lost, or that outlive what they lost against, and for which none could be
     /// written for want of room, with the end of their time. Until it is, nothing goes: it may be what
     /// they lost against (R3, R5).
-    owed: Vec<(Location, Timestamp)>,
+    pub(super) owed: Vec<(Location, Timestamp)>,
     /// How many segments of claims were destroyed, durably.
     claims_gone: u64,
     /// When segments were last looked at that may be worth compacting, and the next one's number.
@@ -87,9 +84,11 @@ pub(crate) struct Expiry {
     /// When a round was last made for what is leaving.
     round_at: Option<Duration>,
     /// Since when a data file could be spared, by the monotonic clock.
-    spared_since: Option<Duration>,
+    pub(super) spared_since: Option<Duration>,
     /// A data file that is about to be given up, when the round has ended.
-    surplus: Option<(Arc<DataFile>, Ticket)>,
+    pub(super) surplus: Option<(Arc<DataFile>, Ticket)>,
+    /// What somebody has erased.
+    pub(super) erasing: Option<Erasing>,
 }
 
 /// How much of a core emptying segments may take.
@@ -112,8 +111,8 @@ impl Pace {
 }
 
 #[derive(Debug)]
-struct Leaving {
-    segment: SealedSegment,
+pub(super) struct Leaving {
+    pub(super) segment: SealedSegment,
     stage: Stage,
     /// It is not emptied before: something failed. By the monotonic clock.
     retry_at: Option<Duration>,
@@ -122,6 +121,11 @@ struct Leaving {
 }
 
 impl Leaving {
+    /// Whether its records can still be found.
+    pub(super) fn is_found(&self) -> bool {
+        !matches!(self.stage, Stage::OutOfUse | Stage::Headed { .. })
+    }
+
     fn new(segment: SealedSegment) -> Self {
         let stage = Stage::Walking(Walking::default());
         Self { segment, stage, retry_at: None, is_unreadable: false }
@@ -171,6 +175,7 @@ impl Expiry {
             round_at: None,
             spared_since: None,
             surplus: None,
+            erasing: None,
         };
         expiry.add(found);
         expiry
@@ -181,7 +186,7 @@ impl Expiry {
         self.owed.extend(forgets);
     }
 
-    fn add(&mut self, sealed: Vec<SealedSegment>) {
+    pub(super) fn add(&mut self, sealed: Vec<SealedSegment>) {
         if sealed.is_empty() {
             return;
         }
@@ -206,7 +211,8 @@ impl Expiry {
     fn claims_wanted(&self) -> u64 {
         let by_completions = self.due.iter().map(|segment| segment.order).max().unwrap_or(0);
         let many = self.claims.get(CLAIMS_BEHIND_FEW - 1).map_or(0, |segment| segment.order);
-        by_completions.max(if self.next_claims().is_none() { many } else { 0 })
+        let by_erasing = self.erasing.as_ref().map_or(0, Erasing::claims_before);
+        by_completions.max(by_erasing).max(if self.next_claims().is_none() { many } else { 0 })
     }
 
     /// The segment of claims that leaves next, if it is sealed.
@@ -321,7 +327,8 @@ impl Engine {
             let now = self.timeline.now();
             self.write_owed(expiry, now)?;
             // While a gap lasts, it counts what the last record of a key is: none goes.
-            let is_halted = !expiry.owed.is_empty() || self.gaps.last(now);
+            let is_looking = expiry.erasing.as_ref().is_some_and(Erasing::is_looking);
+            let is_halted = is_looking || !expiry.owed.is_empty() || self.gaps.last(now);
             if !is_halted {
                 let Expiry { wheel, kept, due, .. } = expiry;
                 wheel.advance(now.ms() / 1000, |number| due.extend(kept.remove(&number)));
@@ -329,7 +336,11 @@ impl Engine {
                 self.release_claims(expiry, now, until);
                 self.release_wasteful(expiry, now);
             }
-            let (has_moved, round) = self.move_on(expiry, &passage, is_in_memory, until, pace)?;
+            let (has_moved, round) = if is_looking {
+                (false, None)
+            } else {
+                self.move_on(expiry, &passage, is_in_memory, until, pace)?
+            };
             drop(passage);
             let now = self.timeline.monotonic();
             if now >= until {
@@ -367,9 +378,9 @@ impl Engine {
             let monotonic = self.timeline.monotonic();
             let waits = !expiry.leaving.is_empty() || !expiry.owed.is_empty();
             let retry = waits.then(|| expiry.retry_in(monotonic));
-            let spared = expiry
-                .spared_since
-                .map(|at| SPARED_FOR.saturating_sub(monotonic.saturating_sub(at)));
+            let spared = expiry.spared_since.map(|at| {
+                super::compaction::SPARED_FOR.saturating_sub(monotonic.saturating_sub(at))
+            });
             return Ok([seal_in, next_due, look, retry, spared, rest].into_iter().flatten().min());
         }
     }
@@ -391,32 +402,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Gives up a data file that nobody needs. Gives the round that this waits for.
-    fn give_up_surplus(
-        &self,
-        expiry: &mut Expiry,
-        is_in_memory: bool,
-    ) -> Result<Option<Ticket>, StoreError> {
-        if let Some((file, round)) = &expiry.surplus {
-            if !is_in_memory && !round.is_over(self.wal.rounds.completed()) {
-                return Ok(Some(*round));
-            }
-            self.wal.remove_file(file)?;
-            expiry.surplus = None;
-        }
-        let now = self.timeline.monotonic();
-        if !self.wal.has_free_file() {
-            expiry.spared_since = None;
-            return Ok(None);
-        }
-        if now.saturating_sub(*expiry.spared_since.get_or_insert(now)) < SPARED_FOR {
-            return Ok(None);
-        }
-        let taken = self.wal.take_free_file();
-        expiry.surplus = taken.map(|file| (file, self.wal.rounds.ticket()));
-        Ok(expiry.surplus.as_ref().map(|(_, round)| *round).filter(|_| !is_in_memory))
     }
 
     /// Lets segments of claims go, the oldest first, of which nearly everything is over or which
@@ -469,13 +454,14 @@ impl Engine {
         walking: &mut Walking,
         until: Duration,
         pace: Pace,
+        erasing: Option<&Erasing>,
     ) -> Result<Purged, StoreError> {
         let Walking { walk, done } = walking;
         let walk = match walk {
             Some(walk) => walk,
             None => walk.insert(self.walk(segment)?.from(*done)),
         };
-        let purged = self.purge(segment, walk, until, pace);
+        let purged = self.purge(segment, walk, until, pace, erasing);
         *done = walk.done();
         purged
     }
@@ -491,7 +477,8 @@ impl Engine {
         pace: Pace,
     ) -> Result<(bool, Option<Ticket>), StoreError> {
         let monotonic = self.timeline.monotonic();
-        let is_resting = !self.rest_from_emptying(expiry, monotonic).is_zero();
+        let is_resting =
+            expiry.erasing.is_none() && !self.rest_from_emptying(expiry, monotonic).is_zero();
         let completed = self.wal.rounds.completed();
         let is_over = |round: Ticket| is_in_memory || round.is_over(completed);
         let (mut has_moved, mut has_walked, mut wanted) = (false, false, None::<Ticket>);
@@ -506,7 +493,8 @@ impl Engine {
                     if !is_resting && (!has_walked || self.timeline.monotonic() < until) =>
                 {
                     has_walked = true;
-                    let emptied = self.empty(&leaving.segment, walking, until, pace);
+                    let erasing = expiry.erasing.as_ref();
+                    let emptied = self.empty(&leaving.segment, walking, until, pace, erasing);
                     leaving.is_unreadable = emptied.is_err();
                     match emptied {
                         Ok(Purged::Whole) => {
@@ -556,6 +544,9 @@ impl Engine {
                     self.wal.add_prepared(Arc::clone(segment));
                     self.purge_counts.recycled.fetch_add(1, Ordering::Relaxed);
                     expiry.claims_gone += u64::from(leaving.segment.is_claims);
+                    if let Some(erasing) = &mut expiry.erasing {
+                        erasing.note_gone(leaving.segment.id);
+                    }
                     has_moved = true;
                     continue;
                 }

@@ -211,6 +211,7 @@ fn first_record<'a>(
         body_len: 0,
         body_crc: 0,
         ext: Ext { reference: Some(reference_of(token)), ..Ext::default() },
+        more: &[],
         key: key.bytes,
         body: &[],
     }

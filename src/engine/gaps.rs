@@ -8,7 +8,7 @@
 use super::Engine;
 use crate::answer::{Acceptance, Gap};
 use crate::error::{GapError, StoreError};
-use crate::format::names::{Entry, NamespaceEntry, Raise};
+use crate::format::names::{Entry, ErasureEntry, NamespaceEntry, Raise};
 use crate::policy::Quota;
 use crate::sys::sync::RwLock;
 use crate::sys::sync::atomic::{AtomicU64, Ordering};
@@ -90,16 +90,18 @@ pub(crate) struct Split {
     pub(crate) namespaces: Vec<NamespaceEntry>,
     pub(crate) raises: Vec<Raise>,
     pub(crate) quotas: Vec<(NamespaceId, Quota)>,
+    pub(crate) erasures: Vec<ErasureEntry>,
     pub(crate) gaps: Vec<Gap>,
 }
 
 pub(crate) fn split(entries: Vec<Entry>) -> Split {
-    let Split { mut namespaces, mut raises, mut quotas, mut gaps } = Split::default();
+    let Split { mut namespaces, mut raises, mut quotas, mut erasures, mut gaps } = Split::default();
     for entry in entries {
         match entry {
             Entry::Namespace(entry) => namespaces.push(entry),
             Entry::Raise(raise) => raises.push(raise),
             Entry::Quota(namespace, quota) => quotas.push((namespace, quota)),
+            Entry::Erasure(erasure) => erasures.push(erasure),
             Entry::Gap(gap) => gaps.push(gap),
             Entry::Acceptance(id, acceptance) => {
                 if let Some(gap) = gaps.iter_mut().find(|gap| gap.id == id) {
@@ -108,7 +110,7 @@ pub(crate) fn split(entries: Vec<Entry>) -> Split {
             }
         }
     }
-    Split { namespaces, raises, quotas, gaps }
+    Split { namespaces, raises, quotas, erasures, gaps }
 }
 
 impl Engine {

@@ -334,6 +334,20 @@ impl Engine {
         false
     }
 
+    /// Does this with what expires; `None`: somebody looks around.
+    pub(super) fn with_expiry<R>(&self, act: impl FnOnce(&mut Expiry) -> R) -> Option<R> {
+        self.background.last.try_lock().map(|mut last| act(&mut last.expiry))
+    }
+
+    /// Nothing is erased any more.
+    pub(super) fn end_erasing(&self) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if self.is_child() {
+            return;
+        }
+        self.background.last.lock().expiry.erasing = None;
+    }
+
     /// Goes on with the next data file, a piece at a time. Whether more is to be done.
     fn grow_ahead(&self, last: &mut Last, now: Duration) -> bool {
         if last.growth_failed_at.is_some_and(|at| now.saturating_sub(at) < GROW_RETRY) {

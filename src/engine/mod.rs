@@ -15,7 +15,8 @@
 //!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
 //! The parts: `claims` (claim, once), over `origin` (what a grant goes on from), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
-//! that duplicates extend), `fences` (of sinks), `operator` (resolve, forget, orphans), `forget_all`, `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
+//! that duplicates extend), `fences` (of sinks), `operator` (resolve, forget, orphans), `forget_all`,
+//! `erasing` (what was forgotten leaves the disk), `gaps` (of a salvaged store), `recovery` (open, verify, salvage),
 //! `maintenance` (what happens in between and at the end), `lease_ends` and `waiters` (who waits for them, and for keys),
 //! `expiry`, `purge` and `compaction` (segments whose time has come, or that waste room), `events` (what is counted),
 //! `quotas` and `scope_quotas` (how much there may be), `rates` (how often there may be more), over
@@ -24,6 +25,7 @@
 pub(crate) mod batch;
 pub(crate) mod claims;
 mod compaction;
+mod erasing;
 pub(crate) mod events;
 pub(crate) mod exits;
 pub(crate) mod expiry;
@@ -62,12 +64,13 @@ use crossbeam_utils::CachePadded;
 
 use self::search::{Found, Seen};
 use crate::error::{Failure, StoreError};
+use crate::format::names::ErasureEntry;
 use crate::format::record::Draft;
 use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::sys::sync::{Mutex, yield_now};
+use crate::sys::sync::{Mutex, RwLock, yield_now};
 use crate::table::Route;
 use crate::types::{Epoch, FencingToken, KEY_BYTES_MAX, KeyHash, Location, Timestamp};
 use crate::wal::Wal;
@@ -111,6 +114,8 @@ pub(crate) struct Engine {
     pub(crate) timeline: Timeline,
     pub(crate) namespaces: Namespaces,
     pub(crate) gaps: Gaps,
+    /// What was erased, in the order in which it was.
+    erasures: RwLock<Vec<ErasureEntry>>,
     pub(crate) lease_ends: LeaseEnds,
     /// Those who wait for keys, and how many may.
     waiters: AtomicUsize,

@@ -14,7 +14,7 @@ use super::{Answered, CallDurability, Engine, Settle};
 use crate::answer::{Completion, EndCause, KeyState, Orphan};
 use crate::checksum::crc32;
 use crate::error::{ForgetError, ResolveError, StoreError};
-use crate::format::ext::Ext;
+use crate::format::ext::{self, Ext};
 use crate::format::flags::Flags;
 use crate::format::record::{Draft, Kind, Record};
 use crate::format::record_ref::RecordRef;
@@ -40,9 +40,8 @@ pub(super) struct Audit(Vec<u8>);
 
 impl Audit {
     pub(super) fn new(reason: &str, actor: &str) -> Result<Self, ForgetError> {
-        let longest = reason.len().max(actor.len());
-        if longest > AUDIT_BYTES_MAX {
-            return Err(ForgetError::TextLength { len: longest });
+        if let Some(len) = audit_is_too_long(reason, actor) {
+            return Err(ForgetError::TextLength { len });
         }
         // The actor's length, the actor, the reason.
         let mut body = vec![actor.len() as u8];
@@ -50,6 +49,11 @@ impl Audit {
         body.extend_from_slice(reason.as_bytes());
         Ok(Self(body))
     }
+}
+
+/// The length of the longer one, if that is too long.
+fn audit_is_too_long(reason: &str, actor: &str) -> Option<usize> {
+    Some(reason.len().max(actor.len())).filter(|longest| *longest > AUDIT_BYTES_MAX)
 }
 
 /// What a key must be for to be forgotten.
@@ -82,8 +86,14 @@ impl Engine {
         key: &Key<'_>,
         token: FencingToken,
         request: &ResolveRequest<'_>,
+        reason: &str,
+        actor: &str,
     ) -> Answered<Option<Completion>, ResolveError> {
-        self.try_resolve(key, token, request).unwrap_or_else(|error| Err(error).into())
+        if let Some(len) = audit_is_too_long(reason, actor) {
+            return Err(ResolveError::TextLength { len }).into();
+        }
+        let audit = ext::audit(reason, actor);
+        self.try_resolve(key, token, request, &audit).unwrap_or_else(|error| Err(error).into())
     }
 
     fn try_resolve(
@@ -91,11 +101,14 @@ impl Engine {
         key: &Key<'_>,
         token: FencingToken,
         request: &ResolveRequest<'_>,
+        audit: &[u8],
     ) -> Result<Answered<Option<Completion>, ResolveError>, ResolveError> {
         self.check_change(key)?;
         let prepared = match request {
             ResolveRequest::Completed(request) => {
-                Some(self.prepare(&key.namespace.policy.load(), request)?)
+                let mut prepared = self.prepare(&key.namespace.policy.load(), request)?;
+                prepared.more = audit;
+                Some(prepared)
             }
             ResolveRequest::NotDone(_) => None,
         };
@@ -143,7 +156,9 @@ impl Engine {
                 (ResolveRequest::NotDone(durability), _) => {
                     let (record, change) = release_record(old, now.lower);
                     let ext = Ext { first_token, ..record.ext };
-                    let draft = Draft::new(&Record { token: new_token, ext, ..record });
+                    // Where there is no room but what was reserved for its end, that comes first.
+                    let more = if no_room.is_some() { &[] } else { audit };
+                    let draft = Draft::new(&Record { token: new_token, ext, more, ..record });
                     let is_exit = draft.room() as u64 <= change.release;
                     let change = RoomChange { is_exit, ..change };
                     let location = self.append(&draft, Class::Claims, change)?;
@@ -254,6 +269,7 @@ impl Engine {
                 body_len: body.len() as u32,
                 body_crc: crc32(body),
                 ext: Ext { first_token: old.map(|old| old.first_token()), ..Ext::default() },
+                more: &[],
                 key: key.bytes,
                 body,
             };

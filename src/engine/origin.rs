@@ -93,6 +93,7 @@ pub(super) fn fresh_record<'a>(
             body_digest: None,
             owner: None,
         },
+        more: &[],
         key: key.bytes,
         body: &[],
     }

@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use super::erasing::Erasing;
 use super::events::Event;
 use super::expiry::Pace;
 use super::shard::ShardGuard;
@@ -121,6 +122,7 @@ impl Engine {
         walk: &mut Walk,
         until: Duration,
         pace: Pace,
+        erasing: Option<&Erasing>,
     ) -> Result<Purged, StoreError> {
         let yields = pace == Pace::Gentle && self.wal.supply().is_ample;
         let least = if pace == Pace::Gentle { 1 } else { ENTRIES_AT_LEAST };
@@ -135,7 +137,7 @@ impl Engine {
             for (at, entry) in wanted {
                 // What is done is not done again: some of it was copied.
                 walk.done = begun_few + at;
-                if !self.settle_one(segment, &entry)? {
+                if !self.settle_one(segment, &entry, erasing)? {
                     return Ok(Purged::NoRoom);
                 }
             }
@@ -230,7 +232,12 @@ impl Engine {
     }
 
     /// Removes or copies what one entry stands for. `false`: there is no room.
-    fn settle_one(&self, segment: &SealedSegment, entry: &Entry) -> Result<bool, StoreError> {
+    fn settle_one(
+        &self,
+        segment: &SealedSegment,
+        entry: &Entry,
+        erasing: Option<&Erasing>,
+    ) -> Result<bool, StoreError> {
         let pin = Pin::new();
         let now = self.timeline.now();
         let location = self.location(segment, entry);
@@ -245,6 +252,7 @@ impl Engine {
             old => old?,
         };
         if let Some(class) = outlives(old, segment, now)
+            && !self.drops_forget(old, erasing)
             && self.wal.append_copy(&Draft::new(&old.read()), class)?.is_none()
         {
             return Ok(false);
@@ -294,6 +302,7 @@ impl Engine {
             body_len: body.len() as u32,
             body_crc: crc32(body),
             ext: Ext { first_token: Some(old.first_token()), ..Ext::default() },
+            more: &[],
             body,
             ..old.read()
         };
@@ -347,12 +356,12 @@ impl Engine {
     }
 
     /// Where the record of an entry lies.
-    fn location(&self, segment: &SealedSegment, entry: &Entry) -> Location {
+    pub(super) fn location(&self, segment: &SealedSegment, entry: &Entry) -> Location {
         Location::new(segment.id, entry.offset, self.wal.segments.segment_bytes())
     }
 
     /// Where the table points to the very record of this entry, if it does.
-    fn current(
+    pub(super) fn current(
         &self,
         segment: &SealedSegment,
         entry: &Entry,

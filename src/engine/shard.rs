@@ -142,6 +142,12 @@ impl Tokens {
         Some(FencingToken::new(self.epoch, counter))
     }
 
+    /// Whether the token is not newer than those that were given.
+    pub(crate) fn have_given(&self, token: FencingToken) -> bool {
+        let counter = token.get() & FencingToken::COUNTER_MAX;
+        (token.epoch(), counter) < (self.epoch, self.next)
+    }
+
     /// Starts over in a later epoch.
     pub(crate) fn restart(&mut self, epoch: Epoch, index: usize) {
         if epoch > self.epoch {

@@ -125,6 +125,11 @@ impl Timeline {
         &self.clock
     }
 
+    /// Lets so much time pass, or less.
+    pub(super) fn pause(&self, time: Duration) {
+        self.clock.pause(time);
+    }
+
     /// The monotonic clock, for intervals.
     pub(crate) fn monotonic(&self) -> Duration {
         Duration::from_nanos(self.clock.monotonic_ns())

@@ -5,10 +5,14 @@
 
 use super::record::Flaw;
 use super::{Fields, FieldsMut};
-use crate::types::{FencingToken, Fingerprint, OwnerId, Reference, Timestamp};
+use crate::types::{AUDIT_BYTES_MAX, FencingToken, Fingerprint, OwnerId, Reference, Timestamp};
 
+/// What a record has of its own takes no more.
+const OWN_BYTES_MAX: usize = 96;
+/// Who resolved a claim, and why.
+const AUDIT_EXT_BYTES_MAX: usize = 2 * (2 + AUDIT_BYTES_MAX);
 /// No record this version writes has longer extensions.
-pub(crate) const EXT_BYTES_MAX: usize = 96;
+pub(crate) const EXT_BYTES_MAX: usize = OWN_BYTES_MAX + AUDIT_EXT_BYTES_MAX;
 /// Bytes of the extension that holds a fingerprint.
 pub(super) const FINGERPRINT_BYTES: usize = 2 + 17;
 /// Bytes of the other extensions.
@@ -22,7 +26,7 @@ const _: () = {
     // A completion has no owner any more, and nothing else a digest.
     let last = if DIGEST_BYTES > OWNER_BYTES { DIGEST_BYTES } else { OWNER_BYTES };
     let others = FINGERPRINT_BYTES + REFERENCE_BYTES + TOKEN_BYTES + PREVIOUS_BYTES;
-    assert!(others + last <= EXT_BYTES_MAX);
+    assert!(others + last <= OWN_BYTES_MAX);
 };
 
 /// Who held the key before, and why no longer.
@@ -55,6 +59,24 @@ const TAG_BODY_DIGEST: u8 = 5;
 const TAG_SKIPPABLE: u8 = 0x80;
 /// Versions that do not know it hold the claim for somebody's: nobody resumes it.
 const TAG_OWNER: u8 = TAG_SKIPPABLE | 6;
+/// Of what was resolved: for who reads the WAL, and nobody else.
+const TAG_ACTOR: u8 = TAG_SKIPPABLE | 7;
+const TAG_REASON: u8 = TAG_SKIPPABLE | 8;
+
+/// The extensions of what somebody has resolved, for [`super::record::Record::more`].
+pub(crate) fn audit(reason: &str, actor: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (tag, text) in [(TAG_ACTOR, actor), (TAG_REASON, reason)] {
+        debug_assert!(text.len() <= AUDIT_BYTES_MAX);
+        if text.is_empty() {
+            continue;
+        }
+        // At most 255.
+        bytes.extend_from_slice(&[tag, text.len() as u8]);
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    bytes
+}
 
 impl Ext {
     /// Bytes that [`Ext::encode`] fills.
@@ -140,6 +162,18 @@ impl<'a> Parts<'a> {
         None
     }
 
+    /// What comes behind those that [`Ext`] has: of tags that may be passed over, and are passed on.
+    pub(super) fn more(self) -> &'a [u8] {
+        let mut bytes = self.0;
+        while let [tag, len, rest @ ..] = bytes
+            && *tag <= TAG_OWNER
+            && let Some(behind) = rest.get(usize::from(*len)..)
+        {
+            bytes = behind;
+        }
+        bytes
+    }
+
     #[inline]
     pub(super) fn fingerprint(self) -> Option<Fingerprint> {
         let mut fields = self.find(TAG_FINGERPRINT)?;
@@ -211,13 +245,25 @@ mod tests {
             };
             let mut bytes = vec![0; some.len()];
             some.encode(&mut bytes);
-            bytes.extend([0x87, 2, 7, 7]);
+            bytes.extend([0x89, 2, 7, 7]);
             assert_eq!(decode(&bytes), Ok(some));
             let parts = Parts(&bytes);
             let (fingerprint, first_token) = (parts.fingerprint(), parts.first_token());
             assert_eq!((fingerprint, first_token), (some.fingerprint, some.first_token));
             assert_eq!((parts.reference(), parts.owner()), (some.reference, some.owner));
+            assert_eq!(parts.more(), [0x89, 2, 7, 7]);
         }
+    }
+
+    #[test]
+    fn who_resolved_it_is_passed_over_and_passed_on() {
+        let audit = audit("it was paid", "ä");
+        assert_eq!(audit, b"\x87\x02\xc3\xa4\x88\x0bit was paid");
+        assert_eq!(decode(&audit), Ok(Ext::default()));
+        assert_eq!(Parts(&audit).more(), audit);
+        assert_eq!(super::audit("", ""), b"");
+        let longest = super::audit(&"x".repeat(255), &"y".repeat(255));
+        assert_eq!((longest.len(), decode(&longest)), (AUDIT_EXT_BYTES_MAX, Ok(Ext::default())));
     }
 
     #[test]

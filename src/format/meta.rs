@@ -98,7 +98,9 @@ const REFRESHES: u32 = 1 << 1;
 const SCOPES: u32 = 1 << 2;
 /// The feature `incompat` 3: the names file has quotas.
 const QUOTAS: u32 = 1 << 3;
-const KNOWN: u32 = RAISES | REFRESHES | SCOPES | QUOTAS;
+/// The feature `incompat` 4: the names file has erasures.
+const ERASURES: u32 = 1 << 4;
+const KNOWN: u32 = RAISES | REFRESHES | SCOPES | QUOTAS | ERASURES;
 const INCOMPAT_OFFSET: usize = 20;
 
 /// One state of the meta file.
@@ -127,6 +129,8 @@ pub(crate) struct Meta {
     pub(crate) has_scopes: bool,
     /// Whether the names file has quotas.
     pub(crate) has_quotas: bool,
+    /// Whether it has erasures.
+    pub(crate) has_erasures: bool,
     /// No generation at or above this was ever used (R8).
     pub(crate) generation_ceiling: Generation,
     /// Every segment below this was sealed and synced in full.
@@ -159,7 +163,8 @@ impl Meta {
         let incompat = bit(self.has_raises, RAISES)
             | bit(self.has_refreshes, REFRESHES)
             | bit(self.has_scopes, SCOPES)
-            | bit(self.has_quotas, QUOTAS);
+            | bit(self.has_quotas, QUOTAS)
+            | bit(self.has_erasures, ERASURES);
         FieldsMut::new(&mut bytes)
             .put(&MAGIC)
             .u16(FORMAT_MAJOR)
@@ -259,6 +264,7 @@ impl Meta {
             has_refreshes: incompat & REFRESHES != 0,
             has_scopes: incompat & SCOPES != 0,
             has_quotas: incompat & QUOTAS != 0,
+            has_erasures: incompat & ERASURES != 0,
             generation_ceiling: Generation(fields.u64()),
             stable_generation: Generation(fields.u64()),
             clock: Timestamp::from_ms(fields.u64()),
@@ -307,6 +313,7 @@ mod tests {
             has_refreshes: true,
             has_scopes: true,
             has_quotas: true,
+            has_erasures: true,
             generation_ceiling: Generation(1024),
             stable_generation: Generation(7),
             gone_generation: Generation(5),
@@ -343,6 +350,7 @@ mod tests {
                 has_refreshes: bits & 2 != 0,
                 has_scopes: bits & 4 != 0,
                 has_quotas: bits & 8 != 0,
+                has_erasures: bits & 16 != 0,
                 ..meta()
             };
             assert_eq!(slot(&meta)[INCOMPAT_OFFSET], bits);
@@ -365,8 +373,8 @@ mod tests {
         let newer = foreign(|bytes| bytes[8] = 3);
         let flaw = Flaw::Foreign { major: 3, minor: 0, incompat: KNOWN, ro_compat: 0 };
         assert_eq!(Meta::decode(&newer), Err(flaw));
-        let feature = foreign(|bytes| bytes[20] = 31);
-        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 31, .. })));
+        let feature = foreign(|bytes| bytes[20] = 63);
+        assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { incompat: 63, .. })));
         let feature = foreign(|bytes| bytes[16] = 1);
         assert!(matches!(Meta::decode(&feature), Err(Flaw::Foreign { ro_compat: 1, .. })));
         // An unknown compatible feature is no reason to refuse; the damaged body is.

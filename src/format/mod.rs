@@ -195,6 +195,7 @@ mod tests {
             ("acceptance", names::HEADER_BYTES),
             ("raise", names::HEADER_BYTES),
             ("quota", names::HEADER_BYTES),
+            ("erasure", names::HEADER_BYTES),
             ("file", file::HEADER_BYTES),
             ("mark", mark::HEADER_BYTES),
             ("mark entry", mark::ENTRY_BYTES),

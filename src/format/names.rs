@@ -9,8 +9,9 @@
 //! acceptance 8  gap 4 | zeros 4 | at_ms 8 | zeros 24
 //! raise      8  namespace 4 | zeros 4 | at_ms 8 | dedupe_ms 8 | zeros 16
 //! quota      8  namespace 4 | zeros 4 | keys 8 | bytes 8 | in_flight 8 | waiters 8
-//! every     48  name, or what the gap is, or one byte of length, the actor, the reason, or `raised`, or `quota`;
-//!               zeros to a multiple of 8
+//! erasure    8  namespace 4 | what 1 | zeros 3 | at_ms 8 | keys 8 | zeros 16
+//! every     48  name, or what the gap is, or one byte of length, the actor, the reason (of an acceptance and of an
+//!               erasure), or `raised`, or `quota`; zeros to a multiple of 8
 //! ```
 //!
 //! Entries stand one behind the other and are only ever appended; a later entry of the same
@@ -23,6 +24,7 @@ use std::time::Duration;
 use super::{Fields, FieldsMut, ROLE_NAMES};
 use crate::answer::{Acceptance, Gap};
 use crate::checksum::Place;
+use crate::erasure::Erasable;
 use crate::policy::{
     DEDUPE_TTL_MAX, FingerprintRule, OnLeaseEnd, OnOrphan, Policy, Quota, RefreshOnHit,
 };
@@ -44,6 +46,7 @@ const KIND_GAP: u16 = 1;
 const KIND_ACCEPTANCE: u16 = 2;
 const KIND_RAISE: u16 = 3;
 const KIND_QUOTA: u16 = 4;
+const KIND_ERASURE: u16 = 5;
 
 /// The text of a raise: each entry has one.
 const RAISED: &[u8] = b"raised";
@@ -85,6 +88,18 @@ pub(crate) struct Raise {
     pub(crate) dedupe_ttl: Duration,
 }
 
+/// Keys of a namespace were erased.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ErasureEntry {
+    pub(crate) namespace: NamespaceId,
+    pub(crate) what: Erasable,
+    pub(crate) at: Timestamp,
+    /// How many there were.
+    pub(crate) keys: u64,
+    pub(crate) actor: String,
+    pub(crate) reason: String,
+}
+
 /// One entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Entry {
@@ -97,6 +112,8 @@ pub(crate) enum Entry {
     Raise(Raise),
     /// The namespace may have so much from now on.
     Quota(NamespaceId, Quota),
+    /// Keys are being erased.
+    Erasure(ErasureEntry),
 }
 
 fn ms(span: Duration) -> u64 {
@@ -123,11 +140,7 @@ impl Entry {
                 KIND_GAP
             }
             Self::Acceptance(_, acceptance) => {
-                debug_assert!(acceptance.actor.len() <= AUDIT_BYTES_MAX);
-                // At most 255.
-                text.push(acceptance.actor.len() as u8);
-                text.extend_from_slice(acceptance.actor.as_bytes());
-                text.extend_from_slice(acceptance.reason.as_bytes());
+                put_audit(&mut text, &acceptance.actor, &acceptance.reason);
                 KIND_ACCEPTANCE
             }
             Self::Raise(_) => {
@@ -137,6 +150,10 @@ impl Entry {
             Self::Quota(..) => {
                 text.extend_from_slice(QUOTA);
                 KIND_QUOTA
+            }
+            Self::Erasure(erasure) => {
+                put_audit(&mut text, &erasure.actor, &erasure.reason);
+                KIND_ERASURE
             }
         };
         let len = HEADER_BYTES + text.len();
@@ -166,6 +183,14 @@ impl Entry {
                 for limit in [quota.keys, quota.bytes, quota.in_flight, quota.waiters] {
                     fields.u64(limit.unwrap_or(UNLIMITED));
                 }
+            }
+            Self::Erasure(ErasureEntry { namespace, what, at, keys, .. }) => {
+                let what = match what {
+                    Erasable::Key => 0,
+                    Erasable::Scope => 1,
+                    Erasable::Namespace => 2,
+                };
+                fields.u32(namespace.0).u8(what).zeros(3).u64(at.ms()).u64(*keys).zeros(16);
             }
         }
         fields.put(&text);
@@ -213,6 +238,7 @@ impl Entry {
             KIND_ACCEPTANCE => decode_acceptance(&mut fields, text),
             KIND_RAISE => decode_raise(&mut fields, text).map(Self::Raise),
             KIND_QUOTA => decode_quota(&mut fields, text),
+            KIND_ERASURE => decode_erasure(&mut fields, text),
             _ => None,
         };
         entry.filter(|_| pad_is_zero).map(|entry| (entry, bytes.len()))
@@ -327,11 +353,40 @@ fn decode_acceptance(fields: &mut Fields<'_>, text: &[u8]) -> Option<Entry> {
     let mut reserved_is_zero = fields.zeros(4);
     let at = Timestamp::from_ms(fields.u64());
     reserved_is_zero &= fields.zeros(24);
+    let (actor, reason) = decode_audit(text)?;
+    reserved_is_zero.then_some(Entry::Acceptance(gap, Acceptance { at, actor, reason }))
+}
+
+fn decode_erasure(fields: &mut Fields<'_>, text: &[u8]) -> Option<Entry> {
+    let namespace = NamespaceId(fields.u32());
+    let what = match fields.u8() {
+        0 => Erasable::Key,
+        1 => Erasable::Scope,
+        2 => Erasable::Namespace,
+        _ => return None,
+    };
+    let mut is_valid = fields.zeros(3) && namespace.0 != 0;
+    let (at, keys) = (Timestamp::from_ms(fields.u64()), fields.u64());
+    is_valid &= fields.zeros(16);
+    let (actor, reason) = decode_audit(text)?;
+    let erasure = ErasureEntry { namespace, what, at, keys, actor, reason };
+    is_valid.then_some(Entry::Erasure(erasure))
+}
+
+/// One byte of length, the actor, the reason.
+fn put_audit(text: &mut Vec<u8>, actor: &str, reason: &str) {
+    debug_assert!(actor.len() <= AUDIT_BYTES_MAX);
+    // At most 255.
+    text.push(actor.len() as u8);
+    text.extend_from_slice(actor.as_bytes());
+    text.extend_from_slice(reason.as_bytes());
+}
+
+fn decode_audit(text: &[u8]) -> Option<(String, String)> {
     let (len, text) = text.split_first()?;
     let (actor, reason) = text.split_at_checked(usize::from(*len))?;
-    let actor = std::str::from_utf8(actor).ok()?.to_owned();
-    let reason = std::str::from_utf8(reason).ok()?.to_owned();
-    reserved_is_zero.then_some(Entry::Acceptance(gap, Acceptance { at, actor, reason }))
+    let text = |bytes| Some(std::str::from_utf8(bytes).ok()?.to_owned());
+    Some((text(actor)?, text(reason)?))
 }
 
 fn decode_raise(fields: &mut Fields<'_>, text: &[u8]) -> Option<Raise> {
@@ -394,6 +449,10 @@ mod tests {
         };
         let text = |text: &str| text.to_owned();
         let acceptance = Acceptance { at, actor: text("ä"), reason: text("seen to") };
+        let erasure = |what, reason, actor| {
+            let (reason, actor, namespace) = (text(reason), text(actor), NamespaceId(4));
+            Entry::Erasure(ErasureEntry { namespace, what, at, keys: 70_000, actor, reason })
+        };
         let entries = [
             Entry::Namespace(entry()),
             Entry::Namespace(implicit),
@@ -402,6 +461,9 @@ mod tests {
             Entry::Raise(Raise { namespace: NamespaceId(4), at, dedupe_ttl: DEDUPE_TTL_MAX }),
             Entry::Quota(NamespaceId(4), Quota::default()),
             Entry::Quota(NamespaceId(4), Quota::default().keys(1).bytes(2).in_flight(3).waiters(4)),
+            erasure(Erasable::Key, "the customer asked for it", "ä"),
+            erasure(Erasable::Scope, "", "nobody"),
+            erasure(Erasable::Namespace, "r", ""),
         ];
         for entry in entries {
             let bytes = entry.encode(&STORE, 96);

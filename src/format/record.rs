@@ -141,6 +141,8 @@ pub(crate) struct Record<'a> {
     pub(crate) body_len: u32,
     pub(crate) body_crc: u32,
     pub(crate) ext: Ext,
+    /// Of a completion or a release: extensions behind those, as they are written. Others are as long as their room is.
+    pub(crate) more: &'a [u8],
     pub(crate) key: &'a [u8],
     pub(crate) body: &'a [u8],
 }
@@ -225,7 +227,8 @@ impl<'a> Draft<'a> {
     pub(crate) fn new(record: &Record<'a>) -> Self {
         debug_assert!((1..=STORED_KEY_BYTES_MAX).contains(&record.key.len()));
         debug_assert!(record.flags.valid_for(record.kind));
-        let ext_len = record.ext.len();
+        let own_len = record.ext.len();
+        let ext_len = own_len + record.more.len();
         debug_assert!(ext_len <= EXT_BYTES_MAX);
         let head_len = HEADER_BYTES + ext_len + record.key.len();
         let len = head_len + record.body.len();
@@ -273,7 +276,10 @@ impl<'a> Draft<'a> {
             .u16(record.code)
             .u16(record.attempt)
             .u16(ext_len as u16);
-        FieldsMut::new(rest).with(ext_len, |to| record.ext.encode(to)).put(record.key);
+        FieldsMut::new(rest)
+            .with(own_len, |to| record.ext.encode(to))
+            .put(record.more)
+            .put(record.key);
         draft.crc = crc32(&draft.front.bytes()[WORD_BYTES..head_len]);
         draft
     }
@@ -428,6 +434,7 @@ mod tests {
                 body_digest: Some([4; 16]),
                 owner: None,
             },
+            more: b"\x87\x01a\x88\x00",
             key: b"order-17",
             body: b"the receipt!",
         }
@@ -449,6 +456,7 @@ mod tests {
         bare.kind = Kind::Claim;
         bare.flags = Flags::default().without_renewal_room();
         bare.ext = Ext::default();
+        bare.more = b"";
         (bare.body, bare.body_len, bare.body_crc) = (b"", 0, 0);
         // As long as fits in place, and longer by one.
         let keys = [FRONT_BYTES - TERMINATOR_BYTES, FRONT_BYTES].map(|front| front - HEADER_BYTES);
@@ -461,6 +469,9 @@ mod tests {
             assert_eq!(read.read(), record);
             read.check_body().unwrap();
         }
+        // What ends a claim is as long as its room is: it has nothing that the claim need not have.
+        let bytes = written(&Record { more: full_record().more, ..bare }, place(), 512);
+        assert_eq!(RecordRef::check(&bytes, place(), 512).unwrap().read(), bare);
     }
 
     /// W3: whatever a claim has, each record that ends or renews it fits what it keeps reserved for one.
@@ -497,7 +508,8 @@ mod tests {
                         Kind::Complete => Flags::default().with_body(BodyState::TooLarge),
                         _ => Flags::default(),
                     };
-                    let bare = Record { kind, flags, ext, key: &key[..len], ..full_record() };
+                    let (key, more) = (&key[..len], &b""[..]);
+                    let bare = Record { kind, flags, ext, more, key, ..full_record() };
                     let room = Draft::new(&Record { body: &[], body_crc: 0, ..bare }).room();
                     assert!(room <= most, "{kind:?}, {bits:04b}, {len}: {room} of {most}");
                 }

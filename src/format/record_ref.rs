@@ -80,9 +80,17 @@ impl<'a> RecordRef<'a> {
             body_len: self.body_len(),
             body_crc: self.body_crc(),
             ext: if self.ext_len() == 0 { Ext::default() } else { self.ext() },
+            more: self.more(),
             key: self.key(),
             body: self.body(),
         }
+    }
+
+    /// See [`Record::more`].
+    #[inline]
+    fn more(self) -> &'a [u8] {
+        let has_more = matches!(self.kind(), Kind::Complete | Kind::Release);
+        if has_more && self.ext_len() > 0 { self.parts().more() } else { &[] }
     }
 
     #[inline]

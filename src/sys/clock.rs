@@ -4,6 +4,7 @@
 //! is `engine::time`.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
@@ -21,6 +22,11 @@ pub trait Clock: Send + Sync + Debug {
 
     /// How far [`Clock::coarse_ns`] can lag, in nanoseconds.
     fn coarse_resolution_ns(&self) -> u64;
+
+    /// Lets so much time pass, or less.
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
 }
 
 /// The operating system's clocks: realtime, monotonic, monotonic-coarse.

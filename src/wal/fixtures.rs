@@ -45,6 +45,7 @@ pub(super) fn release(key: &[u8], key_hash: KeyHash) -> Record<'_> {
         body_len: 0,
         body_crc: 0,
         ext: Ext::default(),
+        more: &[],
         key,
         body: &[],
     }

@@ -31,11 +31,14 @@ pub(crate) struct Growth {
     filling: Option<Filling>,
     /// After a failure the next try is for one segment.
     last_try_failed: bool,
+    /// Files that were given up and are in the directory still.
+    pub(super) left_over: Vec<FileId>,
 }
 
 impl Growth {
     pub(crate) fn new(files: Vec<Arc<DataFile>>, next_generation: Generation) -> Self {
-        Self { files, next_generation, filling: None, last_try_failed: false }
+        let left_over = Vec::new();
+        Self { files, next_generation, filling: None, last_try_failed: false, left_over }
     }
 
     pub(super) fn files(&self) -> &[Arc<DataFile>] {
@@ -75,6 +78,12 @@ impl Growth {
             next = next.max(end);
         }
         SegmentId(next)
+    }
+
+    /// Whether a file has this number, or is being made under it.
+    pub(super) fn has(&self, id: FileId) -> bool {
+        let is_made = self.filling.as_ref().is_some_and(|filling| filling.id() == id);
+        is_made || self.files.iter().any(|file| file.header().file == id)
     }
 
     /// Takes a file off the list.

@@ -184,6 +184,7 @@ mod tests {
             has_refreshes: false,
             has_scopes: false,
             has_quotas: false,
+            has_erasures: false,
             generation_ceiling: Generation(0),
             stable_generation: Generation(0),
             gone_generation: Generation(0),

@@ -32,6 +32,7 @@ mod room;
 pub(crate) mod rounds;
 #[cfg(all(test, any(loom, shuttle)))]
 mod schedules;
+pub(crate) mod scrub;
 mod seal;
 pub(crate) mod segments;
 pub(crate) mod shrink;
@@ -341,7 +342,8 @@ impl Wal {
     /// Seals the active segments for good.
     pub(crate) fn seal_all(&self) -> Result<(), StoreError> {
         self.lanes.end_all();
-        self.lanes.seal_ended().map_err(|cause| self.fail(cause))
+        self.lanes.seal_ended().map_err(|cause| self.fail(cause))?;
+        Ok(())
     }
 
     /// The least generation that may still be written to, when no segment is active.
@@ -372,6 +374,7 @@ impl Wal {
             meta.has_raises |= matches!(entry, Entry::Raise(_));
             meta.has_refreshes |= entry.refreshes();
             meta.has_quotas |= matches!(entry, Entry::Quota(..));
+            meta.has_erasures |= matches!(entry, Entry::Erasure(_));
             count(meta);
         });
         counted.map_err(|cause| self.fail(cause))?;

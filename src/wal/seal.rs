@@ -17,11 +17,14 @@ use crate::sys::point::{Point, reach};
 const INDEXES_READY: usize = 1;
 const INDEXES_MAX: usize = 3;
 impl Lanes {
-    /// Seals what was ended: writes indexes and trailers. One caller at a time.
-    pub(crate) fn seal_ended(&self) -> Result<(), Arc<Failure>> {
+    /// Seals what was ended: writes indexes and trailers. Whether all of it is sealed; somebody else may be at it.
+    pub(crate) fn seal_ended(&self) -> Result<bool, Arc<Failure>> {
         loop {
-            let tail = self.shared().ended.first_mut().and_then(|ended| ended.tail.take());
-            let Some((mut active, class)) = tail else { return Ok(()) };
+            let tail = match self.shared().ended.first_mut() {
+                None => return Ok(true),
+                Some(ended) => ended.tail.take(),
+            };
+            let Some((mut active, class)) = tail else { return Ok(false) };
             let segment = Arc::clone(&active.segment);
             let trailer = active.trailer(class);
             let bytes = trailer.encode(segment.place);

@@ -4,13 +4,16 @@
 //! only then out of the directory: it is growth in reverse (R16). A crash on the way leaves a
 //! file that is listed and empty, or one that is not listed, which the next open removes.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::Wal;
-use super::data_file::{self, DataFile};
-use crate::error::StoreError;
+use super::data_file::DataFile;
+use crate::error::{Failure, StoreError};
+use crate::format::file;
 use crate::format::meta::SLOTS;
 use crate::sys::point::{Point, reach};
+use crate::types::FileId;
 
 impl Wal {
     /// Whether a data file can be spared.
@@ -47,8 +50,33 @@ impl Wal {
         }
         growth.remove(file);
         // What is left behind is removed by the next open: no meta file lists it.
-        data_file::abandon(&*self.fs, id);
-        self.fs.sync_dir().unwrap_or_default();
+        if self.remove_unlisted(id).is_err() {
+            growth.left_over.push(id);
+        }
+        Ok(())
+    }
+
+    fn remove_unlisted(&self, id: FileId) -> Result<(), Arc<Failure>> {
+        let name = file::name(id);
+        let failed = |error| Failure::new("remove", self.fs.describe(&name), error);
+        match self.fs.remove(&name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        self.fs.sync_dir().map_err(failed)
+    }
+
+    /// Removes the data files that could not be removed when they were given up.
+    pub(crate) fn remove_left_over(&self) -> Result<(), StoreError> {
+        let _passage = self.pass()?;
+        let mut growth = self.growth.lock();
+        while let Some(id) = growth.left_over.last().copied() {
+            // A later file of that number has taken its place.
+            if !growth.has(id) {
+                self.remove_unlisted(id).map_err(StoreError::Io)?;
+            }
+            growth.left_over.pop();
+        }
         Ok(())
     }
 }

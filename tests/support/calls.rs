@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use refrain::{
-    Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteError, EndCause, FencingToken,
-    ForgetError, InProgress, KeyState, LeaseError, Lookup, Namespace, Once, Outcome, Reference,
-    Resolution, ResolveError, StoreError,
+    Body, BodyKept, Claim, ClaimError, ClaimOptions, CompleteError, EndCause, EraseError, Erased,
+    FencingToken, ForgetError, InProgress, KeyState, LeaseError, Lookup, Namespace, Once, Outcome,
+    Reference, Resolution, ResolveError, StoreError,
 };
 
 use super::model::{
@@ -189,6 +189,9 @@ impl Face {
     }
 }
 
+/// By a clock that moves by itself as long as nothing else happens.
+const ERASED_WITHIN: Duration = Duration::from_millis(50);
+
 /// How durable a call asks to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Asked {
@@ -209,6 +212,7 @@ pub enum Call {
     Park(Key, Token),
     Resolve(Key, Token, Option<Bring>),
     Forget(Key),
+    Erase(Key),
 }
 
 /// What a batch of one is answered.
@@ -230,6 +234,7 @@ pub enum Reply {
     Completed { token: Token, kept: BodyKept },
     Accepted,
     Forgot(Option<KeyState>),
+    Erased { was_known: bool },
     Refused(Refused),
 }
 
@@ -286,6 +291,8 @@ impl Reply {
             Self::Completed { .. } => "done",
             Self::Accepted => "accepted",
             Self::Forgot(_) => "forgotten by hand",
+            Self::Erased { was_known: true } => "erased",
+            Self::Erased { was_known: false } => "nothing to erase",
             Self::Refused(Refused::Fenced(_)) => "fenced",
             Self::Refused(Refused::Forgotten) => "forgotten",
             Self::Refused(Refused::Parked) => "refused parked",
@@ -307,7 +314,8 @@ impl Call {
             | Self::Release(key, ..)
             | Self::Park(key, ..)
             | Self::Resolve(key, ..)
-            | Self::Forget(key) => key,
+            | Self::Forget(key)
+            | Self::Erase(key) => key,
         }
     }
 
@@ -322,6 +330,7 @@ impl Call {
             Self::Park(..) => "park",
             Self::Resolve(..) => "resolve",
             Self::Forget(..) => "forget",
+            Self::Erase(..) => "erase",
         }
     }
 
@@ -402,7 +411,13 @@ impl Call {
                     Some(bring) => Resolution::Completed(complete_options(bring)),
                     None => Resolution::NotDone,
                 };
-                resolved(namespace.resolve(key, FencingToken::from_raw(*token), &resolution))
+                resolved(namespace.resolve(
+                    key,
+                    FencingToken::from_raw(*token),
+                    &resolution,
+                    "a test",
+                    "nobody",
+                ))
             }
             Self::Forget((_, key)) => match namespace.forget(key, "a test", "the simulation") {
                 Ok(state) => Ok(Reply::Forgot(state)),
@@ -410,6 +425,19 @@ impl Call {
                 Err(ForgetError::Store(error)) => Err(Failed::Store(error)),
                 Err(other) => panic!("{other}"),
             },
+            Self::Erase((_, key)) => {
+                let erased = namespace.erase(key, "a test", "the simulation", ERASED_WITHIN);
+                match erased {
+                    Ok(Erased { keys, .. }) | Err(EraseError::TimedOut { keys, .. }) => {
+                        Ok(Reply::Erased { was_known: keys == 1 })
+                    }
+                    Err(EraseError::Forget(ForgetError::Full { .. })) => Err(Failed::Full),
+                    Err(
+                        EraseError::Forget(ForgetError::Store(error)) | EraseError::Store(error),
+                    ) => Err(Failed::Store(error)),
+                    Err(other) => panic!("{other}"),
+                }
+            }
         }
     }
 
@@ -473,6 +501,7 @@ impl Call {
                 (exit, _) => Reply::Refused(refused(exit, model.now)),
             },
             Self::Forget(key) => Reply::Forgot(model.forget(key)),
+            Self::Erase(key) => Reply::Erased { was_known: model.forget(key).is_some() },
         }
     }
 }

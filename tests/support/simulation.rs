@@ -155,10 +155,11 @@ impl Simulation {
             return;
         }
         match self.random.below(1000) {
-            0..=729 => {
+            0..=725 => {
                 let call = self.any_call();
                 self.call(call);
             }
+            726..=729 => self.erase(),
             730..=799 => {
                 let ms = [1, 50, 700, 5000, 40_000, 100_000][self.random.below(6) as usize];
                 self.clock.advance(Duration::from_millis(ms));
@@ -311,6 +312,15 @@ impl Simulation {
         }
     }
 
+    /// Takes a key off the disk, where nothing stands in the way.
+    fn erase(&mut self) {
+        if self.is_troubled || self.has_little_room || self.is_poisoned() {
+            return;
+        }
+        let key = self.any_key();
+        self.call(Call::Erase(key));
+    }
+
     fn is_gated(&self, asked: Asked) -> bool {
         match asked {
             Asked::Buffered => false,
@@ -323,7 +333,7 @@ impl Simulation {
     fn waits(&self, call: &Call) -> bool {
         match (call, call.asked()) {
             (Call::Renew(..) | Call::Lookup(_), _) | (_, Asked::Buffered) => false,
-            (_, Asked::Sync) => true,
+            (Call::Erase(_), _) | (_, Asked::Sync) => true,
             (_, Asked::AsStore) => self.mode == Mode::Sync,
         }
     }
@@ -360,8 +370,11 @@ impl Simulation {
         if in_batch {
             self.see("batch");
         }
+        let begun = self.clock.wall();
         let got = call.run_as(&namespace, in_batch);
         self.note(|| format!("{call:?} -> {got:?}"));
+        // To erase something takes time.
+        let took = self.clock.wall().duration_since(begun).unwrap().as_millis() as u64;
         if self.disk.crashed().is_some() {
             self.see(format!("crash in {}", call.name()));
             self.in_flight = Some(InFlight::Call(call, Box::new(self.model.clone())));
@@ -371,6 +384,7 @@ impl Simulation {
             Ok(reply) => self.judge(&call, &reply, was_poisoned),
             Err(failed) => self.failed(call, &failed, was_poisoned),
         }
+        self.model.now += took;
     }
 
     fn judge(&mut self, call: &Call, reply: &Reply, was_poisoned: bool) {

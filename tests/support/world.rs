@@ -851,7 +851,13 @@ impl World {
             None => Resolution::NotDone,
         };
         let expected = self.model.resolvable(&key, token);
-        let got = namespace.resolve(raw(&key.1), FencingToken::from_raw(token), &resolution);
+        let got = namespace.resolve(
+            raw(&key.1),
+            FencingToken::from_raw(token),
+            &resolution,
+            "a test",
+            "nobody",
+        );
         match (expected, got) {
             (Exit::Accepted, Ok(Some(it))) => {
                 self.see("resolve done");

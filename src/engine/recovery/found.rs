@@ -19,7 +19,7 @@ use crate::format::file::id_of_name;
 use crate::format::index::ENTRY_BYTES;
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
-use crate::format::names::{NamespaceEntry, Raise};
+use crate::format::names::{ErasureEntry, NamespaceEntry, Raise};
 use crate::format::record::TERMINATOR_BYTES;
 use crate::format::record_ref::RecordRef;
 use crate::format::scope;
@@ -113,6 +113,7 @@ pub(super) struct Found {
     pub(super) namespaces: Vec<NamespaceEntry>,
     pub(super) raises: Vec<Raise>,
     pub(super) quotas: Vec<(NamespaceId, Quota)>,
+    pub(super) erasures: Vec<ErasureEntry>,
     pub(super) gaps: Vec<Gap>,
     pub(super) segments: Vec<Sealed>,
     pub(super) scanned: Vec<Scanned>,
@@ -178,7 +179,7 @@ pub(super) fn read(
         // The state that was lost may have counted more.
         entries.extend(names.load_rest(fs)?);
     }
-    let Split { namespaces, raises, quotas, gaps } = split(entries);
+    let Split { namespaces, raises, quotas, erasures, gaps } = split(entries);
     let highest = namespaces.iter().map(|entry| entry.namespace.0).max().unwrap_or(0);
     if highest != meta.namespaces && !is_fallback {
         let what = format!("it ends at namespace {highest}, not {}", meta.namespaces);
@@ -215,6 +216,7 @@ pub(super) fn read(
         namespaces,
         raises,
         quotas,
+        erasures,
         gaps,
         segments,
         scanned: Vec::new(),

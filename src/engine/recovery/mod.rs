@@ -51,8 +51,8 @@ use crate::report::RecoveryReport;
 use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};
-use crate::sys::sync::Mutex;
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use crate::sys::sync::{Mutex, RwLock};
 use crate::sys::{Clock, DirectoryLock, FileSystem, Pages};
 use crate::types::{Epoch, Generation, KeyHash, Location, Timestamp};
 use crate::wal::growth::Growth;
@@ -162,6 +162,7 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         meta.has_raises = !found.raises.is_empty();
         meta.has_refreshes = found.namespaces.iter().any(NamespaceEntry::refreshes);
         meta.has_quotas = !found.quotas.is_empty();
+        meta.has_erasures = !found.erasures.is_empty();
         meta.inode = inode;
         // Not clean from here on: until the page cache is made good below, the next open must
         // distrust it as this one does. Mode and poison stay for the report of that open.
@@ -194,8 +195,9 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         served.map_err(failed)?;
     }
 
-    let Found { files, meta, winners, namespaces, raises, quotas, gaps, segments, scanned, .. } =
-        found;
+    let Found { files, meta, winners, segments, scanned, .. } = found;
+    let (namespaces, raises, quotas) = (found.namespaces, found.raises, found.quotas);
+    let (gaps, erasures) = (Gaps::new(found.gaps), RwLock::new(found.erasures));
     let wal = Wal::new(WalParts {
         fs,
         store_id: meta.store_id,
@@ -237,7 +239,8 @@ pub(crate) fn open(request: OpenRequest) -> Result<(Engine, RecoveryReport), Ope
         purge_counts: PurgeCounts::default(),
         synced_at: CachePadded::new(AtomicU64::new(0)),
         namespaces: Namespaces::new(meta.secret, namespaces, raises, quotas),
-        gaps: Gaps::new(gaps),
+        gaps,
+        erasures,
         lease_ends: LeaseEnds::new(timeline.now()),
         waiters: AtomicUsize::new(0),
         waiter_limits: request.waiter_limits,
@@ -397,6 +400,7 @@ fn create(request: &OpenRequest) -> Result<(), OpenError> {
         has_refreshes: false,
         has_scopes: false,
         has_quotas: false,
+        has_erasures: false,
         names_bytes: 0,
         generation_ceiling: Generation(1),
         stable_generation: Generation(0),

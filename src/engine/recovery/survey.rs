@@ -309,7 +309,11 @@ impl Survey {
                 entry.policy.orphan_rule() == OnOrphan::Park
                     || entry.policy.on_lease_end == OnLeaseEnd::Park
             }
-            Entry::Gap(_) | Entry::Acceptance(..) | Entry::Raise(_) | Entry::Quota(..) => false,
+            Entry::Gap(_)
+            | Entry::Acceptance(..)
+            | Entry::Raise(_)
+            | Entry::Quota(..)
+            | Entry::Erasure(_) => false,
         });
         match walk.trailer {
             Some(trailer) if !parks => trailer.max_expires.max(walk.max_expires),

@@ -1,0 +1,145 @@
+//! Scrubbing: zeros over what nobody reads any more and earlier lives of segments have left: behind the header of a
+//! prepared segment, and between the records and the index of a sealed one.
+//!
+//! No record that counts lies there, whatever an open finds: what a prepared segment holds is of an earlier generation, and a
+//! sealed one ends before its gap. The first and the last sector of a gap are shared with a record, or with the index, which is
+//! written again as it is.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use super::data_file::DataFile;
+use super::lanes::{All, Lanes};
+use super::segments::Segment;
+use super::stream::SealedSegment;
+use super::{Passage, Wal};
+use crate::error::{Failure, StoreError};
+use crate::format::segment::{DATA_START, index_offset};
+use crate::types::SegmentId;
+
+/// Bytes that are looked at, and written, at a time.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// What became of sealing what is active.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sealing {
+    /// All of it is sealed, and durable after a round.
+    Done,
+    /// Somebody else is sealing, or exits count on what is left of a segment.
+    Awaited,
+    /// There are too few prepared segments to go on with.
+    NoRoom,
+}
+
+impl Lanes {
+    /// Ends all active segments, unless others are too few or exits count on what is left of one.
+    fn end_active(&self) -> Sealing {
+        let All { mut lanes, mut shared } = self.all();
+        if self.leaves_few(&mut lanes, &mut shared) {
+            return Sealing::Awaited;
+        }
+        let active = lanes.iter().flat_map(|lane| lane.active()).count() as u64;
+        if active > 0 && shared.prepared.len() < active + self.spare() {
+            return Sealing::NoRoom;
+        }
+        for lane in &mut lanes {
+            (0..lane.streams.len()).for_each(|stream| self.end(lane, &mut shared, stream));
+        }
+        Sealing::Done
+    }
+
+    /// Does this while the segment is prepared, if it still is: whoever wants another segment waits.
+    fn while_prepared(
+        &self,
+        segment: &Arc<Segment>,
+        act: impl FnOnce() -> Result<(), Arc<Failure>>,
+    ) -> Result<(), Arc<Failure>> {
+        let mut shared = self.shared();
+        let is_prepared = shared.prepared.iter().any(|it| Arc::ptr_eq(it, segment));
+        if !is_prepared {
+            return Ok(());
+        }
+        shared.proven = false;
+        act()
+    }
+}
+
+impl Wal {
+    /// Seals all active segments, if there are others to go on with.
+    pub(crate) fn seal_active(&self, _passage: &Passage<'_>) -> Result<Sealing, StoreError> {
+        let ended = self.lanes.end_active();
+        if ended == Sealing::Done {
+            let is_sealed = self.lanes.seal_ended().map_err(|cause| self.fail(cause))?;
+            return Ok(if is_sealed { Sealing::Done } else { Sealing::Awaited });
+        }
+        Ok(ended)
+    }
+
+    /// The segments that are prepared now.
+    pub(crate) fn prepared(&self) -> Vec<Arc<Segment>> {
+        self.lanes.shared().prepared.iter().cloned().collect()
+    }
+
+    /// Writes zeros over what a prepared segment has of earlier lives. One that becomes active meanwhile may keep some of it.
+    pub(crate) fn scrub_prepared(
+        &self,
+        _passage: &Passage<'_>,
+        segment: &Arc<Segment>,
+    ) -> Result<(), StoreError> {
+        let file = &segment.file;
+        let stale = self.stale(file, segment.id, DATA_START, self.segments.segment_bytes())?;
+        for piece in stale {
+            let scrubbed = self.lanes.while_prepared(segment, || overwrite(file, piece));
+            scrubbed.map_err(|cause| self.fail(cause))?;
+        }
+        Ok(())
+    }
+
+    /// The same between the records and the index of a sealed segment, whether it is in use or on its way to its next life.
+    pub(crate) fn scrub_gap(
+        &self,
+        _passage: &Passage<'_>,
+        sealed: &SealedSegment,
+    ) -> Result<(), StoreError> {
+        let end = index_offset(self.segments.segment_bytes(), sealed.entries);
+        for piece in self.stale(&sealed.file, sealed.id, sealed.end, end)? {
+            overwrite(&sealed.file, piece).map_err(|cause| self.fail(cause))?;
+            // Behind the write: a round that has begun before does not cover it.
+            self.lanes.want_mark();
+        }
+        Ok(())
+    }
+
+    /// Where between these offsets of a segment there is anything but zeros: offsets in the file, and lengths of at most a piece.
+    fn stale(
+        &self,
+        file: &DataFile,
+        id: SegmentId,
+        from: u32,
+        to: u32,
+    ) -> Result<Vec<(u64, usize)>, StoreError> {
+        let (mut found, mut piece) = (Vec::new(), vec![0; PIECE_BYTES]);
+        let start = file.segment_offset(id);
+        for at in (from..to).step_by(PIECE_BYTES) {
+            let piece = &mut piece[..PIECE_BYTES.min((to - at) as usize)];
+            let offset = start + u64::from(at);
+            let failed = |error| Failure::new("read", file.path().to_owned(), error);
+            file.read_at(piece, offset).map_err(|error| StoreError::Io(failed(error)))?;
+            let first = piece.iter().position(|byte| *byte != 0);
+            let last = piece.iter().rposition(|byte| *byte != 0);
+            if let (Some(first), Some(last)) = (first, last) {
+                found.push((offset + first as u64, last + 1 - first));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Writes zeros there.
+fn overwrite(file: &DataFile, (offset, len): (u64, usize)) -> Result<(), Arc<Failure>> {
+    static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
+    file.write_at(&[IoSlice::new(&ZEROS[..len])], offset)?;
+    // Once more, after the write: a round may have taken the file since it began.
+    file.set_dirty();
+    Ok(())
+}
