@@ -100,7 +100,7 @@ impl Namespace {
     /// happens; and [`crate::Store::erasures`] has reason and actor, but not the key.
     ///
     /// Segments that hold any of it are written over, each when what it holds of other keys is copied and durable, so this takes
-    /// as long as that does, and longer while somebody keeps an outcome ([`crate::ClaimOptions::keep_outcome`]) in one of them. The caller does the work,
+    /// as long as that does, and longer while somebody keeps a large outcome ([`crate::Outcome::detached`]) in one of them. The caller does the work,
     /// beside the store's thread; of several callers one at a time. A process that ends meanwhile has forgotten the key: call again.
     ///
     /// It cannot reach what is not in the store's files any more: copies of the directory, and blocks that the file system or the

@@ -62,7 +62,7 @@ fn fill(space: &Namespace, mark: &str) {
     lease.renew().unwrap();
     lease.park().unwrap();
     space.claim(key("released"), None).unwrap().acquired().unwrap().release().unwrap();
-    let _ = space.once(key("marked"), None).unwrap();
+    drop(space.once(key("marked"), None).unwrap());
     complete(space, &key("forgotten"));
     space.forget(key("forgotten"), &format!("{mark} wants it"), "somebody").unwrap();
     let lease = space.claim(key("brief"), None).unwrap().acquired().unwrap();
@@ -228,9 +228,43 @@ fn an_outcome_that_is_kept_is_waited_for_and_then_it_is_erased() {
     assert!(!is_known(&acme, "with-a-body"));
     assert!(matches!(kept.body(), Body::Bytes(bytes) if *bytes == *large));
     assert!(count(&fs, b"with-a-body") > 0);
+    // Its segment is on its way out already: it is on the disk still.
+    let late = acme.erase_all("a test", "nobody", SOON);
+    assert!(matches!(late, Err(EraseError::TimedOut { keys: 0, segments: 1.. })), "{late:?}");
     drop(kept);
     assert_eq!(acme.erase_all("a test", "nobody", SOON).unwrap().keys, 0);
     assert_eq!(count(&fs, b"with-a-body") + count(&fs, &large[..64]), 0);
+}
+
+/// It takes several looks, and what is over leaves in between; but nothing that was not looked at yet.
+#[test]
+fn nothing_goes_out_of_sight_before_it_is_looked_at() {
+    let (heap, clock, is_slow) = (HeapFs::new(), SimClock::new(), Arc::new(AtomicBool::new(false)));
+    let (time, slow) = (clock.clone(), Arc::clone(&is_slow));
+    let fs = HookFs::new(heap.clone(), move |what, name| {
+        if what == "read" && name.starts_with("data-") && slow.load(Ordering::Relaxed) {
+            time.advance(Duration::from_millis(10));
+        }
+        Ok(())
+    });
+    let options = Options::new("unused").file_system(fs).clock(clock.clone());
+    let options = options.segment_bytes(SEGMENT_BYTES).manual_maintenance(true);
+    let store = options.durability(Durability::Sync).open().unwrap();
+    let brief = policy().lease(SOON).replay_ttl(SOON).dedupe_ttl(SOON);
+    let brief = store.define("brief", &brief.on_lease_end(OnLeaseEnd::Reclaim)).unwrap();
+    let [_, _, _, second] = spaces(&store);
+    let lease = brief.claim("out-of-sight", None).unwrap().acquired().unwrap();
+    lease.complete(&[b'x'; 40 << 10][..]).unwrap();
+    let Lookup::Completed(kept) = brief.lookup("out-of-sight").unwrap() else { panic!() };
+    fill(&second, "others");
+    clock.advance(2 * SOON);
+    is_slow.store(true, Ordering::Relaxed);
+    let late = brief.erase_all("a test", "nobody", SOON);
+    assert!(matches!(late, Err(EraseError::TimedOut { keys: 0, segments: 1.. })), "{late:?}");
+    drop(kept);
+    brief.erase_all("a test", "nobody", SOON).unwrap();
+    assert_eq!(count(&heap, b"out-of-sight"), 0);
+    assert!(is_known(&second, "others-7"));
 }
 
 #[test]

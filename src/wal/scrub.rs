@@ -143,3 +143,56 @@ fn overwrite(file: &DataFile, (offset, len): (u64, usize)) -> Result<(), Arc<Fai
     file.set_dirty();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::class::Class;
+    use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
+    use super::super::lane::{Append, RoomChange};
+    use super::*;
+    use crate::format::record::Draft;
+    use crate::sys::heap::HeapFs;
+    use crate::types::KeyHash;
+
+    /// A lane with so many prepared segments, of which one is active then.
+    fn lanes(segments: u32) -> Lanes {
+        let lanes = Lanes::new(Append::Mapped, SEGMENT_BYTES, 0, true, 1, false);
+        let file = data_file(&HeapFs::new(), segments);
+        (0..segments).for_each(|number| lanes.add_prepared(segment(&file, number)));
+        append(&lanes);
+        lanes
+    }
+
+    fn append(lanes: &Lanes) {
+        let draft = Draft::new(&release(b"key", KeyHash(1)));
+        let appended = lanes.append(&draft, Class::Claims, RoomChange::default(), Append::Mapped);
+        appended.unwrap();
+    }
+
+    #[test]
+    fn what_is_active_is_ended_where_others_are_left_to_go_on_with() {
+        for prepared in 1..10 {
+            let lanes = lanes(prepared + 1);
+            let ended = lanes.end_active();
+            let has_room = u64::from(prepared) > lanes.spare();
+            assert_eq!(ended == Sealing::Done, has_room, "{prepared}");
+            assert_eq!(lanes.all().active().count(), usize::from(!has_room));
+            // With nothing active there is nothing to do.
+            assert!(!has_room || lanes.end_active() == Sealing::Done);
+        }
+    }
+
+    /// Whoever found no room for a mark seals, too.
+    #[test]
+    fn what_somebody_else_is_sealing_is_not_sealed_yet() {
+        let lanes = lanes(10);
+        assert_eq!(lanes.end_active(), Sealing::Done);
+        append(&lanes);
+        assert_eq!(lanes.end_active(), Sealing::Done);
+        let others = lanes.shared().ended[0].tail.take();
+        assert!(!lanes.seal_ended().unwrap(), "the first one is being sealed");
+        lanes.shared().ended[0].tail = others;
+        assert!(lanes.seal_ended().unwrap());
+        assert_eq!(lanes.shared().unstable.len(), 2);
+    }
+}
