@@ -293,13 +293,16 @@ fn what_is_parked_is_resolved_on_a_full_disk() {
     };
     let tokens: Vec<_> = (0..200).map(parked).collect();
     disk.left.store(0, Ordering::SeqCst);
-    let fill = || (0..).take_while(|n| orders.once(format!("fill-{n}"), None).is_ok()).count();
+    let mut filled = 0..;
+    let mut fill =
+        || filled.by_ref().take_while(|n| orders.once(format!("{n}"), None).is_ok()).count();
     assert!(fill() > 0);
     let reason = "x".repeat(255);
     for (n, token) in tokens.into_iter().enumerate() {
         let done = Resolution::Completed(CompleteOptions::body(b"no room for it"));
         let resolution = if n % 2 == 0 { done } else { Resolution::NotDone };
         let key = format!("parked-{n}");
+        fill();
         orders.resolve(key, token, &resolution, &reason, "an operator").unwrap();
     }
     assert_eq!(store.stats().reserved_bytes, 0);
