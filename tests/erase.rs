@@ -257,6 +257,7 @@ fn nothing_goes_out_of_sight_before_it_is_looked_at() {
     lease.complete(&[b'x'; 40 << 10][..]).unwrap();
     let Lookup::Completed(kept) = brief.lookup("out-of-sight").unwrap() else { panic!() };
     fill(&second, "others");
+    (0..6000).for_each(|n| complete(&second, &format!("more-{n}")));
     clock.advance(2 * SOON);
     is_slow.store(true, Ordering::Relaxed);
     let late = brief.erase_all("a test", "nobody", SOON);
