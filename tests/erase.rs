@@ -456,7 +456,8 @@ fn it_is_erased_beside_others_who_go_on() {
     let (stops, made) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !stops.load(Ordering::Relaxed) {
+            // Should it never end, this does.
+            while !stops.load(Ordering::Relaxed) && made.load(Ordering::Relaxed) < 1_000_000 {
                 let n = made.fetch_add(1, Ordering::Relaxed);
                 complete(&zenith, &format!("beside-{n}"));
                 if n.is_multiple_of(3) {
