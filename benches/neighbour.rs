@@ -3,7 +3,7 @@
 //! A victim claims and completes a new key and asks for one of its last thousand, at a constant rate of its own; each such step is timed from when it
 //! was due. Beside it one thread does what it can, in another namespace of the same store: it only *hashes*, and so takes a
 //! processor and nothing else; or it *floods* with new keys, *hammers* one key with other fingerprints, or is *refused*: its namespace has
-//! had its quota. They alternate; a percentile is the median of the rounds, and the ratio is to the neighbour that hashes,
+//! had its quota; or, with the feature `rate-limit`, it is *limited* to a thousand new keys a second, and asks on. They alternate; a percentile is the median of the rounds, and the ratio is to the neighbour that hashes,
 //! of the same round. `REFRAIN_RATE` is the victim's steps a second.
 #![allow(missing_docs, reason = "a program")]
 
@@ -26,8 +26,10 @@ const LENGTH: Duration = Duration::from_secs(2);
 /// Of a million steps, how many are faster.
 const PERCENTILES: [(usize, &str); 3] = [(500_000, "p50"), (990_000, "p99"), (999_000, "p99.9")];
 
-/// The one that has a quota.
+/// The one that has a quota, and the one that has a rate.
 const REFUSED: &str = "is refused";
+#[cfg(feature = "rate-limit")]
+const LIMITED: &str = "is limited";
 
 /// What the neighbour does with its n-th turn.
 type Turn = fn(&Namespace, u64);
@@ -54,22 +56,36 @@ fn be_refused(space: &Namespace, n: u64) {
     assert!(matches!(refused, Err(ClaimError::QuotaExceeded(_))));
 }
 
+#[cfg(feature = "rate-limit")]
+fn be_limited(space: &Namespace, n: u64) {
+    match space.claim(key(n), None) {
+        Ok(Claim::Acquired(lease)) => drop(lease.complete(BODY).expect("a live lease")),
+        other => assert!(matches!(other, Err(ClaimError::RateExceeded(_)))),
+    }
+}
+
 fn main() {
     let rate = number("REFRAIN_RATE", 50_000);
     let length = match std::env::args().any(|it| it == "--test") {
         true => LENGTH / 50,
         false => LENGTH,
     };
-    let neighbours: [(&str, Turn); 4] =
-        [("hashes", hash), ("floods", flood), ("hammers", hammer), (REFUSED, be_refused)];
-    let mut rounds: Vec<[[f64; 3]; 4]> = Vec::new();
-    let mut turns = [0; 4];
+    let neighbours: &[(&str, Turn)] = &[
+        ("hashes", hash),
+        ("floods", flood),
+        ("hammers", hammer),
+        (REFUSED, be_refused),
+        #[cfg(feature = "rate-limit")]
+        (LIMITED, be_limited),
+    ];
+    let mut rounds: Vec<Vec<[f64; 3]>> = Vec::new();
+    let mut turns = vec![0; neighbours.len()];
     let all = if length < LENGTH { 1 } else { ROUNDS };
     for _ in 0..all {
-        let mut round = [[0.0; 3]; 4];
+        let mut round = Vec::new();
         for (at, (name, turn)) in neighbours.iter().enumerate() {
-            let (percentiles, count) = beside(*turn, *name == REFUSED, rate, length);
-            round[at] = percentiles;
+            let (percentiles, count) = beside(*turn, name, rate, length);
+            round.push(percentiles);
             turns[at] += count / all as u64;
         }
         rounds.push(round);
@@ -94,14 +110,20 @@ fn main() {
 }
 
 /// The victim's percentiles in nanoseconds, and how many turns its neighbour had.
-fn beside(turn: Turn, has_quota: bool, rate: u64, length: Duration) -> ([f64; 3], u64) {
+fn beside(turn: Turn, name: &str, rate: u64, length: Duration) -> ([f64; 3], u64) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let options = Options::new(directory.path()).durability(Durability::Buffered);
     // What growing costs is not the neighbour's doing alone.
     let store = options.headroom_bytes(2 << 30).open().expect("a new store");
     let (victim, other) = spaces(&store);
-    if has_quota {
+    if name == REFUSED {
         store.limit("other", &Quota::default().keys(1)).expect("it is there");
+    }
+    #[cfg(feature = "rate-limit")]
+    if name == LIMITED {
+        let thousand = std::num::NonZeroU32::new(1000).expect("more than none");
+        let rates = refrain::Rates::default().new_keys(refrain::Rate::per_second(thousand));
+        store.limit_rates("other", &rates).expect("it is there");
     }
     let (is_over, turns) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut latencies = std::thread::scope(|scope| {

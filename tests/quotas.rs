@@ -86,6 +86,29 @@ fn the_newest_key_is_refused_and_those_before_are_served() {
     store.check_invariants().unwrap();
 }
 
+/// Whoever is refused again and again keeps nobody from anything.
+#[test]
+fn who_is_refused_waits_for_no_lock() {
+    let (_clock, store, space) = open(Quota::default().keys(2).in_flight(1));
+    let _first = claim(&space, "1");
+    store.with_shards_locked(|| {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| refused(space.claim("2", None)));
+            assert_eq!(asked.join().unwrap(), (QuotaOf::InFlight, 1, 1));
+        });
+    });
+    assert!(matches!(space.once("2", None).unwrap(), Once::First(_)), "it is not in flight");
+    store.with_shards_locked(|| {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| (refused(space.claim("3", None)), space.once("3", None)));
+            let (claimed, marked) = asked.join().unwrap();
+            assert_eq!(claimed, (QuotaOf::Keys, 2, 2));
+            assert!(matches!(marked, Err(ClaimError::QuotaExceeded(_))), "{marked:?}");
+        });
+    });
+    assert_eq!(space.stats().calls.refused_quota, 3);
+}
+
 #[test]
 fn claims_in_flight_are_ended_taken_over_and_never_too_many() {
     let (clock, store, space) = open(Quota::default().in_flight(2));

@@ -252,6 +252,14 @@ impl Engine {
         let policy = key.namespace.policy.load();
         let span = taking.span(&policy, request)?;
         question.rule = policy.fingerprint;
+        // Who is refused at full speed takes no lock that others need.
+        if seen.is_none()
+            && let Some(exceeded) = key.namespace.meter.exceeded_by_one(taking == Taking::Claim)
+            && let Judged::Free { .. } = self.judge(None, question, self.timeline.read())
+        {
+            key.namespace.count(Event::OverQuota);
+            return Err(exceeded.into());
+        }
         let growths = self.wal.growths();
         let mut shard = self.lock(way.shard)?;
         let now = self.timeline.read();
@@ -302,12 +310,7 @@ impl Engine {
             (Taking::Claim, _) => Event::Granted,
             (Taking::Once, _) => Event::Marked,
         });
-        if let Origin::Other(_, cause) = origin {
-            key.namespace.count(match cause {
-                EndCause::Orphaned => Event::TakenOverOrphaned,
-                _ => Event::TakenOver,
-            });
-        }
+        origin.takeover().into_iter().for_each(|event| key.namespace.count(event));
         let (previous, is_resumed) = (origin.previous(), matches!(origin, Origin::Own(_)));
         let attempt = record.attempt;
         let grant = Grant { token, attempt, previous, is_resumed, deadline, expires };

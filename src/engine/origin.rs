@@ -4,6 +4,7 @@
 //! a new token: whatever still holds the old one is fenced.
 
 use super::claims::ClaimRequest;
+use super::events::Event;
 use super::namespaces::Key;
 use super::state;
 use super::time::Now;
@@ -37,6 +38,15 @@ impl<'p> Origin<'p> {
             Self::Nothing => 1,
             Self::Other(old, _) => old.attempt().saturating_add(1),
             Self::Own(old) => old.attempt(),
+        }
+    }
+
+    /// What is counted when it took over.
+    pub(super) fn takeover(self) -> Option<Event> {
+        match self {
+            Self::Other(_, EndCause::Orphaned) => Some(Event::TakenOverOrphaned),
+            Self::Other(..) => Some(Event::TakenOver),
+            Self::Nothing | Self::Own(_) => None,
         }
     }
 

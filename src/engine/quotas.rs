@@ -162,6 +162,19 @@ impl Meter {
         Ok(())
     }
 
+    /// Whether there is no room for one more key at all, or for one more claim.
+    #[inline]
+    pub(super) fn exceeded_by_one(&self, is_claim: bool) -> Option<QuotaExceeded> {
+        let is_used_up = |at: &usize| {
+            let limit = self.limits.of(*at);
+            limit != UNLIMITED && self.used[*at].load(Ordering::Relaxed) >= limit
+        };
+        // Without a claim there may be as many in flight as there are.
+        let at = (0..if is_claim { 3 } else { 2 }).find(is_used_up)?;
+        let (limit, used) = (self.limits.of(at), self.used[at].load(Ordering::Relaxed));
+        Some(QuotaExceeded { of: QuotaOf::ALL[at], level: QuotaLevel::Namespace, limit, used })
+    }
+
     fn replace(&self, at: usize, less: u64, more: u64) {
         let change = |used: u64| Some((used + more).saturating_sub(less));
         self.used[at]
