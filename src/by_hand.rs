@@ -13,7 +13,7 @@ use crate::types::FencingToken;
 impl Namespace {
     /// Decides a claim that nobody holds: parked, orphaned, or its lease over. Takes a new token,
     /// so that whoever still holds the old one is fenced off. Gives the receipt of a completion. Reason and actor, up to
-    /// 255 bytes each, are written to the WAL with it.
+    /// 255 bytes each, are written to the WAL with it, and stay there as long as what they are about does: a claim that was not done is soon new.
     ///
     /// # Errors
     ///
@@ -97,14 +97,15 @@ impl Namespace {
 
     /// Forgets a key as [`Namespace::forget`] does, and takes what the store has of it off the disk: its bytes, its outcomes, what was
     /// superseded or has expired, whoever wrote it in this store. When this returns no file of the directory has any of it, whatever
-    /// happens; and [`crate::Store::erasures`] has reason and actor, but not the key.
+    /// happens, but of what was claimed again meanwhile; and [`crate::Store::erasures`] has reason and actor, but not the key.
     ///
     /// Segments that hold any of it are written over, each when what it holds of other keys is copied and durable, so this takes
-    /// as long as that does, and longer while somebody keeps a large outcome ([`crate::Outcome::detached`]) in one of them. The caller does the work,
+    /// as long as that does, and longer while somebody keeps a large outcome ([`crate::Outcome::detached`]) in any segment that is on its way out. The caller does the work,
     /// beside the store's thread; of several callers one at a time. A process that ends meanwhile has forgotten the key: call again.
     ///
     /// It cannot reach what is not in the store's files any more: copies of the directory, and blocks that the file system or the
-    /// device has of earlier contents, of files that the store has given up among them. Nor memory of this process.
+    /// device has of earlier contents, of files that the store has given up among them. Nor memory of this process, nor resources of a [`crate::FenceGuard`]
+    /// that are named like the key. Each call seals what is being filled: of many keys a scope is erased with less ([`Namespace::erase_all`]).
     ///
     /// # Errors
     ///

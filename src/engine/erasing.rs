@@ -45,6 +45,8 @@ const SLICE: Duration = Duration::from_millis(5);
 /// How long the caller maintains the store at a time, and waits when there is nothing to do.
 const LOOK: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(1);
+/// Where there are too few segments to go on with, the store is made to grow so often.
+const GROW_EVERY: Duration = Duration::from_secs(1);
 
 /// What is erased, and how far that is.
 #[derive(Debug)]
@@ -73,6 +75,8 @@ pub(super) struct Erasing {
     claims_before: u64,
     /// How many held any of it, so far.
     segments: u64,
+    /// When the store was last made to grow for it.
+    grown_at: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -129,6 +133,15 @@ impl Erasing {
     /// Whether all segments stay what they are meanwhile: none is emptied, and none gets its next header.
     pub(super) fn is_looking(&self) -> bool {
         matches!(self.stage, Stage::Finding | Stage::Scrubbing | Stage::ScrubbingGaps)
+    }
+
+    /// Gives a look up, or the zeros: what has to go on goes on.
+    fn look_again(&mut self) {
+        (self.unseen, self.prepared) = (Vec::new(), Vec::new());
+        self.stage = match self.stage {
+            Stage::Settling | Stage::Finding => Stage::Settling,
+            Stage::Leaving | Stage::Scrubbing | Stage::ScrubbingGaps => Stage::Leaving,
+        };
     }
 
     pub(super) fn claims_before(&self) -> u64 {
@@ -225,6 +238,7 @@ impl Engine {
             awaited: BTreeSet::new(),
             claims_before: 0,
             segments: 0,
+            grown_at: None,
         };
         let segments = self.drive(erasing, keys, until)?;
         Ok(Erased { keys, segments })
@@ -282,6 +296,10 @@ impl Engine {
         let Some(mut erasing) = expiry.erasing.take() else {
             return Ok(Progress::Waiting { segments: 0 });
         };
+        // Who needs room, or a mark, must not wait until all is looked at.
+        if erasing.is_looking() && (self.wal.supply().is_short || self.wal.is_crowded()) {
+            erasing.look_again();
+        }
         let progress = self.advance(expiry, &mut erasing, until);
         expiry.erasing = Some(erasing);
         progress
@@ -301,7 +319,7 @@ impl Engine {
                     return Ok(waiting);
                 }
                 Stage::Settling => {
-                    if !self.settle_active(expiry)? {
+                    if !self.settle_active(expiry, erasing)? {
                         return Ok(waiting);
                     }
                     erasing.unseen = expiry.all_sealed();
@@ -329,14 +347,19 @@ impl Engine {
                 }
                 Stage::Scrubbing => {
                     while let Some(next) = erasing.prepared.pop() {
-                        self.wal.scrub_prepared(&self.wal.pass()?, &next)?;
+                        let has_written = self.wal.scrub_prepared(&self.wal.pass()?, &next)?;
+                        if has_written {
+                            // So that it does not pile up: the kernel has whoever writes wait then.
+                            self.sync_all()?;
+                        }
                         if self.timeline.monotonic() >= until {
                             return Ok(waiting);
                         }
                     }
                     // Those that became active before they were written over, too. And a file that is given up still has
                     // what it has.
-                    if expiry.surplus.is_some() || !self.settle_active(expiry)? {
+                    if expiry.surplus.is_some() || !self.settle_active(expiry, erasing)? {
+                        erasing.look_again();
                         return Ok(waiting);
                     }
                     erasing.unseen = expiry.all_sealed();
@@ -358,7 +381,11 @@ impl Engine {
     }
 
     /// Seals everything that is active, and takes it over. Whether it could, and what is owed is written.
-    fn settle_active(&self, expiry: &mut Expiry) -> Result<bool, StoreError> {
+    fn settle_active(
+        &self,
+        expiry: &mut Expiry,
+        erasing: &mut Erasing,
+    ) -> Result<bool, StoreError> {
         if !expiry.owed.is_empty() {
             return Ok(false);
         }
@@ -370,7 +397,11 @@ impl Engine {
             Sealing::Done => {}
             Sealing::Awaited => return Ok(false),
             Sealing::NoRoom => {
-                self.make_room(growths)?;
+                let now = self.timeline.monotonic();
+                if erasing.grown_at.is_none_or(|at| now.saturating_sub(at) >= GROW_EVERY) {
+                    erasing.grown_at = Some(now);
+                    self.make_room(growths)?;
+                }
                 return Ok(false);
             }
         }

@@ -17,8 +17,11 @@ use crate::error::{Failure, StoreError};
 use crate::format::segment::{DATA_START, index_offset};
 use crate::types::SegmentId;
 
-/// Bytes that are looked at, and written, at a time.
+/// Bytes that are looked at at a time.
 const PIECE_BYTES: usize = 64 << 10;
+/// Bytes that are written at a time: larger ones would make large pages of the file, of which a small sync writes more
+/// (docs/decisions/0004-zero-fill.md).
+const ZEROS_BYTES: usize = 4 << 10;
 
 /// What became of sealing what is active.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,19 +83,21 @@ impl Wal {
         self.lanes.shared().prepared.iter().cloned().collect()
     }
 
-    /// Writes zeros over what a prepared segment has of earlier lives. One that becomes active meanwhile may keep some of it.
+    /// Writes zeros over what a prepared segment has of earlier lives. One that becomes active meanwhile may keep some of it. Whether
+    /// there was any.
     pub(crate) fn scrub_prepared(
         &self,
         _passage: &Passage<'_>,
         segment: &Arc<Segment>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let file = &segment.file;
         let stale = self.stale(file, segment.id, DATA_START, self.segments.segment_bytes())?;
+        let has_any = !stale.is_empty();
         for piece in stale {
             let scrubbed = self.lanes.while_prepared(segment, || overwrite(file, piece));
             scrubbed.map_err(|cause| self.fail(cause))?;
         }
-        Ok(())
+        Ok(has_any)
     }
 
     /// The same between the records and the index of a sealed segment, whether it is in use or on its way to its next life.
@@ -137,8 +142,11 @@ impl Wal {
 
 /// Writes zeros there.
 fn overwrite(file: &DataFile, (offset, len): (u64, usize)) -> Result<(), Arc<Failure>> {
-    static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
-    file.write_at(&[IoSlice::new(&ZEROS[..len])], offset)?;
+    static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
+    for at in (0..len).step_by(ZEROS_BYTES) {
+        let len = ZEROS_BYTES.min(len - at);
+        file.write_at(&[IoSlice::new(&ZEROS[..len])], offset + at as u64)?;
+    }
     // Once more, after the write: a round may have taken the file since it began.
     file.set_dirty();
     Ok(())

@@ -72,7 +72,10 @@ impl Wal {
         let mut growth = self.growth.lock();
         while let Some(id) = growth.left_over.last().copied() {
             // A later file of that number has taken its place.
-            if !growth.has(id) {
+            if growth.has(id) {
+                let failed = |error| Failure::new("sync", self.fs.describe(&file::name(id)), error);
+                self.fs.sync_dir().map_err(|error| StoreError::Io(failed(error)))?;
+            } else {
                 self.remove_unlisted(id).map_err(StoreError::Io)?;
             }
             growth.left_over.pop();
