@@ -12,8 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use refrain::testing::{Crash, Fault, SimClock, SimDisk};
 use refrain::{
-    BodyKept, Durability, EndCause, Fingerprint, KeyState, NamespaceError, OpenError, Options,
-    OwnerId, Reference, Store, StoreError,
+    BodyKept, Durability, EndCause, EraseError, Erased, FenceError, FencingToken, Fingerprint,
+    KeyState, NamespaceError, OpenError, Options, OwnerId, Reference, Store, StoreError,
 };
 
 use super::Random;
@@ -36,9 +36,17 @@ struct Version {
 enum InFlight {
     /// With the model as it was then.
     Call(Call, Box<Model>),
+    /// A namespace of which every key may be forgotten, with the model as it was then.
+    ForgetAll(usize, Box<Model>),
     /// A namespace and the rules it may have now.
     Rules(usize, Rules),
+    /// A resource and a token that it may have been admitted for.
+    Admit(usize, u64),
 }
+
+/// What a guard keeps fences of, and for how long.
+const RESOURCES: usize = 3;
+const RETENTION: Duration = Duration::from_secs(1000 * 24 * 3600);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Mode {
@@ -58,6 +66,8 @@ pub struct Simulation {
     history: BTreeMap<Key, Vec<Version>>,
     /// Tokens each key was given.
     given: BTreeMap<Key, Vec<Token>>,
+    /// Of each resource of the guard the newest tokens since the one that must survive.
+    fences: [Vec<u64>; RESOURCES],
     /// Namespaces whose existence was acknowledged.
     known: [bool; NAMESPACES],
     in_flight: Option<InFlight>,
@@ -99,6 +109,7 @@ impl Simulation {
             keys,
             history,
             given,
+            fences: [(); RESOURCES].map(|()| vec![0]),
             known: [false; NAMESPACES],
             in_flight: None,
             rounds: 0,
@@ -155,10 +166,12 @@ impl Simulation {
             return;
         }
         match self.random.below(1000) {
-            0..=725 => {
+            0..=709 => {
                 let call = self.any_call();
                 self.call(call);
             }
+            710..=721 => self.admit(),
+            722..=725 => self.forget_all(),
             726..=729 => self.erase(),
             730..=799 => {
                 let ms = [1, 50, 700, 5000, 40_000, 100_000][self.random.below(6) as usize];
@@ -348,6 +361,9 @@ impl Simulation {
     fn raise_all(&mut self) {
         for versions in self.history.values_mut() {
             versions.drain(..versions.len() - 1);
+        }
+        for tokens in &mut self.fences {
+            tokens.drain(..tokens.len() - 1);
         }
     }
 
@@ -540,6 +556,116 @@ impl Simulation {
                 self.is_cache_doubtful = true;
                 self.see("flush failed");
             }
+        }
+    }
+
+    /// Forgets every key of a namespace, and sometimes takes them off the disk, where nothing stands in the way.
+    fn forget_all(&mut self) {
+        if self.is_troubled || self.has_little_room || self.is_poisoned() {
+            return;
+        }
+        let at = self.random.below(NAMESPACES as u64) as usize;
+        let erases = self.random.chance(30);
+        let space = self.store().namespace(&name(at)).unwrap();
+        let begun = self.clock.wall();
+        let got = match erases {
+            false => space.forget_all("a test", "the simulation").map_err(|it| it.to_string()),
+            true => match space.erase_all("a test", "the simulation", Duration::from_millis(50)) {
+                Ok(Erased { keys, .. }) | Err(EraseError::TimedOut { keys, .. }) => Ok(keys),
+                Err(other) => Err(other.to_string()),
+            },
+        };
+        let took = self.clock.wall().duration_since(begun).unwrap().as_millis() as u64;
+        self.note(|| format!("all of {at} is forgotten, erased {erases}: {got:?}"));
+        if self.disk.crashed().is_some() {
+            self.see("crash in forget all");
+            self.in_flight = Some(InFlight::ForgetAll(at, Box::new(self.model.clone())));
+            return;
+        }
+        let new_rounds = self.new_rounds();
+        if new_rounds > 0 {
+            self.raise_all();
+        }
+        let is_gated = self.is_gated(Asked::AsStore);
+        let mut expected = 0;
+        for key in self.keys.clone().into_iter().filter(|key| key.0 == at) {
+            expected += u64::from(self.model.forget(&key).is_some());
+            self.push(&key, is_gated);
+        }
+        assert_eq!(got, Ok(expected));
+        if erases || self.mode == Mode::Sync {
+            assert!(new_rounds > 0 || expected == 0, "acknowledged before its round");
+            self.raise_all();
+        }
+        self.model.now += took;
+        self.see(match (erases, expected) {
+            (_, 0) => "nothing to forget at all",
+            (false, _) => "forgotten with others",
+            (true, _) => "erased with others",
+        });
+    }
+
+    /// Shows a guard a token of a resource.
+    fn admit(&mut self) {
+        let resource = self.random.below(RESOURCES as u64) as usize;
+        let newest = *self.fences[resource].last().unwrap();
+        let token = (newest + self.random.below(4)).saturating_sub(1).max(1);
+        let was_poisoned = self.is_poisoned();
+        let guard = self.store().fence_guard("sinks", RETENTION);
+        let admitted =
+            guard.map(|it| it.admit(format!("{resource}"), FencingToken::from_raw(token)));
+        self.note(|| format!("{token} is shown to {resource}: {admitted:?}"));
+        if self.disk.crashed().is_some() {
+            self.see("crash in admit");
+            self.in_flight = Some(InFlight::Admit(resource, token));
+            return;
+        }
+        let new_rounds = self.new_rounds();
+        if new_rounds > 0 {
+            self.raise_all();
+        }
+        match admitted {
+            Ok(Ok(_)) => {
+                assert!(token >= newest && !was_poisoned, "{token} of {newest}");
+                self.see(if token > newest { "admit: newer" } else { "admit: the same" });
+                if token > newest {
+                    self.fences[resource].push(token);
+                    if self.mode == Mode::Sync {
+                        assert!(new_rounds > 0, "admitted before its round");
+                        self.raise_all();
+                    }
+                }
+            }
+            Ok(Err(FenceError::Stale { newest: told, .. })) => {
+                assert!(told.get() == newest && token < newest, "{token}: {told}, {newest}");
+                self.see("admit: stale");
+            }
+            Ok(Err(error)) => {
+                assert!(self.is_troubled || self.has_little_room || was_poisoned, "{error}");
+                self.see("admit failed");
+                self.is_cache_doubtful |= self.is_poisoned();
+                if let FenceError::Store(StoreError::Unknown { .. }) = error {
+                    self.in_flight = Some(InFlight::Admit(resource, token));
+                }
+            }
+            Err(error) => {
+                // The guard's namespace could not be made.
+                assert!(self.is_troubled || self.has_little_room || was_poisoned, "{error}");
+                self.is_cache_doubtful |= self.is_poisoned();
+            }
+        }
+    }
+
+    /// Each fence is one that may have survived.
+    fn adopt_fences(&mut self, is_lossy: bool, in_flight: Option<(usize, u64)>) {
+        let guard = self.store().fence_guard("sinks", RETENTION).unwrap();
+        for (resource, tokens) in self.fences.iter_mut().enumerate() {
+            let newest = guard.newest(format!("{resource}")).unwrap();
+            let newest = newest.map_or(0, FencingToken::get);
+            let floor = if is_lossy { 0 } else { tokens.len() - 1 };
+            let is_own = in_flight == Some((resource, newest));
+            assert!(tokens[floor..].contains(&newest) || is_own, "{newest} of {tokens:?}");
+            *tokens = vec![newest];
         }
     }
 
@@ -818,10 +944,14 @@ impl Simulation {
         let now = wall + report.clock_behind.as_millis() as u64;
         // Time does not go back, or what has expired would come back.
         assert!(is_lossy || now >= self.model.now, "{now} is before {}", self.model.now);
-        let in_flight = match self.in_flight.take() {
-            Some(InFlight::Call(call, model)) => Some((call, model)),
-            _ => None,
-        };
+        let (mut in_flight, mut forgotten, mut admitted) = (None, None, None);
+        match self.in_flight.take() {
+            Some(InFlight::Call(call, model)) => in_flight = Some((call, model)),
+            Some(InFlight::ForgetAll(namespace, model)) => forgotten = Some((namespace, model)),
+            Some(InFlight::Admit(resource, token)) => admitted = Some((resource, token)),
+            Some(InFlight::Rules(..)) | None => {}
+        }
+        self.adopt_fences(is_lossy, admitted);
         let mut old = self.model.clone();
         self.model.now = now;
         self.model.open += 1;
@@ -842,6 +972,11 @@ impl Simulation {
                     call.apply(&mut after, token, no_room);
                     candidates.push((after.entry(&key), token));
                 }
+            }
+            if let Some((_, before)) = forgotten.as_ref().filter(|(of, _)| *of == key.0) {
+                let mut after = before.clone();
+                after.forget(&key);
+                candidates.push((after.entry(&key), None));
             }
             let floor = if is_lossy { 0 } else { versions.len() - 1 };
             let last = versions.len() - 1;
@@ -869,7 +1004,8 @@ impl Simulation {
                     &versions[floor..]
                 );
             };
-            is_dropped |= number + 1 == count && last > floor && in_flight.is_none();
+            let is_known = in_flight.is_none() && forgotten.is_none();
+            is_dropped |= number + 1 == count && last > floor && is_known;
             let is_new = token.is_some_and(|token| {
                 self.model.entry(&key).is_some_and(|entry| {
                     let shown = match entry {
