@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use refrain::testing::{Crash, FileSystem, HeapFs, SimClock, SimDisk};
 use refrain::{
-    Body, Claim, ClaimOptions, CompleteError, Durability, Lookup, Namespace, Once, Options, Policy,
-    Store,
+    Body, Claim, ClaimOptions, CompleteError, Durability, FenceError, FencingToken, Lookup,
+    Namespace, Once, Options, Policy, Store,
 };
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -348,6 +348,82 @@ fn nobody_sleeps_for_a_key_for_ever() {
         let other = work(false);
         at_once(&space, [work(false), gives_up, other, work(true)]);
         assert_eq!(store.stats().waiters, 0);
+        store.check_invariants().unwrap();
+    });
+}
+
+/// Who shows a guard an older token than somebody was admitted for is refused, whoever comes first.
+#[test]
+fn no_older_token_is_admitted_after_a_newer_one() {
+    explore(|| {
+        let (store, _) = open(Durability::Buffered);
+        let newest = Arc::new(AtomicU64::new(0));
+        let threads = [[1_u64, 4], [3, 2], [2, 5]].map(|tokens| {
+            let (store, newest) = (store.clone(), Arc::clone(&newest));
+            thread::spawn(move || {
+                let guard = store.fence_guard("sinks", HOUR).unwrap();
+                for token in tokens {
+                    // What somebody was admitted for before this was asked.
+                    let before = newest.load(Ordering::SeqCst);
+                    match guard.admit("resource", FencingToken::from_raw(token)) {
+                        Ok(_) => {
+                            assert!(token >= before, "{token} after {before}");
+                            newest.fetch_max(token, Ordering::SeqCst);
+                        }
+                        Err(FenceError::Stale { newest, .. }) => assert!(newest.get() > token),
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            })
+        });
+        threads.into_iter().for_each(|it| it.join().unwrap());
+        let guard = store.fence_guard("sinks", HOUR).unwrap();
+        let told = guard.newest("resource").unwrap().unwrap();
+        assert_eq!((told.get(), newest.load(Ordering::SeqCst)), (5, 5));
+        store.check_invariants().unwrap();
+    });
+}
+
+/// A key that is claimed while it is erased is claimed before or after, and others are what they were.
+#[test]
+fn what_is_erased_and_what_is_claimed_meanwhile_are_told_apart() {
+    explore(|| {
+        let (store, _) = open(Durability::Buffered);
+        let space = store.namespace("orders").unwrap();
+        for key in ["key", "other"] {
+            space.claim(key, None).unwrap().acquired().unwrap().complete("before").unwrap();
+        }
+        let (claims, erases) = (space.clone(), space.clone());
+        let claiming = thread::spawn(move || {
+            let mut owned = 0;
+            for _ in 0..2 {
+                match claims.claim("key", None).unwrap() {
+                    Claim::Acquired(lease) => {
+                        owned += 1;
+                        assert_eq!(lease.attempt(), 1);
+                        lease.complete("after").unwrap();
+                    }
+                    Claim::Completed(outcome) => {
+                        let wanted: &[u8] = if owned == 0 { b"before" } else { b"after" };
+                        assert_eq!(outcome.body(), Body::Bytes(wanted));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            owned
+        });
+        let erasing = thread::spawn(move || {
+            let erased = erases.erase("key", "a test", "nobody", HOUR).unwrap();
+            assert_eq!(erased.keys, 1);
+        });
+        let owned = claiming.join().unwrap();
+        erasing.join().unwrap();
+        let body = body_of(space.lookup("key").unwrap());
+        assert!(owned <= 1, "it was new once");
+        let wanted: Option<&[u8]> = if owned == 1 { Some(b"after") } else { None };
+        // Or it was erased when it had been claimed again.
+        assert!(body.as_deref() == wanted || body.is_none(), "{body:?}");
+        assert_eq!(body_of(space.lookup("other").unwrap()).as_deref(), Some(&b"before"[..]));
         store.check_invariants().unwrap();
     });
 }
