@@ -3,7 +3,7 @@
 //! A victim claims and completes a new key and asks for one of its last thousand, at a constant rate of its own; each such step is timed from when it
 //! was due. Beside it one thread does what it can, in another namespace of the same store: it only *hashes*, and so takes a
 //! processor and nothing else; or it *floods* with new keys, *hammers* one key with other fingerprints, or is *refused*: its namespace has
-//! had its quota; or, with the feature `rate-limit`, it is *limited* to a thousand new keys a second, and asks on. They alternate; a percentile is the median of the rounds, and the ratio is to the neighbour that hashes,
+//! had its quota. *Two hash* is two threads that only hash: three threads want two processors, as when one floods and the store's own thread makes room. Or, with the feature `rate-limit`, it is *limited* to a thousand new keys a second, and asks on. They alternate; a percentile is the median of the rounds, and the ratio is to the neighbour that hashes,
 //! of the same round. `REFRAIN_RATE` is the victim's steps a second.
 #![allow(missing_docs, reason = "a program")]
 
@@ -26,6 +26,8 @@ const LENGTH: Duration = Duration::from_secs(2);
 /// Of a million steps, how many are faster.
 const PERCENTILES: [(usize, &str); 3] = [(500_000, "p50"), (990_000, "p99"), (999_000, "p99.9")];
 
+/// Two of them, who take a processor each.
+const TWO: &str = "two hash";
 /// The one that has a quota, and the one that has a rate.
 const REFUSED: &str = "is refused";
 #[cfg(feature = "rate-limit")]
@@ -72,6 +74,7 @@ fn main() {
     };
     let neighbours: &[(&str, Turn)] = &[
         ("hashes", hash),
+        (TWO, hash),
         ("floods", flood),
         ("hammers", hammer),
         (REFUSED, be_refused),
@@ -127,6 +130,13 @@ fn beside(turn: Turn, name: &str, rate: u64, length: Duration) -> ([f64; 3], u64
     }
     let (is_over, turns) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut latencies = std::thread::scope(|scope| {
+        if name == TWO {
+            scope.spawn(|| {
+                (0..)
+                    .take_while(|_| !is_over.load(Ordering::Relaxed))
+                    .for_each(|n| turn(&other, n));
+            });
+        }
         scope.spawn(|| {
             let mut n = 1 << 40;
             while !is_over.load(Ordering::Relaxed) {
