@@ -17,4 +17,4 @@ export CARGO_TARGET_DIR="$target/tsan"
 export TSAN_OPTIONS="halt_on_error=1 suppressions=$PWD/scripts/tsan.txt ${TSAN_OPTIONS:-}"
 cargo +nightly test -Zbuild-std --target "$host" --lib --test concurrency --test batch \
     --test durability --test thread --test lease_end --test waiting --test panics --test marks \
-    --test lost -- "$@"
+    --test lost --test erase -- "$@"
