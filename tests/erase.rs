@@ -268,6 +268,57 @@ fn nothing_goes_out_of_sight_before_it_is_looked_at() {
     assert!(is_known(&second, "others-7"));
 }
 
+/// On a full disk what is over is used again, however far erasing is.
+#[test]
+fn nothing_waits_for_zeros_that_wait_for_room() {
+    let clock = SimClock::new();
+    let (is_full, is_scrubbing) = (AtomicBool::new(false), AtomicBool::new(false));
+    let flags = Arc::new((is_full, is_scrubbing));
+    let filling: Arc<Mutex<Option<Namespace>>> = Arc::default();
+    let (told, other, time) = (Arc::clone(&flags), Arc::clone(&filling), clock.clone());
+    let fs = HookFs::new(HeapFs::new(), move |what, _| {
+        let (is_full, is_scrubbing) = &*told;
+        match what {
+            "create" | "fill" if is_full.load(Ordering::Relaxed) => {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            "zero" if is_full.load(Ordering::Relaxed) => {
+                is_scrubbing.store(true, Ordering::Relaxed)
+            }
+            // No lock is held: others fill the disk, and much is over.
+            "sync" if is_scrubbing.load(Ordering::Relaxed) => {
+                let space = other.lock().unwrap().take();
+                if let Some(space) = space {
+                    let filled =
+                        (0..).take_while(|n| space.once(format!("fill-{n}"), None).is_ok());
+                    assert!(filled.count() > 100);
+                    time.advance(2 * SOON);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    });
+    let options = Options::new("unused").file_system(fs).clock(clock.clone());
+    let options = options.segment_bytes(SEGMENT_BYTES).manual_maintenance(true);
+    let store = options.durability(Durability::Buffered).open().unwrap();
+    let [acme, _, _, second] = spaces(&store);
+    let brief = policy().lease(SOON).replay_ttl(SOON).dedupe_ttl(SOON);
+    let brief = store.define("brief", &brief.on_lease_end(OnLeaseEnd::Reclaim)).unwrap();
+    (0..3000).for_each(|n| complete(&brief, &format!("earlier-{n}")));
+    for _ in 0..20 {
+        clock.advance(SOON);
+        store.maintain(Duration::MAX);
+    }
+    fill(&acme, MARKS[0]);
+    (0..10_000).for_each(|n| complete(&brief, &format!("brief-{n}")));
+    flags.0.store(true, Ordering::Relaxed);
+    *filling.lock().unwrap() = Some(second.clone());
+    acme.erase_all("a test", "nobody", 8 * SOON).unwrap();
+    assert!(filling.lock().unwrap().is_none(), "it was filled meanwhile");
+    assert!(is_known(&second, "fill-7") && !is_known(&brief, "brief-7"));
+}
+
 #[test]
 fn what_cannot_be_done_is_said() {
     let (fs, clock) = (HeapFs::new(), SimClock::new());

@@ -133,6 +133,9 @@ impl File for HookFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        if parts.iter().all(|part| part.iter().all(|byte| *byte == 0)) {
+            (self.hook)("zero", &self.name)?;
+        }
         (self.hook)("write", &self.name)?;
         self.inner.write_at(parts, offset)
     }
