@@ -55,16 +55,24 @@ impl Lanes {
     fn while_prepared(
         &self,
         segment: &Arc<Segment>,
-        act: impl FnOnce() -> Result<(), Arc<Failure>>,
-    ) -> Result<(), Arc<Failure>> {
+        act: impl FnOnce() -> Result<bool, Failed>,
+    ) -> Result<bool, Failed> {
         let mut shared = self.shared();
         let is_prepared = shared.prepared.iter().any(|it| Arc::ptr_eq(it, segment));
         if !is_prepared {
-            return Ok(());
+            return Ok(false);
         }
-        shared.proven = false;
-        act()
+        let has_written = act()?;
+        shared.proven &= !has_written;
+        Ok(has_written)
     }
+}
+
+/// What failed.
+enum Failed {
+    Read(Arc<Failure>),
+    /// What it left behind is anyone's guess.
+    Write(Arc<Failure>),
 }
 
 impl Wal {
@@ -90,12 +98,11 @@ impl Wal {
         _passage: &Passage<'_>,
         segment: &Arc<Segment>,
     ) -> Result<bool, StoreError> {
-        let file = &segment.file;
-        let stale = self.stale(file, segment.id, DATA_START, self.segments.segment_bytes())?;
-        let has_any = !stale.is_empty();
-        for piece in stale {
-            let scrubbed = self.lanes.while_prepared(segment, || overwrite(file, piece));
-            scrubbed.map_err(|cause| self.fail(cause))?;
+        let (file, id, mut has_any) = (&segment.file, segment.id, false);
+        for (from, to) in pieces(DATA_START, self.segments.segment_bytes()) {
+            // Nobody stores to it while it is read, either.
+            let scrubbed = self.lanes.while_prepared(segment, || scrub(file, id, from, to));
+            has_any |= scrubbed.map_err(|failed| self.failed(failed))?;
         }
         Ok(has_any)
     }
@@ -107,49 +114,47 @@ impl Wal {
         sealed: &SealedSegment,
     ) -> Result<(), StoreError> {
         let end = index_offset(self.segments.segment_bytes(), sealed.entries);
-        for piece in self.stale(&sealed.file, sealed.id, sealed.end, end)? {
-            overwrite(&sealed.file, piece).map_err(|cause| self.fail(cause))?;
-            // Behind the write: a round that has begun before does not cover it.
-            self.lanes.want_mark();
+        for (from, to) in pieces(sealed.end, end) {
+            let scrubbed = scrub(&sealed.file, sealed.id, from, to);
+            if scrubbed.map_err(|failed| self.failed(failed))? {
+                // Behind the write: a round that has begun before does not cover it.
+                self.lanes.want_mark();
+            }
         }
         Ok(())
     }
 
-    /// Where between these offsets of a segment there is anything but zeros: offsets in the file, and lengths of at most a piece.
-    fn stale(
-        &self,
-        file: &DataFile,
-        id: SegmentId,
-        from: u32,
-        to: u32,
-    ) -> Result<Vec<(u64, usize)>, StoreError> {
-        let (mut found, mut piece) = (Vec::new(), vec![0; PIECE_BYTES]);
-        let start = file.segment_offset(id);
-        for at in (from..to).step_by(PIECE_BYTES) {
-            let piece = &mut piece[..PIECE_BYTES.min((to - at) as usize)];
-            let offset = start + u64::from(at);
-            let failed = |error| Failure::new("read", file.path().to_owned(), error);
-            file.read_at(piece, offset).map_err(|error| StoreError::Io(failed(error)))?;
-            let first = piece.iter().position(|byte| *byte != 0);
-            let last = piece.iter().rposition(|byte| *byte != 0);
-            if let (Some(first), Some(last)) = (first, last) {
-                found.push((offset + first as u64, last + 1 - first));
-            }
+    fn failed(&self, failed: Failed) -> StoreError {
+        match failed {
+            Failed::Read(cause) => StoreError::Io(cause),
+            Failed::Write(cause) => self.fail(cause),
         }
-        Ok(found)
     }
 }
 
-/// Writes zeros there.
-fn overwrite(file: &DataFile, (offset, len): (u64, usize)) -> Result<(), Arc<Failure>> {
+fn pieces(from: u32, to: u32) -> impl Iterator<Item = (u32, u32)> {
+    // A segment's bytes.
+    (from..to).step_by(PIECE_BYTES).map(move |at| (at, to.min(at + PIECE_BYTES as u32)))
+}
+
+/// Writes zeros over what is none between these offsets of a segment, of one piece. Whether there was anything.
+fn scrub(file: &DataFile, id: SegmentId, from: u32, to: u32) -> Result<bool, Failed> {
+    let mut piece = vec![0; (to - from) as usize];
+    let start = file.segment_offset(id) + u64::from(from);
+    let failed = |error| Failed::Read(Failure::new("read", file.path().to_owned(), error));
+    file.read_at(&mut piece, start).map_err(failed)?;
+    let first = piece.iter().position(|byte| *byte != 0);
+    let last = piece.iter().rposition(|byte| *byte != 0);
+    let (Some(first), Some(last)) = (first, last) else { return Ok(false) };
     static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
-    for at in (0..len).step_by(ZEROS_BYTES) {
-        let len = ZEROS_BYTES.min(len - at);
-        file.write_at(&[IoSlice::new(&ZEROS[..len])], offset + at as u64)?;
+    for at in (first..=last).step_by(ZEROS_BYTES) {
+        let len = ZEROS_BYTES.min(last + 1 - at);
+        let written = file.write_at(&[IoSlice::new(&ZEROS[..len])], start + at as u64);
+        written.map_err(Failed::Write)?;
     }
-    // Once more, after the write: a round may have taken the file since it began.
+    // Once more, after the writes: a round may have taken the file since they began.
     file.set_dirty();
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
