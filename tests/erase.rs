@@ -268,6 +268,33 @@ fn nothing_goes_out_of_sight_before_it_is_looked_at() {
     assert!(is_known(&second, "others-7"));
 }
 
+/// Also where it could not even be begun to take it off the disk.
+#[test]
+fn what_is_not_erased_in_time_is_forgotten_durably() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new());
+    let options = || {
+        let options = Options::new("unused").file_system(disk.mount()).clock(clock.clone());
+        options.segment_bytes(SEGMENT_BYTES).manual_maintenance(true)
+    };
+    let store = options().durability(Durability::Buffered).open().unwrap();
+    let [acme, _, _, second] = spaces(&store);
+    ["key", "other"].iter().for_each(|key| complete(&acme, key));
+    acme.forget("other", "a test", "nobody").unwrap();
+    store.flush().unwrap();
+    disk.set_room(0);
+    let filled = (0..).take_while(|n| second.once(format!("fill-{n}"), None).is_ok()).count();
+    assert!(filled > 100);
+    store.flush().unwrap();
+    let late = acme.erase("key", "a test", "nobody", Duration::ZERO);
+    assert!(matches!(late, Err(EraseError::TimedOut { keys: 1, .. })), "{late:?}");
+    disk.cut_keeping(|_| false);
+    store.abandon();
+    disk.set_room(u64::MAX);
+    let store = options().open().unwrap();
+    let [acme, _, _, second] = spaces(&store);
+    assert!(!is_known(&acme, "key") && is_known(&second, "fill-7"));
+}
+
 /// On a full disk what is over is used again, however far erasing is.
 #[test]
 fn nothing_waits_for_zeros_that_wait_for_room() {

@@ -220,6 +220,8 @@ impl Engine {
         (reason, actor): (&str, &str),
         until: Duration,
     ) -> Result<Erased, EraseError> {
+        // Whatever comes of the rest.
+        self.sync_all()?;
         let (at, reason, actor) = (self.timeline.now(), reason.to_owned(), actor.to_owned());
         self.write_down(ErasureEntry { namespace: namespace.id, what, at, keys, actor, reason })?;
         let tokens = self.shards.iter().map(|shard| Ok(self.lock(shard)?.tokens));
