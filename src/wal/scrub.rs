@@ -195,6 +195,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_has_become_active_is_left_alone() {
+        let lanes = lanes(5);
+        let active = lanes.all().active().next().cloned().unwrap();
+        let prepared = lanes.shared().prepared.iter().next().cloned().unwrap();
+        assert!(matches!(lanes.while_prepared(&active, || Ok(true)), Ok(false)));
+        assert!(matches!(lanes.while_prepared(&prepared, || Ok(true)), Ok(true)));
+    }
+
     /// Whoever found no room for a mark seals, too.
     #[test]
     fn what_somebody_else_is_sealing_is_not_sealed_yet() {
