@@ -402,6 +402,7 @@ impl Engine {
                 let now = self.timeline.monotonic();
                 if erasing.grown_at.is_none_or(|at| now.saturating_sub(at) >= GROW_EVERY) {
                     erasing.grown_at = Some(now);
+                    // Where it cannot grow, what is over makes room, or it takes too long and the caller is told.
                     self.make_room(growths)?;
                 }
                 return Ok(false);

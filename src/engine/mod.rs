@@ -11,7 +11,7 @@
 //! 5. the lane: who appends.
 //! 6. `wal.meta`: who changes the meta file. Held across its sync.
 //!    Those of one namespace, each by itself: the sums of its scopes, its rates, its counts.
-//! 7. rounds, background, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
+//! 7. rounds, background, what was erased, the hold on the directory, and what a waker's owner does: alone. (A failed append notifies the
 //!    threads that wait for rounds under its shard, and wakes maintenance; nobody takes a shard under either.)
 //!
 //! The parts: `claims` (claim, once), over `origin` (what a grant goes on from), `lookups`, `batch` (several keys at once), `exits` (renew, complete, release, park), `refresh` (windows
