@@ -42,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
                 Step::Once { key, fingerprint, reference, ttl }
             }),
         2 => key.clone().prop_map(|key| Step::Lookup { key }),
+        2 => key.clone().prop_map(|key| Step::ClaimNearEnd { key }),
         4 => (key.clone(), shown(), byte())
             .prop_map(|(key, shown, lease)| Step::Renew { key, shown, lease }),
         8 => (key.clone(), shown(), byte(), byte(), byte(), byte(), any::<bool>()).prop_map(
@@ -137,33 +138,38 @@ const MUST_BE_SEEN: &[&str] = &[
 #[test]
 fn the_store_answers_as_a_plain_map_would() {
     let cases = std::env::var("REFRAIN_CASES").ok().and_then(|text| text.parse().ok());
-    let config = Config {
-        cases: cases.unwrap_or(400),
-        rng_seed: RngSeed::Fixed(support::seed("model")),
-        max_shrink_iters: 20_000,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let seed = support::seed("model");
     let seen = std::cell::RefCell::new(std::collections::BTreeMap::<&'static str, u64>::new());
-    let steps = proptest::collection::vec(step(), 1..150);
-    let result = TestRunner::new(config).run(&steps, |steps| {
-        let mut world = World::new();
-        for step in &steps {
-            world.step(step);
+    let missing = || MUST_BE_SEEN.iter().find(|what| !seen.borrow().contains_key(*what));
+    // What is rare may be missing from one run of good luck, and not from ten.
+    for run in 0..10 {
+        let config = Config {
+            cases: cases.unwrap_or(400),
+            rng_seed: RngSeed::Fixed(seed.wrapping_add(run)),
+            max_shrink_iters: 20_000,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let steps = proptest::collection::vec(step(), 1..150);
+        let result = TestRunner::new(config).run(&steps, |steps| {
+            let mut world = World::new();
+            for step in &steps {
+                world.step(step);
+            }
+            world.compare_all();
+            world.compare_recovered(steps.len() as u8);
+            for (what, count) in &world.seen {
+                *seen.borrow_mut().entry(what).or_default() += count;
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{error}");
         }
-        world.compare_all();
-        world.compare_recovered(steps.len() as u8);
-        for (what, count) in &world.seen {
-            *seen.borrow_mut().entry(what).or_default() += count;
+        if missing().is_none() {
+            break;
         }
-        Ok(())
-    });
-    if let Err(error) = result {
-        panic!("{error}");
     }
-    let seen = seen.into_inner();
-    println!("{seen:#?}");
-    for what in MUST_BE_SEEN {
-        assert!(seen.contains_key(what), "never happened: {what}");
-    }
+    println!("{:#?}", seen.borrow());
+    assert_eq!(missing(), None, "never happened");
 }

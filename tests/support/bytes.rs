@@ -84,9 +84,12 @@ fn step(bytes: &mut Bytes<'_>) -> Step {
         },
         15 => Step::Orphans,
         16 | 17 => Step::Advance { ms: bytes.ms() },
-        18 => Step::Define { namespace: bytes.index() % 3, policy: bytes.index() % 8 },
-        19 => Step::Alter { namespace: bytes.index() % 3, policy: bytes.index() % 8 },
-        20 => Step::SetWall { seconds: u64::from(bytes.byte()) << 24 },
+        18 => Step::Define { namespace: bytes.index() % 3, policy: bytes.index() % 10 },
+        19 => Step::Alter { namespace: bytes.index() % 3, policy: bytes.index() % 10 },
+        20 => match bytes.byte() {
+            byte @ 0..=127 => Step::SetWall { seconds: u64::from(byte) << 25 },
+            byte => Step::ClaimNearEnd { key: usize::from(byte) },
+        },
         21 => Step::Maintain,
         22 => match bytes.flag() {
             false => Step::Flush,

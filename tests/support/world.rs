@@ -51,6 +51,10 @@ pub enum Step {
     Lookup {
         key: usize,
     },
+    /// Claims the next key that is completed, shortly before it is forgotten.
+    ClaimNearEnd {
+        key: usize,
+    },
     Renew {
         key: usize,
         shown: Shown,
@@ -412,6 +416,15 @@ impl World {
                 self.once(key, &ask);
             }
             Step::Lookup { key } => self.lookup(key),
+            Step::ClaimNearEnd { key } => {
+                for key in key..key + self.keys.len() {
+                    if let State::Done(done) = self.model.state(&self.key(key).1) {
+                        self.advance((done.expires - self.model.now) / 16 * 15);
+                        self.claim(key, &Ask::default(), false);
+                        break;
+                    }
+                }
+            }
             Step::Renew { key, shown, lease } => self.renew(key, shown, lease),
             Step::Complete { key, shown, body, code, reference, ttl, quick } => {
                 let bring = self.bring(body, code, reference, ttl);
@@ -426,10 +439,7 @@ impl World {
             Step::Forget { key } => self.forget(key),
             Step::ForgetAll { key, whole } => self.forget_all(key, whole),
             Step::Orphans => self.orphans(),
-            Step::Advance { ms } => {
-                self.clock.advance(Duration::from_millis(ms));
-                self.model.now += ms;
-            }
+            Step::Advance { ms } => self.advance(ms),
             Step::Define { namespace, policy } => self.define(namespace, policy, false),
             Step::Alter { namespace, policy } => self.define(namespace, policy, true),
             Step::SetWall { seconds } => {
@@ -449,6 +459,11 @@ impl World {
             }
             Step::Kill { shards, mode, forward_ms } => self.kill(shards, mode, forward_ms),
         }
+    }
+
+    fn advance(&mut self, ms: u64) {
+        self.clock.advance(Duration::from_millis(ms));
+        self.model.now += ms;
     }
 
     /// Whether leases are their owners', and what is told of those that are lost.
