@@ -1,9 +1,11 @@
-//! What does memory alone cost a duplicate, and what is left for us to save?
+//! What do memory and checksums alone cost a duplicate, and what is left for us to save?
 //!
 //! N completed keys of 36 bytes, with bodies of 128, in a scattered order. *Two lines*: a line of an index as large
 //! as the table, and the record that it names, in a file written as segments are; the key is compared and the
-//! body copied, and nothing else is done: no hash, no clock, no time to live, no checksum. Beside it the same of a `DashMap`
-//! with a fast hash and room made, of a lookup and of a duplicate claim.
+//! body copied, and nothing else is done: no hash, no clock, no time to live, no checksum. *Checked*: the same with the key
+//! hashed and the checksums of the record and of its body computed, which is how it is known that both are what was written.
+//! *Checked, owned*: and the body copied into memory of its own, which a duplicate's answer holds. Beside them the same of a
+//! `DashMap` with a fast hash and room made, of a lookup and of a duplicate claim.
 //!
 //! Each twice: *back to back*, calls follow one another and the processor works ahead into those that come next, as far as its
 //! window of some 500 instructions reaches; *one by one*, which key comes next is not known before the answer, as
@@ -21,6 +23,7 @@ use ahash::RandomState;
 use dashmap::DashMap;
 use memmap2::Mmap;
 use refrain::{Body, Claim, Lookup, Namespace};
+use xxhash_rust::xxh3::xxh3_128;
 
 use common::{BODY, Key, fill, key, median, namespace, scattered, stores};
 
@@ -34,6 +37,7 @@ const RECORD_BYTES: usize = 352;
 /// The completion, its key and its body.
 const KEY_AT: usize = 112 + 64;
 const BODY_AT: usize = KEY_AT + 40;
+const COMPLETION_AT: usize = 112;
 
 /// Copies the body of a key out of somewhere.
 type Read<'a> = &'a dyn Fn(u64, &Key, &mut [u8; BODY.len()]);
@@ -55,8 +59,13 @@ fn compare(count: u64) {
     let space = namespace(&store);
     fill(&space, 0..count);
 
-    let reads: [(&str, Read<'_>); 4] = [
+    let reads: [(&str, Read<'_>); 6] = [
         ("two lines", &|n, key, body| lines.read(n, key, body)),
+        ("checked", &|n, key, body| body.copy_from_slice(lines.read_checked(n, key))),
+        ("checked, owned", &|n, key, body| {
+            let owned = black_box(lines.read_checked(n, key).to_vec());
+            body.copy_from_slice(&owned);
+        }),
         ("DashMap", &|_, key, body| *body = *map.get(key).expect("it is there")),
         ("lookup_with", &|_, key, body| show(&space, key, body)),
         ("claim", &|_, key, body| claim(&space, key, body)),
@@ -65,7 +74,7 @@ fn compare(count: u64) {
     let calls = CALLS.min(count);
     let stream: Vec<(u64, Key)> =
         (0..calls).map(|n| scattered(n, count)).map(|n| (n, keys[n as usize])).collect();
-    let mut times = [const { [const { Vec::new() }; 2] }; 4];
+    let mut times = [const { [const { Vec::new() }; 2] }; 6];
     for _ in 0..ROUNDS {
         for ((_, read), times) in reads.iter().zip(&mut times) {
             times[0].push(back_to_back(&stream, *read));
@@ -73,11 +82,11 @@ fn compare(count: u64) {
         }
     }
     println!("\n{count} keys; medians of {ROUNDS} rounds, alternating");
-    let [map_back_to_back, map_one_by_one] = times[1].each_ref().map(|it| median(&mut it.clone()));
+    let [map_back_to_back, map_one_by_one] = times[3].each_ref().map(|it| median(&mut it.clone()));
     for ((name, _), times) in reads.iter().zip(&mut times) {
         let [back_to_back, one_by_one] = times.each_mut().map(|it| median(it));
         println!(
-            "{name:<12} back to back {back_to_back:>6.1} ns, {:>5.2} x the map; one by one {one_by_one:>6.1} ns, {:>5.2} x",
+            "{name:<14} back to back {back_to_back:>6.1} ns, {:>5.2} x the map; one by one {one_by_one:>6.1} ns, {:>5.2} x",
             back_to_back / map_back_to_back,
             one_by_one / map_one_by_one
         );
@@ -146,11 +155,25 @@ impl Lines {
         (line as usize, 1 + (n % KEYS_A_LINE) as usize)
     }
 
-    fn read(&self, n: u64, key: &Key, body: &mut [u8; BODY.len()]) {
+    fn record(&self, n: u64, key: &Key) -> &[u8] {
         let (line, slot) = Self::place(n, self.index.len() as u64);
         let record = &self.records[self.index[line][slot] as usize * RECORD_BYTES..];
         assert!(record[KEY_AT..][..key.len()] == key[..], "it is there");
-        body.copy_from_slice(&record[BODY_AT..][..BODY.len()]);
+        record
+    }
+
+    fn read(&self, n: u64, key: &Key, body: &mut [u8; BODY.len()]) {
+        body.copy_from_slice(&self.record(n, key)[BODY_AT..][..BODY.len()]);
+    }
+
+    fn read_checked(&self, n: u64, key: &Key) -> &[u8] {
+        black_box(xxh3_128(key));
+        let record = self.record(n, key);
+        let body = &record[BODY_AT..][..BODY.len()];
+        // What they should be is not known here; the work is the same.
+        black_box(crc32fast::hash(&record[COMPLETION_AT..BODY_AT]));
+        black_box(crc32fast::hash(body));
+        body
     }
 }
 
