@@ -7,7 +7,11 @@
 //! *Checked, owned*: and the body copied into memory of its own, which a duplicate's answer holds. Beside them the same of a
 //! `DashMap` with a fast hash and room made, of a lookup and of a duplicate claim.
 //!
-//! Each twice: *back to back*, calls follow one another and the processor works ahead into those that come next, as far as its
+//! Then what a first claim costs at least that outlives its process, beside the map's insert: the key hashed, a claim's record with its checksum
+//! built and copied behind the last one, a line of the index; without locks, clock, waiting for others and all else. What is written to
+//! was written to before, on both sides. The harness tells what a first claim takes with room ready, beside the same map.
+//!
+//! Duplicates twice: *back to back*, calls follow one another and the processor works ahead into those that come next, as far as its
 //! window of some 500 instructions reaches; *one by one*, which key comes next is not known before the answer, as
 //! where a call stands alone between other work. All alternate, and the ratios count.
 #![allow(missing_docs, reason = "a program")]
@@ -21,7 +25,7 @@ use std::time::Instant;
 
 use ahash::RandomState;
 use dashmap::DashMap;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use refrain::{Body, Claim, Lookup, Namespace};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -50,9 +54,15 @@ fn main() {
 
 fn compare(count: u64) {
     let keys: Vec<Key> = (0..count).map(key).collect();
-    let lines = Lines::new(&keys);
+    duplicates(&keys);
+    first_claims(&keys);
+}
+
+fn duplicates(keys: &[Key]) {
+    let count = keys.len() as u64;
+    let lines = Lines::new(keys);
     let map = DashMap::with_capacity_and_hasher(keys.len(), RandomState::new());
-    for key in &keys {
+    for key in keys {
         map.insert(*key, BODY);
     }
     let (_, store, _directory) = stores().next().expect("the one in a directory");
@@ -91,6 +101,41 @@ fn compare(count: u64) {
             one_by_one / map_one_by_one
         );
     }
+}
+
+fn first_claims(keys: &[Key]) {
+    let count = keys.len() as u64;
+    let stream: Vec<u64> = (0..count).map(|n| scattered(n, count)).collect();
+    let map = DashMap::with_capacity_and_hasher(keys.len(), RandomState::new());
+    let mut lines = Appended::new(count);
+    let mut times = [const { Vec::new() }; 2];
+    // The first round touches the memory.
+    for round in 0..=ROUNDS {
+        map.clear();
+        let start = Instant::now();
+        for n in &stream {
+            // Token, deadline, and the body once there is one.
+            let claimed: (u64, u64, Option<Box<[u8]>>) = (*n, *n, None);
+            assert!(map.insert(keys[*n as usize], claimed).is_none(), "it is new");
+        }
+        let by_map = start.elapsed();
+        lines.clear();
+        let start = Instant::now();
+        for n in &stream {
+            lines.append(*n, &keys[*n as usize]);
+        }
+        let by_lines = start.elapsed();
+        if round > 0 {
+            for (times, took) in times.iter_mut().zip([by_map, by_lines]) {
+                times.push(took.as_nanos() as f64 / count as f64);
+            }
+        }
+    }
+    let [map, lines] = times.each_mut().map(|it| median(it));
+    println!(
+        "first claims   DashMap {map:>6.1} ns; appended {lines:>6.1} ns, {:>5.2} x the map",
+        lines / map
+    );
 }
 
 fn back_to_back(stream: &[(u64, Key)], read: Read<'_>) -> f64 {
@@ -174,6 +219,43 @@ impl Lines {
         black_box(crc32fast::hash(&record[COMPLETION_AT..BODY_AT]));
         black_box(crc32fast::hash(body));
         body
+    }
+}
+
+/// An index, and a file that claims are appended to.
+struct Appended {
+    index: Vec<[u64; 8]>,
+    records: MmapMut,
+    end: usize,
+}
+
+impl Appended {
+    fn new(count: u64) -> Self {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(count * COMPLETION_AT as u64).expect("room on the disk");
+        // SAFETY: nobody else knows the file.
+        let records = unsafe { MmapMut::map_mut(&file) }.expect("a mapping");
+        let lines = count / KEYS_A_LINE + 1;
+        Self { index: vec![[0; 8]; lines as usize], records, end: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.index.fill([0; 8]);
+        self.end = 0;
+    }
+
+    fn append(&mut self, n: u64, key: &Key) {
+        let hash = xxh3_128(key);
+        let mut record = [0; COMPLETION_AT];
+        record[24..40].copy_from_slice(&hash.to_le_bytes());
+        record[64..][..key.len()].copy_from_slice(key);
+        let checksum = crc32fast::hash(&record[8..64 + key.len()]);
+        record[..4].copy_from_slice(&checksum.to_le_bytes());
+        self.records[self.end..][..COMPLETION_AT].copy_from_slice(&record);
+        let (line, slot) = Lines::place(n, self.index.len() as u64);
+        let taken = std::mem::replace(&mut self.index[line][slot], self.end as u64 + 1);
+        assert_eq!(taken, 0, "it is new");
+        self.end += COMPLETION_AT;
     }
 }
 
