@@ -637,3 +637,25 @@ fn a_data_file_of_the_last_clean_close_is_noticed() {
     let refused = options(fs, Durability::Sync).open();
     assert!(matches!(refused, Err(OpenError::Corrupt { .. })), "{refused:?}");
 }
+
+/// In memory nothing is ever made durable; `flush` and `close` led a round all the same, whose mark has no room
+/// for as many segments as such a store may have, and the store was poisoned.
+#[test]
+fn a_store_in_memory_of_many_segments_is_flushed_and_closed() {
+    const BODY: [u8; 100_000] = [7; 100_000];
+    // A mark lists 504.
+    const SEGMENTS: u64 = 600;
+    let store = Options::in_memory().segment_bytes(256 << 10).manual_maintenance(true);
+    let store = store.open().unwrap();
+    let namespace = store.namespace("orders").unwrap();
+    let keys = SEGMENTS * (256 << 10) / BODY.len() as u64;
+    for key in 0..keys {
+        complete(&namespace, &key.to_string(), &BODY);
+    }
+    store.flush().unwrap();
+    complete(&namespace, "later", b"outcome");
+    for key in [0, keys - 1] {
+        assert!(is_completed(&namespace, &key.to_string()));
+    }
+    store.close().unwrap();
+}

@@ -389,6 +389,9 @@ impl Engine {
     }
 
     fn flush_open(&self) -> Result<(), StoreError> {
+        if !self.has_rounds() {
+            return Ok(());
+        }
         // The first round makes it durable, the second says so (R10).
         for _ in 0..2 {
             let ticket = self.wal.rounds.ticket();
