@@ -642,7 +642,7 @@ fn a_data_file_of_the_last_clean_close_is_noticed() {
 /// for as many segments as such a store may have, and the store was poisoned.
 #[test]
 fn a_store_in_memory_of_many_segments_is_flushed_and_closed() {
-    const BODY: [u8; 100_000] = [7; 100_000];
+    static BODY: [u8; 100_000] = [7; 100_000];
     // A mark lists 504.
     const SEGMENTS: u64 = 600;
     let store = Options::in_memory().segment_bytes(256 << 10).manual_maintenance(true);
