@@ -32,7 +32,7 @@ const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 #[non_exhaustive]
 pub enum Durability {
     /// When it survives power loss. Calls that come together share one sync (group commit); a lone
-    /// one waits for a sync of its own. The default.
+    /// one waits for a sync of its own. What waits for none, as renewals, is synced within some 100 ms. The default.
     #[default]
     Sync,
     /// When it survives the end of the process. A power cut may lose what was not synced since:

@@ -38,7 +38,8 @@ pub enum OnOrphan {
     Reclaim,
     /// The key is parked at once, for good: nobody completes it late.
     Park,
-    /// The lease runs on; [`Policy::on_lease_end`] decides when it ends.
+    /// The lease runs on; [`Policy::on_lease_end`] decides when it ends. After a power cut it may be that of the claim, or of an earlier
+    /// renewal: renewals wait for no disk.
     KeepLease,
 }
 

@@ -13,10 +13,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use refrain::testing::{HeapFs, SimClock};
+use refrain::testing::{HeapFs, SimClock, SimDisk};
 use refrain::{
     Body, Claim, ClaimError, ClaimOptions, CloseError, CompleteError, CompleteOptions, Durability,
-    Lookup, Options, Store, StoreError,
+    Lookup, Options, Policy, Store, StoreError,
 };
 use support::disk::HookFs;
 
@@ -496,4 +496,33 @@ fn promises_of_threads_and_types_hold() {
     is_shared::<refrain::Namespace>();
     is_sent::<refrain::Lease>();
     is_sent::<refrain::Commit<refrain::Claim, ClaimError>>();
+}
+
+/// Renewals wait for no disk. While they came more often than every 10 ms nothing made them durable in a `Sync` store, for
+/// as long as that went on: after a power cut a claim that was held all the time was forgotten.
+#[test]
+fn what_waits_for_no_disk_is_durable_soon_however_busy_a_store_is() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new());
+    let options = || {
+        let options = Options::new("unused").file_system(disk.mount()).clock(clock.clone());
+        options.segment_bytes(256 << 10).manual_maintenance(true)
+    };
+    let store = options().open().unwrap();
+    let policy = Policy::default().lease(Duration::from_secs(1)).late_grace(Duration::ZERO);
+    let orders = store.define("orders", &policy).unwrap();
+    let mut lease = orders.claim("key", None).unwrap().acquired().unwrap();
+    for _ in 0..1000 {
+        clock.advance(Duration::from_millis(5));
+        lease.renew().unwrap();
+        store.maintain(Duration::MAX);
+        let age = store.health().sync_age.unwrap();
+        assert!(age <= Duration::from_millis(110), "{age:?}");
+    }
+    disk.cut_keeping(|_| false);
+    drop(lease);
+    store.abandon();
+    let store = options().open().unwrap();
+    let orders = store.namespace("orders").unwrap();
+    let lease = orders.claim("key", None).unwrap().acquired().unwrap();
+    assert_eq!(lease.attempt(), 2);
 }

@@ -29,8 +29,11 @@ const EMPTY_MAX: Duration = Duration::from_millis(20);
 const EMPTY_GENTLY_MAX: Duration = Duration::from_millis(2);
 /// Page faults are taken beforehand for so many times what was appended since the last look.
 const TICKS_AHEAD: u64 = 64;
-/// In `Sync` and `Interval` mode, the idle time after which a round only writes a mark (R10).
+/// In `Sync` and `Interval` mode, the idle time after which a round is made, mostly to write a mark (R10).
 const IDLE_MARK: Duration = Duration::from_millis(10);
+/// In `Sync` mode, the time after which a round is made however busy the store is, where nobody else led one: renewals wait
+/// for none, nor does who asks for less than the store's mode, or gives his commit up.
+const SYNC_TIME: Duration = Duration::from_millis(100);
 /// In `Buffered` mode, the idle time after which a round is made.
 const IDLE_SYNC: Duration = Duration::from_secs(1);
 /// In `Buffered` mode, the bytes after which a round is made however busy the store is.
@@ -289,7 +292,11 @@ impl Engine {
         let idle = now.saturating_sub(last.appended_at.max(last.round_at));
         let is_due = match self.mode {
             Mode::Memory => false,
-            Mode::Sync => idle >= IDLE_MARK,
+            Mode::Sync => {
+                let synced_at = Duration::from_nanos(self.synced_at.load(Ordering::Relaxed));
+                let since = now.saturating_sub(last.round_at.max(synced_at));
+                idle >= IDLE_MARK || since >= SYNC_TIME
+            }
             Mode::Interval(interval) => {
                 now.saturating_sub(last.round_at) >= interval || idle >= IDLE_MARK.max(interval)
             }
