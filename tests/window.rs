@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -215,6 +216,46 @@ fn a_file_is_given_up_by_both_slots_of_the_meta_file_before_it_goes() {
         }
     }
     assert!(given_up > 0);
+}
+
+/// As a power cut leaves it before the removal is durable, when the segments that follow have long
+/// been proven.
+#[test]
+fn a_file_that_was_given_up_and_is_there_still_harms_nobody_though_a_slot_is_damaged() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let kept = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&kept);
+    let hooked = HookFs::new(fs.clone(), move |operation, name: &str| {
+        if operation == "remove" && name.starts_with("data-") {
+            count.fetch_add(1, Ordering::Relaxed);
+            return Err(ErrorKind::Other.into());
+        }
+        Ok(())
+    });
+    let store = options(&fs, &clock).file_system(hooked).open().unwrap();
+    let orders = keep(&store, HOUR);
+    (0..2000).for_each(|number| complete(&orders, &format!("burst-{number}"), &[7; 5000]));
+    let mut seen = 0;
+    for number in 0..200 {
+        pass(&store, &clock, MINUTE);
+        complete(&orders, &format!("after-{number}"), &[7; 5000]);
+        store.flush().unwrap();
+        if kept.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        seen += 1;
+        drop(open(&fs.copy().unwrap(), &clock));
+        for slot in 0..2 {
+            let copy = fs.copy().unwrap();
+            poke(&copy, "META", slot * 4096 + 200, b"damaged");
+            let store = open(&copy, &clock);
+            assert!(store.report().meta_fallback);
+            let orders = store.namespace("orders").unwrap();
+            let last = orders.lookup(format!("after-{number}")).unwrap();
+            assert!(matches!(last, Lookup::Completed(_)), "{last:?}");
+        }
+    }
+    assert!(seen > 10, "{seen}");
 }
 
 #[test]

@@ -6,7 +6,9 @@
 //! One reading gives two bounds. What has ended is judged by the lower one, so nothing ends early;
 //! deadlines are computed from the upper one, so nothing is granted short. They differ by the
 //! coarse clock's resolution and by how long the pairing of the two clocks took at open; both make
-//! deadlines late, by at most one tick of the coarse clock, never early.
+//! deadlines late, by at most one tick of the coarse clock, never early. A kernel that is late with a
+//! tick makes what is granted meanwhile that much shorter, as if the call had begun then; all who judge
+//! it judge by the deadline that was written.
 //!
 //! Invariants
 //! - C1  `Now::lower` is at or below the true store time of the reading, `Now::upper` at or above.

@@ -3,7 +3,7 @@
 //! Every file of a store lies in one directory. Nothing here decides when to sync.
 
 use std::fs::{self, OpenOptions, TryLockError};
-use std::io::{self, IoSlice};
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,14 @@ pub struct RealFs {
     is_read_only: bool,
 }
 
+/// Makes the entry of a directory durable.
+fn sync_entry(directory: &Path) -> io::Result<()> {
+    match directory.canonicalize()?.parent() {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 impl RealFs {
     /// The directory at `path`, created with its parents if need be.
     ///
@@ -33,11 +41,22 @@ impl RealFs {
             .ancestors()
             .take_while(|path| !path.as_os_str().is_empty() && !path.is_dir())
             .collect();
-        fs::create_dir_all(path)?;
-        // The entry of each new directory must survive, too.
-        for created in missing {
-            if let Some(parent) = created.canonicalize()?.parent() {
-                fs::File::open(parent)?.sync_all()?;
+        // Whoever made what is there already, or a part of it, may have been killed before this. Where the
+        // parent may not be read, it was not he.
+        if !missing.is_empty() || fs::read_dir(path)?.next().is_none() {
+            let there = path.ancestors().nth(missing.len());
+            let there = there.filter(|there| !there.as_os_str().is_empty());
+            match sync_entry(there.unwrap_or(Path::new("."))) {
+                Err(error) if error.kind() != ErrorKind::PermissionDenied => return Err(error),
+                _ => {}
+            }
+        }
+        // The entry of each new directory must survive, too; one after the other, so that the next open
+        // finds at most one whose does not.
+        for created in missing.into_iter().rev() {
+            match fs::create_dir(created) {
+                Err(error) if !created.is_dir() => return Err(error),
+                _ => sync_entry(created)?,
             }
         }
         Ok(Self { directory: path.canonicalize()?, is_read_only: false })
@@ -61,12 +80,10 @@ impl RealFs {
         match opened.open(self.path(name)) {
             Ok(file) => Ok(Some(file)),
             Err(error) if self.is_read_only => {
-                let is_fixed = error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+                let is_fixed = error.kind() == ErrorKind::ReadOnlyFilesystem;
                 match fs::File::open(self.path(name)) {
                     Ok(file) => Ok(Some(file)),
-                    Err(missing) if missing.kind() == io::ErrorKind::NotFound && is_fixed => {
-                        Ok(None)
-                    }
+                    Err(missing) if missing.kind() == ErrorKind::NotFound && is_fixed => Ok(None),
                     Err(_) => Err(error),
                 }
             }
@@ -195,7 +212,7 @@ impl RealFile {
     fn check_limit(&self, end: u64) -> io::Result<()> {
         if self.limit.is_some_and(|limit| end > limit) {
             let text = format!("{end} bytes exceed the file size limit of the process");
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+            return Err(io::Error::new(ErrorKind::FileTooLarge, text));
         }
         Ok(())
     }
@@ -231,7 +248,7 @@ impl File for RealFile {
             Ok(())
         } else {
             let text = format!("short write: {written} of {wanted} bytes");
-            Err(io::Error::new(io::ErrorKind::WriteZero, text))
+            Err(io::Error::new(ErrorKind::WriteZero, text))
         }
     }
 
@@ -276,7 +293,7 @@ impl File for RealFile {
 
     fn map(&self) -> io::Result<Arc<dyn Region>> {
         let len = usize::try_from(self.len()?)
-            .map_err(|error| io::Error::new(io::ErrorKind::FileTooLarge, error))?;
+            .map_err(|error| io::Error::new(ErrorKind::FileTooLarge, error))?;
         Ok(Arc::new(MappedRegion::new(&self.file, len, self.is_read_only)?))
     }
 }
@@ -307,7 +324,24 @@ mod tests {
         let extent = Arc::new(super::super::extent::Extent::new(region, 0, 8192, 8192));
         assert_eq!(extent.bytes(4093, 4103).unwrap(), &bytes);
         let end = file.read_at(&mut bytes, 9_995).unwrap_err();
-        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(end.kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs real files")]
+    fn directories_are_made_one_after_the_other_and_nothing_else_is_taken_for_one() {
+        let (directory, _) = fixture();
+        let deep = directory.path().join("a/c/../d/e");
+        fs::create_dir(directory.path().join("a/c")).unwrap();
+        for _ in 0..2 {
+            RealFs::new(&deep).unwrap();
+        }
+        assert!(directory.path().join("a/d/e").is_dir());
+        fs::write(directory.path().join("file"), b"").unwrap();
+        for taken in ["file", "file/store"] {
+            let error = RealFs::new(&directory.path().join(taken)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{taken}");
+        }
     }
 
     #[test]

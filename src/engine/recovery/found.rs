@@ -254,8 +254,10 @@ fn open_files(
         match open(id) {
             Ok(file) => {
                 let file = Arc::new(file);
-                let (is_whole, records) = look_into(meta, &file)?;
-                if is_fallback && is_whole {
+                let Look { is_whole, records, newest } = look_into(meta, &file)?;
+                // Given up, and in the directory still: other files may have its segments' numbers.
+                let is_gone = records == 0 && newest < meta.gone_generation;
+                if is_fallback && is_whole && !is_gone {
                     files.push(file);
                 } else if records > 0 {
                     // The meta file is an older one than the data, and must not decide what is
@@ -296,19 +298,29 @@ fn open_files(
     Ok((files, unlisted))
 }
 
-/// Whether all segments of a file that is not listed have their headers, and how many records they
-/// hold. A crash while a file is being made leaves some without.
-fn look_into(meta: &Meta, file: &Arc<DataFile>) -> Result<(bool, u64), OpenError> {
+/// What is in a file that the meta file does not list.
+struct Look {
+    /// Whether all segments have their headers: a crash while a file is being made leaves some without.
+    is_whole: bool,
+    records: u64,
+    /// The latest generation of its segments.
+    newest: Generation,
+}
+
+fn look_into(meta: &Meta, file: &Arc<DataFile>) -> Result<Look, OpenError> {
     let mut scanner = Scanner::new(meta.segment_bytes);
-    let (mut is_whole, mut records) = (true, 0);
+    let mut look = Look { is_whole: true, records: 0, newest: Generation(0) };
     for id in file.header().ids() {
         match Sealed::read(&meta.store_id, file, id) {
-            Ok(segment) => records += scanner.scan(&segment, |_, _, _| Ok(()))?.records,
-            Err(OpenError::Corrupt { .. }) => is_whole = false,
+            Ok(segment) => {
+                look.records += scanner.scan(&segment, |_, _, _| Ok(()))?.records;
+                look.newest = look.newest.max(segment.generation);
+            }
+            Err(OpenError::Corrupt { .. }) => look.is_whole = false,
             Err(error) => return Err(error),
         }
     }
-    Ok((is_whole, records))
+    Ok(look)
 }
 
 /// Whether a file is too short for a header, or has zeros in its place.
