@@ -277,11 +277,11 @@ impl Engine {
             return Ok(Try::Again);
         };
         let deadline = now.deadline(span);
-        let mut fresh = fresh_record(key, token, request, origin, now);
-        let (kind, flags, until, expires) = match taking {
+        let mut record = fresh_record(key, token, request, origin, now);
+        (record.kind, record.flags, record.until, record.expires) = match taking {
             Taking::Claim => {
                 // A mark has no owner.
-                fresh.ext.owner = request.owner;
+                record.ext.owner = request.owner;
                 let expires = match policy.on_lease_end {
                     OnLeaseEnd::Park => Timestamp::MAX,
                     OnLeaseEnd::Reclaim => deadline.after(policy.grace_for(span)),
@@ -296,7 +296,6 @@ impl Engine {
                 (Kind::Complete, flags, now.lower, deadline)
             }
         };
-        let record = Record { kind, flags, until, expires, ..fresh };
         let (class, reserve) = match taking {
             Taking::Claim => (Class::Claims, first_held_bytes(&record)),
             Taking::Once => (class_of(span, request.dedupe_ttl.is_none()), 0),
@@ -312,7 +311,7 @@ impl Engine {
         });
         origin.takeover().into_iter().for_each(|event| key.namespace.count(event));
         let (previous, is_resumed) = (origin.previous(), matches!(origin, Origin::Own(_)));
-        let attempt = record.attempt;
+        let Record { attempt, expires, .. } = record;
         let grant = Grant { token, attempt, previous, is_resumed, deadline, expires };
         let counted = CountedLease::of(self, question);
         let Answered { result, settle } = self.changed::<_, ClaimError>(grant, request.durability);
@@ -442,7 +441,8 @@ impl Engine {
         let key = question.key;
         let release = entry.map_or(0, |old| held_bytes(old.record));
         let change = RoomChange { release, reserve, is_exit: false };
-        let draft = Draft::new(record);
+        let mut draft = Draft::begin(record);
+        draft.fill(record);
         let old = entry.map(|old| old.record);
         let reserved = match shard.metered.is_empty() {
             true => None,

@@ -87,7 +87,7 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            self.find_expected(key, &way, &mut seen, &pin)?;
             let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let (found, judged) = self
@@ -150,7 +150,7 @@ impl Engine {
         let way = self.way_to_change(key.hash);
         let pin = Pin::new();
         let mut seen = None;
-        self.find_unlocked(key, &way, &mut seen, &pin)?;
+        self.find_expected(key, &way, &mut seen, &pin)?;
         let shard = self.lock(way.shard)?;
         let now = self.timeline.read();
         match self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)? {
@@ -204,7 +204,7 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            self.find_expected(key, &way, &mut seen, &pin)?;
             let mut shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let own = self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?;
@@ -223,7 +223,8 @@ impl Engine {
                 }
                 _ => (release_record(found.record, now.lower), Event::Released),
             };
-            let draft = Draft::new(&record);
+            let mut draft = Draft::begin(&record);
+            draft.fill(&record);
             if let Some(location) = self.append(&draft, Class::Claims, change)? {
                 let end = if kind == Kind::Park {
                     self.account(&shard, Some(found.record), Some(&draft));
@@ -274,7 +275,7 @@ impl Engine {
             let pin = Pin::new();
             // What has to come from memory comes before the lock is taken.
             let mut seen = None;
-            self.find_unlocked(key, &way, &mut seen, &pin)?;
+            self.find_expected(key, &way, &mut seen, &pin)?;
             let shard = self.lock(way.shard)?;
             let now = self.timeline.read();
             let own = self.own_claim(&shard, key, way.route, token, now, &mut seen, &pin)?;
@@ -393,7 +394,10 @@ impl Engine {
             // Where there is no room but what was reserved for its end, that comes first.
             more: if no_room.is_some() { &[] } else { prepared.more },
             body: &[],
-            ..old.read()
+            key_hash: old.key_hash(),
+            namespace: old.namespace(),
+            attempt: old.attempt(),
+            key: old.key(),
         };
         let release = held_bytes(old);
         let bodyless = |record: Record<'_>, state: BodyState| {
@@ -408,7 +412,8 @@ impl Engine {
         };
         let (location, len) = if prepared.state == BodyState::Kept {
             record.body = request.body.unwrap_or_default();
-            let draft = Draft::new(&record);
+            let mut draft = Draft::begin(&record);
+            draft.fill(&record);
             let is_exit = draft.room() as u64 <= release;
             let change = RoomChange { release, reserve: 0, is_exit };
             match self.append(&draft, prepared.class, change)? {

@@ -55,17 +55,43 @@ impl Engine {
         match buckets.glance(&way.route) {
             Some(Sight::Nothing) => {
                 *seen = None;
-                return Ok(());
+                Ok(())
             }
-            Some(_) => {}
-            // Most keys that are there are what their bucket shows first: what is found needs no second look.
-            None => {
-                if let Some(slot) = buckets.first_match(&way.route)
-                    && self.is_record_of(key, slot, seen, pin)?
-                {
-                    return Ok(());
-                }
-            }
+            Some(_) => self.search_unlocked(key, way, seen, pin),
+            None => self.find_in_bucket(key, way, seen, pin),
+        }
+    }
+
+    /// The same, of a key that is there most likely: the filter, which may have to come from memory, is not asked
+    /// first.
+    #[inline(always)]
+    pub(super) fn find_expected<'p>(
+        &'p self,
+        key: &Key<'_>,
+        way: &Way<'_>,
+        seen: &mut Option<Seen<'p>>,
+        pin: &'p Pin,
+    ) -> Result<(), StoreError> {
+        // Acquire: see above.
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        self.find_in_bucket(key, way, seen, pin)
+    }
+
+    /// Most keys that are there are what their bucket shows first: what is found needs no second look.
+    #[inline(always)]
+    fn find_in_bucket<'p>(
+        &'p self,
+        key: &Key<'_>,
+        way: &Way<'_>,
+        seen: &mut Option<Seen<'p>>,
+        pin: &'p Pin,
+    ) -> Result<(), StoreError> {
+        if let Some(slot) = way.shard.buckets().first_match(&way.route)
+            && self.is_record_of(key, slot, seen, pin)?
+        {
+            return Ok(());
         }
         self.search_unlocked(key, way, seen, pin)
     }
@@ -101,12 +127,13 @@ impl Engine {
         seen: &'s mut Option<Seen<'p>>,
         pin: &'p Pin,
     ) -> Result<Option<Found<'s, 'p>>, StoreError> {
+        let is_expected = seen.is_some();
         let is_match = |slot: Slot| match seen {
             // Under one pin a location stands for one record.
             Some(seen) if seen.location == slot.location() => Ok(true),
             _ => self.is_record_of(key, slot, seen, pin),
         };
-        let slot = shard.table.find(route, is_match)?;
+        let slot = shard.table.find_expected(route, is_expected, is_match)?;
         if slot.is_none() {
             *seen = None;
         }

@@ -225,12 +225,17 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(record: &Record<'a>) -> Self {
-        debug_assert!((1..=STORED_KEY_BYTES_MAX).contains(&record.key.len()));
-        debug_assert!(record.flags.valid_for(record.kind));
+        let mut draft = Self::begin(record);
+        draft.fill(record);
+        draft
+    }
+
+    /// One whose bytes are not there yet, for who has [`Draft::fill`] make them where it stays: it is large, and
+    /// to move it costs as much as a record's checksum.
+    #[inline(always)]
+    pub(crate) fn begin(record: &Record<'a>) -> Self {
         let own_len = record.ext.len();
-        let ext_len = own_len + record.more.len();
-        debug_assert!(ext_len <= EXT_BYTES_MAX);
-        let head_len = HEADER_BYTES + ext_len + record.key.len();
+        let head_len = HEADER_BYTES + own_len + record.more.len() + record.key.len();
         let len = head_len + record.body.len();
         let entry = index::Entry {
             key_hash: record.key_hash,
@@ -241,25 +246,34 @@ impl<'a> Draft<'a> {
             len: padded(len) as u32,
             expires: record.expires,
         };
-        let (due, witnessed) = (record.due(), record.witnessed());
-        // Without a body the pad and the zeros behind it are part of the front.
-        let front_len =
-            if record.body.is_empty() { padded(len) + TERMINATOR_BYTES } else { head_len };
-        // Made where it stays: it is large.
-        let front = Front::zeroed(front_len);
-        let mut draft = Self {
-            front,
+        Self {
+            front: Front { short: [0; FRONT_BYTES], long: Vec::new(), len: 0 },
             head_len,
             crc: 0,
             body: record.body,
             entry,
-            encoded_entry: entry.encode(),
-            due,
-            witnessed,
-        };
-        let (header, rest) = draft.front.bytes_mut().split_at_mut(HEADER_BYTES);
+            encoded_entry: [0; index::ENTRY_BYTES],
+            due: record.due(),
+            witnessed: record.witnessed(),
+        }
+    }
+
+    /// Makes the bytes of a draft that was begun for this record.
+    #[inline(never)]
+    pub(crate) fn fill(&mut self, record: &Record<'a>) {
+        debug_assert!((1..=STORED_KEY_BYTES_MAX).contains(&record.key.len()));
+        debug_assert!(record.flags.valid_for(record.kind));
+        let ext_len = self.head_len - HEADER_BYTES - record.key.len();
+        debug_assert!(ext_len <= EXT_BYTES_MAX);
+        self.encoded_entry = self.entry.encode();
+        let (head_len, len) = (self.head_len, self.len());
+        // Without a body the pad and the zeros behind it are part of the front.
+        let front_len =
+            if record.body.is_empty() { padded(len) + TERMINATOR_BYTES } else { head_len };
+        // In one piece: a field that is put where it stays asks anew where that is.
+        let mut header = [0; HEADER_BYTES];
         // The casts: callers keep keys within 4352 bytes and bodies within 16 MiB.
-        FieldsMut::new(header)
+        FieldsMut::new(&mut header)
             .u32(len as u32)
             .u32(0)
             .u8(record.kind as u8)
@@ -276,12 +290,15 @@ impl<'a> Draft<'a> {
             .u16(record.code)
             .u16(record.attempt)
             .u16(ext_len as u16);
-        FieldsMut::new(rest)
-            .with(own_len, |to| record.ext.encode(to))
-            .put(record.more)
-            .put(record.key);
-        draft.crc = crc32(&draft.front.bytes()[WORD_BYTES..head_len]);
-        draft
+        let front = self.front.resize(front_len);
+        let mut fields = FieldsMut::new(front);
+        fields.put(&header);
+        if ext_len > 0 {
+            let own_len = ext_len - record.more.len();
+            fields.with(own_len, |to| record.ext.encode(to)).put(record.more);
+        }
+        fields.put(record.key);
+        self.crc = crc32(&front[WORD_BYTES..head_len]);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -375,20 +392,20 @@ struct Front {
 const FRONT_BYTES: usize = 256;
 
 impl Front {
+    /// So many zeros, of one that is empty.
     #[inline]
-    fn zeroed(len: usize) -> Self {
-        let long = if len > FRONT_BYTES { vec![0; len] } else { Vec::new() };
-        Self { short: [0; FRONT_BYTES], long, len }
+    fn resize(&mut self, len: usize) -> &mut [u8] {
+        self.len = len;
+        if len <= FRONT_BYTES {
+            return &mut self.short[..len];
+        }
+        self.long = vec![0; len];
+        &mut self.long
     }
 
     #[inline]
     fn bytes(&self) -> &[u8] {
         if self.len > FRONT_BYTES { &self.long } else { &self.short[..self.len] }
-    }
-
-    #[inline]
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        if self.len > FRONT_BYTES { &mut self.long } else { &mut self.short[..self.len] }
     }
 }
 

@@ -245,6 +245,13 @@ impl ExtentWriter {
         self.extent.filled.store(filled, Ordering::Release);
     }
 
+    /// Asks for the memory that comes next, as [`prefetch`] does: what is stored there waits for it otherwise, and so
+    /// does whoever lets go of a lock behind that.
+    #[inline]
+    pub(crate) fn prefetch_next(&self) {
+        self.extent.prefetch(self.filled());
+    }
+
     #[inline]
     fn check(&self, offset: u32, len: usize) {
         let end = (offset as usize).checked_add(len);

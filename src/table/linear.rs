@@ -100,11 +100,22 @@ impl Table {
     pub(crate) fn find<E>(
         &self,
         route: Route,
+        is_match: impl FnMut(Slot) -> Result<bool, E>,
+    ) -> Result<Option<(Position, Slot)>, E> {
+        self.find_expected(route, false, is_match)
+    }
+
+    /// The same. Where one is expected, the filter is not asked, which may have to come from memory.
+    #[inline]
+    pub(crate) fn find_expected<E>(
+        &self,
+        route: Route,
+        is_expected: bool,
         mut is_match: impl FnMut(Slot) -> Result<bool, E>,
     ) -> Result<Option<(Position, Slot)>, E> {
         let buckets = &*self.buckets;
         let Route { tag, chain, .. } = buckets.renewed(route);
-        if !buckets.filter(chain).load().may_hold(tag) {
+        if !is_expected && !buckets.filter(chain).load().may_hold(tag) {
             return Ok(None);
         }
         let mut place = Some(Place::Main(chain));

@@ -567,6 +567,7 @@ fn write(
     }
     reach(Point::BehindLength);
     writer.advance(offset + draft.padded_len() as u32);
+    writer.prefetch_next();
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use crate::format::index::{self, ENTRY_BYTES};
 use crate::format::record::{Draft, HEADER_BYTES, padded};
 use crate::format::segment::{DATA_START, Trailer};
 use crate::sys::extent::ExtentWriter;
+use crate::sys::prefetch::prefetch;
 use crate::types::{SegmentId, Timestamp};
 
 /// How much the lane has, and wants.
@@ -197,6 +198,8 @@ impl Index {
 
     fn push(&mut self, entry: &[u8; ENTRY_BYTES]) {
         self.bytes.extend_from_slice(entry);
+        // Of what comes next, see `ExtentWriter::prefetch_next`.
+        prefetch(self.bytes.as_ptr_range().end.wrapping_add(ENTRY_BYTES));
     }
 }
 
