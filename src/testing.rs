@@ -3,11 +3,12 @@
 
 use crate::checksum::{Place, crc32};
 use crate::format::PAGE_BYTES;
+use crate::format::draft::Draft;
 use crate::format::file::{self, SEGMENTS_START};
 use crate::format::mark;
 use crate::format::meta::{PREAMBLE_BYTES, SLOT_BYTES};
 use crate::format::names;
-use crate::format::record::{Draft, Extents, HEADER_BYTES, WORD_BYTES, padded};
+use crate::format::record::{Extents, HEADER_BYTES, WORD_BYTES, padded};
 use crate::format::record_ref::RecordRef;
 use crate::format::segment::{self, DATA_START};
 use crate::types::{FileId, Generation, SegmentId};

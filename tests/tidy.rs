@@ -117,6 +117,7 @@ fn inside_the_folders_the_arrows_point_down_too() {
                 "scope",
                 "record",
                 "record_ref",
+                "draft",
                 "segment",
                 "mark",
                 "file",

@@ -64,8 +64,8 @@ use crossbeam_utils::CachePadded;
 
 use self::search::{Found, Seen};
 use crate::error::{Failure, StoreError};
+use crate::format::draft::Draft;
 use crate::format::names::ErasureEntry;
-use crate::format::record::Draft;
 use crate::sys::fork::ForkGuard;
 use crate::sys::kept::Hold;
 use crate::sys::point::{Point, reach};

@@ -5,6 +5,7 @@
 //! bytes are zero and checked; every structure is under a checksum that is bound to its place
 //! ([`crate::checksum`]). Decoding never panics and never trusts a length.
 
+pub(crate) mod draft;
 pub(crate) mod ext;
 pub(crate) mod file;
 pub(crate) mod flags;

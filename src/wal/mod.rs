@@ -41,10 +41,10 @@ pub(crate) mod stream;
 use std::sync::Arc;
 
 use crate::error::{Failure, StoreError};
+use crate::format::draft::Draft;
 use crate::format::mark::Mark;
 use crate::format::meta::Meta;
 use crate::format::names::Entry;
-use crate::format::record::Draft;
 #[cfg(any(test, feature = "test-util"))]
 use crate::hash::mix;
 use crate::sys::point::{Point, reach};

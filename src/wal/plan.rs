@@ -116,7 +116,7 @@ mod tests {
     use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
     use super::super::lane::RoomChange;
     use super::*;
-    use crate::format::record::Draft;
+    use crate::format::draft::Draft;
     use crate::sys::heap::HeapFs;
     use crate::types::KeyHash;
 

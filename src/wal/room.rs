@@ -243,8 +243,8 @@ mod tests {
     use super::super::lane::{Append, RoomChange};
     use super::super::lanes::LANES_MAX;
     use super::*;
+    use crate::format::draft::Draft;
     use crate::format::mark::ENTRIES_MAX;
-    use crate::format::record::Draft;
     use crate::hash::mix;
     use crate::sys::heap::HeapFs;
     use crate::types::KeyHash;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use crate::checksum::Place;
 use crate::error::OpenError;
+use crate::format::draft::Draft;
 use crate::format::index::{self, ENTRY_BYTES, Entry};
-use crate::format::record::{self, Draft, Extents, Flaw, HEADER_BYTES, Kind, padded};
+use crate::format::record::{self, Extents, Flaw, HEADER_BYTES, Kind, padded};
 use crate::format::record_ref::RecordRef;
 use crate::format::segment::{
     self, DATA_START, TRAILER_BYTES, Trailer, data_limit, index_offset, trailer_offset,
