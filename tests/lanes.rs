@@ -163,6 +163,8 @@ fn what_ends_a_claim_outlives_it_when_lanes_are_doubled_in_between() {
         let open = |fs: &HeapFs| {
             let options = Options::new("unused").file_system(fs.clone()).clock(clock.clone());
             let options = options.durability(Durability::Buffered).segment_bytes(SEGMENT_BYTES);
+            // Lanes at random: as if any thread did any of it.
+            let options = options.shared_by_chance(lanes as u64);
             options.lanes(8).manual_maintenance(true).open().unwrap()
         };
         let policy = Policy::default().lease(DAY).dedupe_ttl(DAY).on_orphan(OnOrphan::KeepLease);

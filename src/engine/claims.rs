@@ -444,10 +444,10 @@ impl Engine {
         let change = RoomChange { release, reserve, is_exit: false };
         let mut draft = Draft::begin(record);
         draft.fill(record);
-        let old = entry.map(|old| old.record);
+        let seen = entry.map(|it| it.seen);
         let reserved = match shard.metered.is_empty() {
             true => None,
-            false => self.reserve(&shard, key, old, &draft)?,
+            false => self.reserve(&shard, key, seen.map(|it| it.record), &draft)?,
         };
         #[cfg(feature = "rate-limit")]
         if is_new {
@@ -456,7 +456,7 @@ impl Engine {
         }
         #[cfg(not(feature = "rate-limit"))]
         let _ = is_new;
-        let Some(location) = self.append(&draft, class, change)? else {
+        let Some(location) = self.append(&draft, class, change, seen)? else {
             // Before the lock is given back (Q1).
             drop(reserved);
             drop(shard);

@@ -112,13 +112,13 @@ impl Engine {
             let (release, exit) = (held_bytes(old), exit_bytes(old));
             let change = RoomChange { release, reserve: 2 * exit, is_exit: false };
             let mut draft = Draft::new(&record);
-            let mut location = self.append(&draft, Class::Claims, change)?;
+            let mut location = self.append(&draft, Class::Claims, change, Some(found.seen))?;
             if location.is_none() && no_room.is_some() && old.flags().has_renewal_room() {
                 // The disk is full: this renewal takes the room that was kept for one.
                 let flags = record.flags.without_renewal_room();
                 let change = RoomChange { release, reserve: exit, is_exit: true };
                 draft = Draft::new(&Record { flags, ..record });
-                location = self.append(&draft, Class::Claims, change)?;
+                location = self.append(&draft, Class::Claims, change, Some(found.seen))?;
             }
             let Some(location) = location else {
                 drop(shard);
@@ -226,7 +226,7 @@ impl Engine {
             };
             let mut draft = Draft::begin(&record);
             draft.fill(&record);
-            if let Some(location) = self.append(&draft, Class::Claims, change)? {
+            if let Some(location) = self.append(&draft, Class::Claims, change, Some(found.seen))? {
                 let end = if kind == Kind::Park {
                     self.account(&shard, Some(found.record), Some(&draft));
                     shard.table.replace(found.position, location, false);
@@ -408,7 +408,8 @@ impl Engine {
             let draft = Draft::new(&Record { flags, body_crc: 0, body: &[], ext, ..record });
             let is_exit = draft.room() as u64 <= release;
             let change = RoomChange { release, reserve: 0, is_exit };
-            let location = self.append(&draft, prepared.bodyless_class, change)?;
+            let location =
+                self.append(&draft, prepared.bodyless_class, change, Some(found.seen))?;
             Ok::<_, StoreError>((location, draft.padded_len()))
         };
         let (location, len) = if prepared.state == BodyState::Kept {
@@ -417,7 +418,7 @@ impl Engine {
             draft.fill(&record);
             let is_exit = draft.room() as u64 <= release;
             let change = RoomChange { release, reserve: 0, is_exit };
-            match self.append(&draft, prepared.class, change)? {
+            match self.append(&draft, prepared.class, change, Some(found.seen))? {
                 None if no_room.is_some() => {
                     kept = BodyKept::NoRoom;
                     bodyless(record, BodyState::TooLarge)?

@@ -90,7 +90,9 @@ impl Engine {
             };
             let change = RoomChange { release: 0, reserve: 0, is_exit: false };
             let class = class_of(ttl, true);
-            if let Some(location) = self.append(&Draft::new(&record), class, change)? {
+            if let Some(location) =
+                self.append(&Draft::new(&record), class, change, found.map(|found| found.seen))?
+            {
                 match found {
                     Some(Found { position, .. }) => shard.table.replace(position, location, true),
                     None => shard.table.insert(way.route, location, true),

@@ -256,14 +256,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Appends a record and tells maintenance. `None`: there is no room.
+    /// Appends a record that takes the place of what was `seen`, or of nothing, and tells maintenance. `None`: there is
+    /// no room.
     fn append(
         &self,
         draft: &Draft<'_>,
         class: Class,
         change: RoomChange,
+        seen: Option<&Seen<'_>>,
     ) -> Result<Option<Location>, StoreError> {
-        let location = self.wal.append(draft, class, change);
+        let after = seen.and_then(|seen| self.wal.segments.lane_of(seen.location, seen.pin));
+        self.append_after(draft, class, change, after)
+    }
+
+    /// The same, behind what lies in lane `after`.
+    #[inline]
+    fn append_after(
+        &self,
+        draft: &Draft<'_>,
+        class: Class,
+        change: RoomChange,
+        after: Option<usize>,
+    ) -> Result<Option<Location>, StoreError> {
+        let location = self.wal.append(draft, class, change, after);
         self.background.note();
         if location.is_err() {
             // Those who wait for keys must hear of it.

@@ -162,7 +162,7 @@ impl Engine {
                     let draft = Draft::new(&Record { token: new_token, ext, more, ..record });
                     let is_exit = draft.room() as u64 <= change.release;
                     let change = RoomChange { is_exit, ..change };
-                    let location = self.append(&draft, Class::Claims, change)?;
+                    let location = self.append(&draft, Class::Claims, change, Some(found.seen))?;
                     if let Some(location) = location {
                         self.end_entry(&mut shard, found, &draft, location, now.lower);
                         let called = self.ended(&mut shard, old, End::Free);
@@ -284,7 +284,9 @@ impl Engine {
                 }
                 _ => Class::Claims,
             };
-            if let Some(location) = self.append(&draft, class, change)? {
+            if let Some(location) =
+                self.append(&draft, class, change, found.map(|found| found.seen))?
+            {
                 let mut called = Called::default();
                 match found {
                     Some(found) => {

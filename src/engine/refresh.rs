@@ -86,7 +86,7 @@ impl Engine {
             let flags = record.flags.with_gate(is_gated);
             let change = RoomChange { release: 0, reserve: 0, is_exit: false };
             let draft = Draft::new(&Record { flags, expires, ..record });
-            if let Some(location) = self.append(&draft, class, change)? {
+            if let Some(location) = self.append(&draft, class, change, Some(found.seen))? {
                 self.account(&shard, Some(old), Some(&draft));
                 shard.table.replace(found.position, location, true);
                 drop(shard);

@@ -10,7 +10,7 @@ use super::record::{
 use super::scope::STORED_KEY_BYTES_MAX;
 use super::{FieldsMut, index};
 use crate::checksum::{Place, crc32};
-use crate::types::{KeyHash, Location, NamespaceId, Timestamp};
+use crate::types::{Location, NamespaceId, Timestamp};
 
 /// A record ready to be written anywhere: everything but the place is worked out.
 #[derive(Debug)]
@@ -133,10 +133,6 @@ impl<'a> Draft<'a> {
 
     pub(crate) fn expires(&self) -> Timestamp {
         self.entry.expires
-    }
-
-    pub(crate) fn key_hash(&self) -> KeyHash {
-        self.entry.key_hash
     }
 
     /// The record's entry in the index of its segment, when it lies at `offset`.

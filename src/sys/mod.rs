@@ -18,6 +18,7 @@ pub(crate) mod extent;
 pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod kept;
+pub(crate) mod ordinal;
 pub(crate) mod pin;
 pub(crate) mod point;
 pub(crate) mod prefetch;

@@ -60,6 +60,15 @@ pub(super) struct Lane {
     met: AtomicU64,
 }
 
+/// The lane that a record goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LaneChoice {
+    /// This one: that of the record whose place it takes (R3).
+    Of(usize),
+    /// Any. This one, if there are so many.
+    Any(usize),
+}
+
 /// What the lock protects. In this order: what every append changes lies together, with the lock before it.
 #[derive(Debug)]
 #[repr(C)]
@@ -72,15 +81,17 @@ pub(super) struct LaneState {
     pub(super) proven: bool,
     /// The stream of claims is the first one.
     pub(super) streams: Vec<Stream>,
+    pub(super) number: usize,
 }
 
 impl Lane {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(number: usize) -> Self {
         let state = LaneState {
             credit: 0,
             appended_bytes: 0,
             proven: true,
             streams: vec![Stream { class: Class::Claims, active: None }],
+            number,
         };
         Self { state: Mutex::new(state), met: AtomicU64::new(0) }
     }
@@ -89,17 +100,15 @@ impl Lane {
         self.state.lock()
     }
 
-    /// The lock, for who will have it shortly: it is held for less time than it takes to sleep.
     #[inline]
-    pub(super) fn lock_soon(&self) -> MutexGuard<'_, LaneState> {
-        match self.state.try_lock() {
-            Some(state) => state,
-            None => self.lock_after_another(),
-        }
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, LaneState>> {
+        self.state.try_lock()
     }
 
+    /// The lock, for who could not have it at once and will shortly: it is held for less time than it takes to
+    /// sleep.
     #[cold]
-    fn lock_after_another(&self) -> MutexGuard<'_, LaneState> {
+    pub(super) fn lock_after_another(&self) -> MutexGuard<'_, LaneState> {
         self.met.fetch_add(1, Ordering::Relaxed);
         for _ in 0..LOCK_SPINS {
             spin_loop();
@@ -190,7 +199,7 @@ mod tests {
     #[test]
     fn classes_that_are_too_many_share_streams() {
         for lanes in [1, 2, 4, 8, 16] {
-            let lane = Lane::new();
+            let lane = Lane::new(0);
             let mut state = lane.lock();
             assert_eq!(state.stream(Class::Claims, lanes), 0);
             let exact = (10..5000).map(|seconds| Class::exact(Duration::from_secs(seconds)));
@@ -206,7 +215,7 @@ mod tests {
 
     #[test]
     fn credit_is_neither_overdrawn_nor_hoarded() {
-        let lane = Lane::new();
+        let lane = Lane::new(0);
         let mut state = lane.lock();
         let claim = RoomChange { release: 0, reserve: 100, is_exit: false };
         let exit = RoomChange { release: 100, reserve: 0, is_exit: true };

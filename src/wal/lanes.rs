@@ -1,8 +1,8 @@
 //! The lanes, and what they share. Room is in [`super::room`].
 //!
-//! Keys are spread over lanes by their hash, so that threads which append seldom meet; each lane fills segments of
-//! its own ([`Lane`]). A store begins with one, and has twice as many when threads have met often enough
-//! and there is room: each has active segments that others cannot use.
+//! Threads are spread over lanes, so that those which append seldom meet, and each finds the lines that it writes
+//! where it left them; each lane fills segments of its own ([`Lane`]). A store begins with one, and has twice as many when
+//! threads have met often enough and there is room: each has active segments that others cannot use.
 //!
 //! ```text
 //! prepared -> active -> ended -> sealed (unstable) -> stable -> recycled: prepared again
@@ -16,10 +16,9 @@
 //! Large completions have a lane of their own, so that who claims does not wait while they are copied. No order is
 //! kept with them: a segment of completions outlives all claims of its time (R4).
 //!
-//! Order. Segments of claims are numbered as they become active, and destroyed in that order (R3). All records of
-//! a key that lie among claims go to one lane, so the later of two lies in the same segment or in one of a higher number. When
-//! lanes are doubled, keys stay where they are or go to a lane that has no segment yet: the first one that it gets
-//! has a higher number than all there are.
+//! Order. Segments of claims are numbered as they become active, and destroyed in that order (R3). A record that
+//! takes the place of another, or ends it, goes to the lane of that one, so it lies in the same segment or in one of a higher
+//! number. What takes the place of none, or of one that recovery found, may go to any lane: found segments are destroyed first.
 //!
 //! Locks: lanes by falling number, then what they share.
 //!
@@ -35,7 +34,7 @@ use smallvec::SmallVec;
 
 use super::class::Class;
 use super::data_file::DataFile;
-use super::lane::{Append, AppendError, Lane, LaneState, RoomChange};
+use super::lane::{Append, AppendError, Lane, LaneChoice, LaneState, RoomChange};
 use super::pool::{BEHIND_MAX, Pool, usable_bytes};
 use super::segments::Segment;
 use super::stream::{Active, Ended, Index, SealedSegment, Stream};
@@ -44,10 +43,11 @@ use crate::format::draft::Draft;
 use crate::format::mark::LISTED_MAX;
 use crate::format::record::WORD_BYTES;
 use crate::sys::extent::ExtentWriter;
+use crate::sys::ordinal;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sys::sync::{Mutex, MutexGuard};
-use crate::types::{Generation, KeyHash, Location, SegmentId};
+use crate::types::{Generation, Location, SegmentId};
 
 /// See the file's header.
 #[derive(Debug)]
@@ -127,8 +127,6 @@ pub(super) struct All<'a> {
 
 /// Lanes at most.
 pub(crate) const LANES_MAX: usize = 16;
-/// Bits of a hash that choose the lane: the upper ones, as for shards.
-const LANE_SHIFT: u32 = u64::BITS - LANES_MAX.trailing_zeros();
 /// What is made ready of prepared segments for each stream, at most.
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// When an active segment of claims that is needed to the end is looked at again.
@@ -204,7 +202,7 @@ impl Lanes {
             has_rounds,
             credit: usable / CREDIT_PART,
             is_lazy,
-            lanes: (0..=lanes).map(|_| CachePadded::new(Lane::new())).collect(),
+            lanes: (0..=lanes).map(|number| CachePadded::new(Lane::new(number))).collect(),
             in_use: AtomicUsize::new(1),
             met: AtomicU64::new(0),
             shared: CachePadded::new(Mutex::new(shared)),
@@ -227,20 +225,23 @@ impl Lanes {
         self.in_use.load(Ordering::Acquire)
     }
 
-    /// The lane of a key; or of large records, if this is one.
+    /// The lane that is chosen; or of large records, if this is one.
     #[inline]
-    fn lane_of(&self, hash: KeyHash, is_large: bool) -> MutexGuard<'_, LaneState> {
+    fn lane_of(&self, choice: LaneChoice, is_large: bool) -> MutexGuard<'_, LaneState> {
         if is_large {
             return self.lanes[self.lanes.len() - 1].lock();
         }
-        loop {
-            let in_use = self.in_use();
-            let state = self.lanes[lane_of_key(hash, in_use)].lock_soon();
-            // With the lock it stays what it is.
-            if self.in_use() == in_use {
-                return state;
+        let lane = match choice {
+            LaneChoice::Of(number) => &self.lanes[number],
+            // A power of two.
+            LaneChoice::Any(number) => &self.lanes[number & (self.in_use() - 1)],
+        };
+        lane.try_lock().unwrap_or_else(|| {
+            if matches!(choice, LaneChoice::Any(_)) {
+                ordinal::change();
             }
-        }
+            lane.lock_after_another()
+        })
     }
 
     /// A data file that an open found: whatever is written in it, rounds have to sync.
@@ -312,6 +313,7 @@ impl Lanes {
         draft: &Draft<'_>,
         class: Class,
         change: RoomChange,
+        choice: LaneChoice,
         way: Append,
     ) -> Result<Location, AppendError> {
         let asker = if change.is_exit { Asker::Exit } else { Asker::Call };
@@ -320,7 +322,7 @@ impl Lanes {
             !change.is_exit || room + change.reserve <= change.release,
             "W3: an exit of {room} bytes against {change:?}"
         );
-        self.append_asked(draft, class, change, asker, way)
+        self.append_asked(draft, class, change, asker, choice, way)
     }
 
     /// Appends a copy of a record that is to be given up where it lies.
@@ -328,9 +330,10 @@ impl Lanes {
         &self,
         draft: &Draft<'_>,
         class: Class,
+        choice: LaneChoice,
         way: Append,
     ) -> Result<Location, AppendError> {
-        self.append_asked(draft, class, RoomChange::default(), Asker::Copy, way)
+        self.append_asked(draft, class, RoomChange::default(), Asker::Copy, choice, way)
     }
 
     fn append_asked(
@@ -339,12 +342,13 @@ impl Lanes {
         class: Class,
         change: RoomChange,
         asker: Asker,
+        choice: LaneChoice,
         way: Append,
     ) -> Result<Location, AppendError> {
-        match self.append_for(draft, class, change, asker, way) {
+        match self.append_for(draft, class, change, asker, choice, way) {
             // The credit of other lanes may be what is missing.
             Err(AppendError::NoRoom) if self.take_all_credit() => {
-                self.append_for(draft, class, change, asker, way)
+                self.append_for(draft, class, change, asker, choice, way)
             }
             appended => appended,
         }
@@ -356,12 +360,13 @@ impl Lanes {
         class: Class,
         change: RoomChange,
         asker: Asker,
+        choice: LaneChoice,
         way: Append,
     ) -> Result<Location, AppendError> {
         // Callers keep bodies within half a segment, so a record fits an empty one.
         let room = draft.room() as u32;
         let is_large = room > LARGE_BYTES && class != Class::Claims;
-        let mut lane = self.lane_of(draft.key_hash(), is_large);
+        let mut lane = self.lane_of(choice, is_large);
         let stream = lane.stream(class, self.in_use());
         let is_ready = asker != Asker::Copy
             && lane.fits(stream, room, self.segment_bytes)
@@ -461,6 +466,9 @@ impl Lanes {
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
         let Some(writer) = writer else { return };
+        if lane.number + 1 < self.lanes.len() {
+            segment.set_lane(lane.number);
+        }
         shared.beside = Some(Arc::clone(&segment.file));
         let index = shared.indexes.pop().unwrap_or_else(|| Index::new(self.segment_bytes));
         let (order, activation) = (shared.claims, shared.activations);
@@ -529,13 +537,6 @@ impl Lanes {
     }
 }
 
-/// The lane of a key where so many are in use. When they are doubled it is the same one, or a new one (R3).
-#[inline]
-fn lane_of_key(hash: KeyHash, in_use: usize) -> usize {
-    // A number of four bits.
-    (hash.0 >> LANE_SHIFT) as usize & (in_use - 1)
-}
-
 /// Writes a record to the end of a segment.
 fn write(
     segment: &Segment,
@@ -570,25 +571,4 @@ fn write(
     writer.advance(offset + draft.padded_len() as u32);
     writer.prefetch_next();
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_stays_in_its_lane_or_goes_to_a_new_one_when_lanes_are_doubled() {
-        let mut reached = [false; LANES_MAX];
-        for number in 0..LANES_MAX as u64 {
-            let hash = KeyHash(number << LANE_SHIFT);
-            let mut in_use = 1;
-            while in_use < LANES_MAX {
-                let (before, after) = (lane_of_key(hash, in_use), lane_of_key(hash, 2 * in_use));
-                assert!(after == before || (in_use..2 * in_use).contains(&after), "{number}");
-                in_use *= 2;
-            }
-            reached[lane_of_key(hash, LANES_MAX)] = true;
-        }
-        assert_eq!(reached, [true; LANES_MAX]);
-    }
 }

@@ -47,6 +47,7 @@ use crate::format::meta::Meta;
 use crate::format::names::Entry;
 #[cfg(any(test, feature = "test-util"))]
 use crate::hash::mix;
+use crate::sys::ordinal;
 use crate::sys::point::{Point, reach};
 use crate::sys::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::sync::{Mutex, RwLock, RwLockReadGuard};
@@ -55,7 +56,7 @@ use crate::types::{Epoch, Generation, Location, Timestamp};
 
 use class::Class;
 use growth::Growth;
-use lane::{Append, AppendError, RoomChange};
+use lane::{Append, AppendError, LaneChoice, RoomChange};
 use lanes::Lanes;
 use meta::MetaFile;
 use names::{AppendFailure, NamesFile};
@@ -203,14 +204,16 @@ impl Wal {
         *self.gate.write() = Gate::Shut;
     }
 
-    /// Appends a record, see [`Lanes::append`]. `Ok(None)`: there is no room, the store must grow.
+    /// Appends a record, see [`Lanes::append`], behind one that was appended to lane `after`, if it takes the place of one.
+    /// `Ok(None)`: there is no room, the store must grow.
     pub(crate) fn append(
         &self,
         draft: &Draft<'_>,
         class: Class,
         change: RoomChange,
+        after: Option<usize>,
     ) -> Result<Option<Location>, StoreError> {
-        self.appended(self.lanes.append(draft, class, change, self.way()))
+        self.appended(self.lanes.append(draft, class, change, self.choice(after), self.way()))
     }
 
     /// Appends a copy of a record that lies in a segment about to be recycled.
@@ -219,7 +222,19 @@ impl Wal {
         draft: &Draft<'_>,
         class: Class,
     ) -> Result<Option<Location>, StoreError> {
-        self.appended(self.lanes.append_copy(draft, class, self.way()))
+        self.appended(self.lanes.append_copy(draft, class, self.choice(None), self.way()))
+    }
+
+    /// The lane of a record that takes the place of one in lane `after`.
+    #[inline]
+    fn choice(&self, after: Option<usize>) -> LaneChoice {
+        #[cfg(any(test, feature = "test-util"))]
+        if let Some(chance) = &self.shared_by_chance {
+            // Relaxed: one thread.
+            let any = || LaneChoice::Any(mix(chance.fetch_add(1, Ordering::Relaxed)) as usize);
+            return after.map_or_else(any, LaneChoice::Of);
+        }
+        after.map_or_else(|| LaneChoice::Any(ordinal::own()), LaneChoice::Of)
     }
 
     /// How a record is written now. One write by the kernel makes the sync that follows it a little cheaper; where many

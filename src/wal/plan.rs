@@ -114,7 +114,7 @@ impl Lanes {
 mod tests {
     use super::super::class::Class;
     use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
-    use super::super::lane::RoomChange;
+    use super::super::lane::{LaneChoice, RoomChange};
     use super::*;
     use crate::format::draft::Draft;
     use crate::sys::heap::HeapFs;
@@ -130,6 +130,7 @@ mod tests {
             &Draft::new(&release(b"key", KeyHash(1))),
             Class::Claims,
             RoomChange::default(),
+            LaneChoice::Any(0),
             Append::Mapped,
         );
         appended.unwrap();

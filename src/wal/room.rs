@@ -240,7 +240,7 @@ mod tests {
 
     use super::super::class::Class;
     use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
-    use super::super::lane::{Append, RoomChange};
+    use super::super::lane::{Append, LaneChoice, RoomChange};
     use super::super::lanes::LANES_MAX;
     use super::*;
     use crate::format::draft::Draft;
@@ -266,7 +266,15 @@ mod tests {
     fn append(lanes: &Lanes, hash: u64, key_len: usize, change: RoomChange) -> bool {
         let key = vec![b'k'; key_len];
         let draft = Draft::new(&release(&key, KeyHash(hash)));
-        lanes.append(&draft, Class::Claims, change, Append::Mapped).is_ok()
+        lanes
+            .append(
+                &draft,
+                Class::Claims,
+                change,
+                LaneChoice::Any((hash >> 60) as usize),
+                Append::Mapped,
+            )
+            .is_ok()
     }
 
     fn room_of(key_len: usize) -> u64 {
@@ -310,11 +318,11 @@ mod tests {
         let geometric = (3..31).map(|bits| Class::geometric(Duration::from_secs(1 << bits)));
         let classes: Vec<_> = exact.chain(geometric).collect();
         let fill = || {
-            for hash in (0..LANES_MAX as u64).map(|lane| KeyHash(lane << 60)) {
-                let draft = Draft::new(&release(b"key", hash));
+            for choice in (0..LANES_MAX).map(LaneChoice::Any) {
+                let draft = Draft::new(&release(b"key", KeyHash(1)));
                 for class in &classes {
                     let change = RoomChange::default();
-                    lanes.append(&draft, *class, change, Append::Mapped).unwrap();
+                    lanes.append(&draft, *class, change, choice, Append::Mapped).unwrap();
                 }
             }
         };

@@ -161,7 +161,7 @@ fn scrub(file: &DataFile, id: SegmentId, from: u32, to: u32) -> Result<bool, Fai
 mod tests {
     use super::super::class::Class;
     use super::super::fixtures::{SEGMENT_BYTES, data_file, release, segment};
-    use super::super::lane::{Append, RoomChange};
+    use super::super::lane::{Append, LaneChoice, RoomChange};
     use super::*;
     use crate::format::draft::Draft;
     use crate::sys::heap::HeapFs;
@@ -178,7 +178,13 @@ mod tests {
 
     fn append(lanes: &Lanes) {
         let draft = Draft::new(&release(b"key", KeyHash(1)));
-        let appended = lanes.append(&draft, Class::Claims, RoomChange::default(), Append::Mapped);
+        let appended = lanes.append(
+            &draft,
+            Class::Claims,
+            RoomChange::default(),
+            LaneChoice::Any(0),
+            Append::Mapped,
+        );
         appended.unwrap();
     }
 

@@ -18,7 +18,7 @@ use crate::format::record_ref::RecordRef;
 use crate::sys::extent::Extent;
 use crate::sys::kept::{Hold, KeptBytes};
 use crate::sys::pin::{Pin, Shelf};
-use crate::sys::sync::atomic::{AtomicU32, Ordering};
+use crate::sys::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use crate::types::{Generation, Location, SegmentId};
 
 /// One segment in one generation.
@@ -34,7 +34,12 @@ pub(crate) struct Segment {
     durable: AtomicU32,
     /// Up to where the page faults of filling it were taken since the last sync. A hint.
     ready: AtomicU32,
+    /// Of the lane that fills it, or did, in this open. Written under the lane's lock, before any record in it.
+    lane: AtomicU8,
 }
+
+/// Not a lane's number.
+const NO_LANE: u8 = u8::MAX;
 
 impl Segment {
     /// The segment as recovery found it, or as it was prepared: `filled` bytes are final, and all
@@ -48,8 +53,21 @@ impl Segment {
     ) -> Option<Arc<Self>> {
         let extent = Arc::new(file.extent(id, filled)?);
         let (place, durable) = (Place::segment(store_id, id, generation), AtomicU32::new(filled));
-        let ready = AtomicU32::new(0);
-        Some(Arc::new(Self { id, generation, place, file, extent, durable, ready }))
+        let (ready, lane) = (AtomicU32::new(0), AtomicU8::new(NO_LANE));
+        Some(Arc::new(Self { id, generation, place, file, extent, durable, ready, lane }))
+    }
+
+    /// The lane of this number fills it.
+    pub(super) fn set_lane(&self, lane: usize) {
+        // There are few.
+        self.lane.store(lane as u8, Ordering::Relaxed);
+    }
+
+    /// The lane that filled it in this open. Relaxed: who knows of a record in it has seen that.
+    #[inline]
+    fn lane(&self) -> Option<usize> {
+        let lane = self.lane.load(Ordering::Relaxed);
+        (lane != NO_LANE).then_some(usize::from(lane))
     }
 
     pub(crate) fn durable(&self) -> u32 {
@@ -190,6 +208,12 @@ impl Segments {
     ) -> Option<KeptBytes> {
         let (id, _) = location.split(self.segment_bytes);
         KeptBytes::new(&self.known(id, pin).extent, record.body(), hold)
+    }
+
+    /// The lane of the record at `location`, if it was appended in this open.
+    #[inline]
+    pub(crate) fn lane_of(&self, location: Location, pin: &Pin) -> Option<usize> {
+        self.known(location.split(self.segment_bytes).0, pin).lane()
     }
 
     /// Whether the record at `location` survives power loss.

@@ -198,7 +198,9 @@ pub(super) fn park_orphans(
             let claim = engine.wal.segments.record(*location, &pin)?;
             let at = engine.timeline.now();
             let (record, change) = park_record(claim, ParkedBy::Orphaned, at);
-            if let Some(parked) = engine.append(&Draft::new(&record), Class::Claims, change)? {
+            if let Some(parked) =
+                engine.append(&Draft::new(&record), Class::Claims, change, None)?
+            {
                 let is_it = |slot: Slot| Ok::<_, OpenError>(slot.location() == *location);
                 if let Some((position, _)) = shard.table.find(shard.table.route(*hash), is_it)? {
                     shard.table.replace(position, parked, false);

@@ -187,9 +187,10 @@ impl Copy<'_> {
     fn append(&self, draft: &Draft<'_>, class: Class) -> Result<(), SalvageError> {
         // What claims keep reserved is worked out when the store is opened.
         let change = RoomChange { release: 0, reserve: 0, is_exit: false };
+        // All in one lane: they come in the order in which they are to be destroyed (R3).
         loop {
             let growths = self.engine.wal.growths();
-            if self.engine.append(draft, class, change)?.is_some() {
+            if self.engine.append_after(draft, class, change, Some(0))?.is_some() {
                 return Ok(());
             }
             if let Some(cause) = self.engine.make_room(growths)? {
