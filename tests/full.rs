@@ -49,6 +49,7 @@ impl Disk {
             .file_system(fs)
             .durability(durability)
             .lanes(lanes)
+            .shared_by_chance(lanes as u64)
             .segment_bytes(SEGMENT_BYTES)
             .manual_maintenance(true)
             .open()

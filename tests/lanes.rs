@@ -99,7 +99,8 @@ fn threads_that_meet_get_more_lanes_and_one_thread_does_not() {
 #[test]
 fn reserved_room_is_told_exactly_whatever_lanes_have_of_it() {
     let options = Options::in_memory().segment_bytes(SEGMENT_BYTES).manual_maintenance(true);
-    let store = options.lanes(4).headroom_bytes(100 * SEGMENT_BYTES).open().unwrap();
+    let options = options.lanes(4).shared_by_chance(1);
+    let store = options.headroom_bytes(100 * SEGMENT_BYTES).open().unwrap();
     assert_eq!(store.stats().lanes, 4);
     let space = store.namespace("space").unwrap();
     let mut leases = vec![];
@@ -124,7 +125,7 @@ fn claims_of_all_lanes_can_be_ended_when_the_disk_is_full() {
         let options = options.segment_bytes(SEGMENT_BYTES).durability(Durability::Buffered);
         let most = 90.max(10 * lanes as u64) * SEGMENT_BYTES;
         let options = options.max_disk_bytes(most).headroom_bytes(80 * SEGMENT_BYTES);
-        let store = options.lanes(lanes).open().unwrap();
+        let store = options.lanes(lanes).shared_by_chance(1).open().unwrap();
         assert_eq!(store.stats().lanes, lanes);
         let policy = Policy::default().lease(DAY);
         let space = store.define("space", &policy).unwrap();
@@ -216,6 +217,68 @@ fn what_ends_a_claim_outlives_it_when_lanes_are_doubled_in_between() {
     }
 }
 
+/// Threads have lanes of their own, and those of some are filled while others' are not: what ends a claim goes behind
+/// it, whoever ends it.
+#[test]
+fn what_another_thread_ends_stays_ended() {
+    let (fs, clock) = (HeapFs::new(), SimClock::new());
+    let open = |fs: &HeapFs| {
+        let options = Options::new("unused").file_system(fs.clone()).clock(clock.clone());
+        let options = options.durability(Durability::Buffered).segment_bytes(SEGMENT_BYTES);
+        let options = options.headroom_bytes(200 * SEGMENT_BYTES);
+        options.lanes(16).manual_maintenance(true).open().unwrap()
+    };
+    let policy = Policy::default().lease(DAY).dedupe_ttl(DAY).on_orphan(OnOrphan::KeepLease);
+    let store = open(&fs);
+    let space = store.define("space", &policy).unwrap();
+    assert_eq!(store.stats().lanes, 16);
+    let pass = |name: &str, count: u64| {
+        for n in 0..count {
+            let claim = space.claim(format!("{name} {n}"), None).unwrap();
+            claim.acquired().unwrap().release().unwrap();
+        }
+    };
+    let (send, receive) = mpsc::channel::<Vec<refrain::Lease>>();
+    let (began, has_begun) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || {
+            // In a segment that is older than those to come.
+            pass("early", 1);
+            began.send(()).unwrap();
+            receive.iter().flatten().for_each(|lease| lease.release().unwrap());
+        });
+        has_begun.recv().unwrap();
+        pass("passing", 8000);
+        let leases = (0..64).map(|n| space.claim(format!("goes {n}"), None).unwrap());
+        send.send(leases.map(|claim| claim.acquired().unwrap()).collect()).unwrap();
+        drop(send);
+        other.join().unwrap();
+    });
+    let recycled = store.stats().recycled;
+    for round in 0.. {
+        let stats = store.stats();
+        if stats.recycled >= recycled + 12 {
+            break;
+        }
+        assert!(round < 10_000, "{stats:?}");
+        pass(&format!("later {round}"), 300);
+        clock.advance(SECOND);
+        for _ in 0..20 {
+            let gone = store.stats().recycled;
+            store.maintain(Duration::ZERO);
+            if store.stats().recycled == gone {
+                continue;
+            }
+            let copy = open(&fs.copy().unwrap());
+            let space = copy.namespace("space").unwrap();
+            for n in 0..64 {
+                let key = format!("goes {n}");
+                assert_eq!(space.lookup(&key).unwrap(), Lookup::Absent, "{key}, {round}");
+            }
+        }
+    }
+}
+
 /// A large outcome is being written, and the disk takes its time: whoever claims does not wait for it.
 #[test]
 fn nobody_waits_while_a_large_record_is_written() {
@@ -272,7 +335,8 @@ fn a_store_that_cannot_grow_goes_on_when_exits_have_taken_what_was_spared() {
     let options = Options::new("unused").file_system(fs).clock(clock.clone());
     let options = options.segment_bytes(SEGMENT_BYTES).durability(Durability::Buffered);
     let options = options.max_disk_bytes(60 * SEGMENT_BYTES).headroom_bytes(50 * SEGMENT_BYTES);
-    let store = options.lanes(4).manual_maintenance(true).open().unwrap();
+    let options = options.lanes(4).shared_by_chance(1);
+    let store = options.manual_maintenance(true).open().unwrap();
     assert_eq!(store.stats().lanes, 4);
     let policy = Policy::default().lease(10 * SECOND).dedupe_ttl(MINUTE).replay_ttl(MINUTE);
     let space = store.define("space", &policy.late_grace(10 * SECOND)).unwrap();

@@ -81,7 +81,10 @@ fn damage_below_the_mark_is_noticed_when_maintenance_is_late() {
 fn damage_below_the_mark_is_noticed_with_many_lanes_and_classes() {
     const CLASSES: usize = 42;
     let (fs, clock) = (HeapFs::new(), SimClock::new());
-    let options = |fs: &HeapFs| options(fs, &clock).durability(Durability::Buffered).lanes(16);
+    let options = |fs: &HeapFs| {
+        let options = options(fs, &clock).durability(Durability::Buffered);
+        options.lanes(16).shared_by_chance(1)
+    };
     fs.set_room(5 * SEGMENT_BYTES);
     let store = options(&fs).open().unwrap();
     fs.set_room(u64::MAX);

@@ -466,6 +466,7 @@ impl Lanes {
         let writer = segment.extent.writer();
         debug_assert!(writer.is_some(), "a prepared segment has no writer");
         let Some(writer) = writer else { return };
+        // What comes after a large completion may go anywhere: it outlives the claims before it (R4).
         if lane.number + 1 < self.lanes.len() {
             segment.set_lane(lane.number);
         }
